@@ -1,0 +1,27 @@
+"""Nested Learning in PyTorch: HOPE, the Continuum Memory System, self-modifying Titans, deep optimizers."""
+
+from nested_learning.config import load_config, set_seed
+from nested_learning.layers.cms import CMS
+from nested_learning.layers.self_modifying import SelfModifyingTitans
+from nested_learning.layers.titans import TitansMemory
+from nested_learning.levels import LevelSpec
+from nested_learning.models.block import HopeBlock
+from nested_learning.models.config import HopeConfig, MemoryConfig
+from nested_learning.models.lm import HopeLM
+from nested_learning.train.checkpoint import load_checkpoint
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CMS",
+    "HopeBlock",
+    "HopeConfig",
+    "HopeLM",
+    "LevelSpec",
+    "MemoryConfig",
+    "SelfModifyingTitans",
+    "TitansMemory",
+    "load_checkpoint",
+    "load_config",
+    "set_seed",
+]

@@ -1,0 +1,215 @@
+"""Text files to token arrays: train and validation parts, on disk, memory-mapped, cached by content.
+
+Shapes: `train [N_train]`, `valid [N_valid]`, one token id each, every document closed by `eos_id`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
+
+TokenArray = npt.NDArray[np.unsignedinteger[Any]]
+
+DOCUMENT_SEPARATOR = "\n\f\n"
+"""A line that holds a form feed and nothing else: rare in real text, so user files are not cut by chance."""
+
+FORMAT_VERSION = 1
+_WHITESPACE = re.compile(r"\s+")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Corpus:
+    """Tokenized text in two disjoint parts, with what is needed to judge a loss on it.
+
+    train, valid: memory-mapped token ids, uint16 or uint32 by vocabulary size.
+    unigram_entropy: nats per validation token under the train part's unigrams; a model that uses any context
+        at all must fall below it.
+    bytes_per_token: UTF-8 bytes per validation token (end tokens counted); loss / ln 2 / bytes_per_token is
+        bits per byte.
+    provenance: cache key, tokenizer fingerprint, validation fraction; name, size and SHA-256 of each file.
+    """
+
+    train: TokenArray
+    valid: TokenArray
+    tokenizer: Tokenizer
+    unigram_entropy: float
+    bytes_per_token: float
+    provenance: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Source:
+    path: Path
+    sha256: str
+    num_bytes: int
+    text: str
+
+
+def bundled_files() -> list[Path]:
+    """The public-domain English texts shipped with the package, sorted by name; see `data/text/README.md`."""
+    folder = Path(str(resources.files("nested_learning.data"))) / "text"
+    return sorted(folder.glob("*.txt"))
+
+
+def default_cache_dir() -> Path:
+    """`$NESTED_LEARNING_CACHE`, or `~/.cache/nested_learning`."""
+    chosen = os.environ.get("NESTED_LEARNING_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "nested_learning"
+
+
+def prepare_corpus(
+    files: Sequence[str | Path],
+    tokenizer: TokenizerSpec | Tokenizer,
+    cache_dir: str | Path | None = None,
+    valid_fraction: float = 0.05,
+) -> Corpus:
+    """Tokenize `files` once and open the result; later calls with the same content only open it.
+
+    files: UTF-8 text files, in this order; documents inside a file are split at `DOCUMENT_SEPARATOR`.
+    tokenizer: a spec, trained on the training part only, or a tokenizer that is ready (from a checkpoint).
+    cache_dir: None means `default_cache_dir()`. The cache is keyed by file content, tokenizer and fraction.
+    valid_fraction: share of the characters of every file, taken from its end (see `split_validation`).
+
+    Several processes may call this at once: each builds in its own folder and the first rename wins.
+    Raises FileNotFoundError for a missing file, ValueError for an empty, non-UTF-8 or too short one.
+    """
+    if not files:
+        raise ValueError("files: an empty list; name at least one text file")
+    sources = [_read_source(Path(file)) for file in files]
+    key = _cache_key(sources, tokenizer, valid_fraction)
+    folder = Path(cache_dir or default_cache_dir()).expanduser() / "corpora" / key
+    if not folder.is_dir():
+        parts = [_split_source(source, valid_fraction) for source in sources]
+        _build(folder, parts, tokenizer)
+    ready = _stored_tokenizer(folder, tokenizer)
+    provenance = {
+        "key": key,
+        "tokenizer": ready.fingerprint,
+        "valid_fraction": valid_fraction,
+        "files": [{"name": s.path.name, "bytes": s.num_bytes, "sha256": s.sha256} for s in sources],
+    }
+    return Corpus(
+        train=np.load(folder / "train.npy", mmap_mode="r"),
+        valid=np.load(folder / "valid.npy", mmap_mode="r"),
+        tokenizer=ready,
+        provenance=provenance,
+        **json.loads((folder / "statistics.json").read_text(encoding="utf-8")),
+    )
+
+
+def split_documents(text: str) -> list[str]:
+    """The documents of a text, without those that hold only white space."""
+    return [document for document in text.split(DOCUMENT_SEPARATOR) if document.strip()]
+
+
+def split_validation(text: str, fraction: float) -> tuple[str, str]:
+    """Cut `text` in two: `train + valid == text`, `valid` about the last `fraction` of its characters.
+
+    The cut is moved forward to the end of the next run of white space, so that it breaks neither a word nor
+    a document separator. Raises ValueError unless 0 < fraction < 1.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"valid_fraction={fraction} must lie strictly between 0 and 1")
+    target = round(len(text) * (1.0 - fraction))
+    gap = _WHITESPACE.search(text, target)
+    cut = gap.end() if gap else target
+    return text[:cut], text[cut:]
+
+
+def unigram_entropy(train: TokenArray, valid: TokenArray, vocab_size: int) -> float:
+    """Mean of `-ln p` over `valid [N]`, nats per token, with `p(v) = (count of v in train + 1) / (N + V)`."""
+    counts = np.bincount(train, minlength=vocab_size) + 1
+    log_p = np.log(counts / counts.sum())
+    return float(-(np.bincount(valid, minlength=vocab_size) * log_p).sum() / len(valid))
+
+
+def _read_source(path: Path) -> _Source:
+    if not path.is_file():
+        raise FileNotFoundError(f"text file {path} does not exist")
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"text file {path} is not UTF-8: bad byte at offset {error.start}") from error
+    if not split_documents(text):
+        raise ValueError(f"text file {path} is empty")
+    return _Source(path, hashlib.sha256(raw).hexdigest(), len(raw), text)
+
+
+def _split_source(source: _Source, fraction: float) -> tuple[list[str], list[str]]:
+    train, valid = (split_documents(part) for part in split_validation(source.text, fraction))
+    if not train or not valid:
+        raise ValueError(f"text file {source.path} is too short to split with valid_fraction={fraction}")
+    return train, valid
+
+
+def _cache_key(sources: list[_Source], tokenizer: TokenizerSpec | Tokenizer, fraction: float) -> str:
+    if isinstance(tokenizer, TokenizerSpec):
+        tokenizer_identity: object = dataclasses.asdict(tokenizer)
+    else:
+        tokenizer_identity = tokenizer.fingerprint
+    identity = {
+        "version": FORMAT_VERSION,
+        "files": [source.sha256 for source in sources],
+        "tokenizer": tokenizer_identity,
+        "valid_fraction": fraction,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _build(
+    folder: Path, parts: list[tuple[list[str], list[str]]], tokenizer: TokenizerSpec | Tokenizer
+) -> None:
+    """Write `folder` as a whole or not at all: build beside it, then rename."""
+    train_documents = [document for train, _ in parts for document in train]
+    valid_documents = [document for _, valid in parts for document in valid]
+    ready = tokenizer.train(train_documents) if isinstance(tokenizer, TokenizerSpec) else tokenizer
+    train = _encode_documents(train_documents, ready)
+    valid = _encode_documents(valid_documents, ready)
+    statistics = {
+        "unigram_entropy": unigram_entropy(train, valid, ready.vocab_size),
+        "bytes_per_token": sum(len(document.encode("utf-8")) for document in valid_documents) / len(valid),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as scratch:
+        draft = Path(scratch) / "corpus"
+        draft.mkdir()
+        np.save(draft / "train.npy", train)
+        np.save(draft / "valid.npy", valid)
+        (draft / "statistics.json").write_text(json.dumps(statistics), encoding="utf-8")
+        model = ready.state().get("model")
+        if isinstance(tokenizer, TokenizerSpec) and model is not None:
+            (draft / "tokenizer.model").write_bytes(model)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process finished the same work first
+                raise
+
+
+def _encode_documents(documents: list[str], tokenizer: Tokenizer) -> TokenArray:
+    """All documents one after another, each followed by the end token: `[N]`."""
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    pieces = [np.asarray([*tokenizer.encode(text), tokenizer.eos_id], dtype=dtype) for text in documents]
+    return np.concatenate(pieces)
+
+
+def _stored_tokenizer(folder: Path, tokenizer: TokenizerSpec | Tokenizer) -> Tokenizer:
+    if not isinstance(tokenizer, TokenizerSpec):
+        return tokenizer
+    if tokenizer.kind == "byte":
+        return tokenizer.train([])
+    return load_tokenizer(folder / "tokenizer.model")

@@ -1,0 +1,211 @@
+"""Tokenizers: raw bytes, or SentencePiece with byte fallback. Text in, token ids out, and back exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+MODEL_TYPES = ("bpe", "unigram")
+DEFAULT_VOCAB_SIZE = 4096
+
+
+class Tokenizer(Protocol):
+    """What the rest of the library asks of a tokenizer. `eos_id` ends every document."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Short string, equal for two tokenizers exactly when they encode alike."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without a final `eos_id`."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of `ids`; `eos_id` decodes to nothing."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Strings and bytes from which `load_tokenizer` rebuilds this tokenizer; for checkpoints."""
+        ...
+
+
+class ByteTokenizer:
+    """One token per UTF-8 byte, ids 0-255, and 256 for the end of a document."""
+
+    vocab_size = 257
+    eos_id = 256
+    fingerprint = "byte"
+
+    def encode(self, text: str) -> list[int]:
+        """The UTF-8 bytes of `text`."""
+        return list(text.encode("utf-8"))
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of `ids`; bytes that are not UTF-8 (a sampled sequence may hold some) become U+FFFD.
+
+        Raises ValueError for an id outside 0-256.
+        """
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"token id {token} is outside the byte vocabulary, 0 to 256")
+        return bytes(token for token in ids if token != self.eos_id).decode("utf-8", errors="replace")
+
+    def state(self) -> dict[str, Any]:
+        """`{"kind": "byte"}`."""
+        return {"kind": "byte"}
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model held as bytes, so that it travels inside a checkpoint.
+
+    A model from `train_sentencepiece` gives `decode(encode(x)) == x` for every text, newlines and runs of
+    spaces included, with one exception: U+2581, SentencePiece's own sign for a space, comes back as a space.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        """`model`: the serialised model. Raises ValueError if it is not one, or if it has no end token."""
+        import sentencepiece
+
+        processor = sentencepiece.SentencePieceProcessor()
+        try:
+            processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise ValueError(f"model: {len(model)} bytes that are not a SentencePiece model") from error
+        if processor.eos_id() < 0:
+            raise ValueError("model: this SentencePiece model has no end-of-sentence piece (eos_id is -1)")
+        self._processor: Any = processor
+        self._model = model
+        self.vocab_size = int(processor.vocab_size())
+        self.eos_id = int(processor.eos_id())
+        self.fingerprint = "sentencepiece-" + hashlib.sha256(model).hexdigest()[:16]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`. Control pieces such as `</s>` written out in the text are plain text."""
+        ids: list[int] = self._processor.encode(text)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of `ids`. Raises ValueError for an id outside the vocabulary."""
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"token id {token} is outside the vocabulary, 0 to {self.vocab_size - 1}")
+        text: str = self._processor.decode(ids)
+        return text
+
+    def state(self) -> dict[str, Any]:
+        """`{"kind": "sentencepiece", "model": bytes}`."""
+        return {"kind": "sentencepiece", "model": self._model}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerSpec:
+    """Which tokenizer to train: `byte` (nothing to train), or a SentencePiece `bpe` or `unigram`.
+
+    `vocab_size` counts all pieces, the 256 bytes included; None means 257 for `byte`, else 4096.
+    """
+
+    kind: str = "bpe"
+    vocab_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("byte", *MODEL_TYPES):
+            raise ValueError(f"tokenizer kind={self.kind!r} is unknown; allowed: byte, bpe, unigram")
+        if self.kind == "byte" and self.vocab_size not in (None, ByteTokenizer.vocab_size):
+            raise ValueError(f"vocab_size={self.vocab_size} with kind='byte'; allowed: 257 or none")
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        """The tokenizer this spec describes, trained on `texts` where there is something to train."""
+        if self.kind == "byte":
+            return ByteTokenizer()
+        return train_sentencepiece(texts, self.vocab_size or DEFAULT_VOCAB_SIZE, self.kind)
+
+
+def train_sentencepiece(
+    texts: Iterable[str], vocab_size: int = DEFAULT_VOCAB_SIZE, model_type: str = "bpe"
+) -> SentencePieceTokenizer:
+    """Train a lossless SentencePiece model: the same texts give the same model, bit for bit.
+
+    texts: whole documents or lines; newlines end a training sentence and are encoded as a byte.
+    vocab_size: number of pieces: `<unk>`, `</s>`, 256 bytes, and the learned ones.
+    model_type: `bpe` or `unigram` (Kudo & Richardson, 2018).
+
+    Raises ValueError for an unknown type, empty text, and a vocabulary the text is too small or too rich for.
+    """
+    import sentencepiece
+
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"model_type={model_type!r} is unknown; allowed: bpe, unigram")
+    lines = list(_training_lines(texts))
+    if not lines:
+        raise ValueError("texts: no text to train a tokenizer on")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            unk_id=0,
+            eos_id=1,
+            bos_id=-1,
+            pad_id=-1,
+            num_threads=1,  # the sums of unigram training depend on the number of threads
+            max_sentence_length=1 << 30,  # longer lines would be dropped without a word
+            minloglevel=3,
+        )
+    except RuntimeError as error:
+        raise _training_error(vocab_size, str(error)) from error
+    return SentencePieceTokenizer(model.getvalue())
+
+
+def load_tokenizer(source: Mapping[str, Any] | str | Path) -> Tokenizer:
+    """Rebuild a tokenizer from `Tokenizer.state()`, or read a SentencePiece `.model` file.
+
+    Raises FileNotFoundError for a missing file and ValueError for an unknown state or an unreadable model.
+    """
+    if isinstance(source, Mapping):
+        kind = source.get("kind")
+        if kind == "byte":
+            return ByteTokenizer()
+        if kind == "sentencepiece":
+            return SentencePieceTokenizer(bytes(source["model"]))
+        raise ValueError(f"tokenizer state has kind={kind!r}; allowed: byte, sentencepiece")
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"tokenizer file {path} does not exist")
+    return SentencePieceTokenizer(path.read_bytes())
+
+
+def _training_lines(texts: Iterable[str]) -> Iterator[str]:
+    # Only "\n" is cut at: str.splitlines() would also cut at characters that must stay inside a piece.
+    return (line for text in texts for line in text.split("\n") if line.strip())
+
+
+def _training_error(vocab_size: int, message: str) -> ValueError:
+    """Say in one sentence what SentencePiece's own message says about the vocabulary size."""
+    if most := re.search(r"too high.*<= (\d+)", message):
+        return ValueError(
+            f"vocab_size={vocab_size} is more than this text supports: at most {most[1]}, or use more text"
+        )
+    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return ValueError(
+            f"vocab_size={vocab_size} is too small for this text: at least {least[1]} "
+            "(256 bytes, two special pieces and its characters)"
+        )
+    return ValueError(f"SentencePiece could not train with vocab_size={vocab_size}: {message}")

@@ -1,0 +1,95 @@
+"""Short causal convolution along the sequence, one filter per channel.
+
+Shapes: B batch, T tokens, D channels, W window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nested_learning.state import State
+
+
+@dataclass(frozen=True)
+class ConvState(State):
+    """The last W − 1 inputs, oldest first: `inputs [B, W - 1, D]`; zeros at the start of a context."""
+
+    inputs: Tensor
+
+
+class CausalConv(nn.Module):
+    """y_t = Σ_i weight[:, i] ⊙ x_{t − W + 1 + i}: depthwise, causal, without bias.
+
+    Taps start uniform in ±1/√W, not as the identity: keys that mix neighbouring tokens from the first step
+    are what lets a memory bind a value to the token before it (recall is learned much sooner).
+
+    Args:
+        dim: channels D.
+        window: taps W, the current token included.
+    """
+
+    def __init__(self, dim: int, window: int) -> None:
+        super().__init__()
+        if window < 1:
+            raise ValueError(f"CausalConv window must be at least 1, got {window}")
+        self.weight = nn.Parameter(torch.empty(dim, window).uniform_(-(window**-0.5), window**-0.5))
+
+    def init_state(self, batch: int) -> ConvState:
+        """State at the start of a context."""
+        dim, window = self.weight.shape
+        return ConvState(self.weight.new_zeros(batch, window - 1, dim))
+
+    def forward(self, x: Tensor, state: ConvState | None = None) -> tuple[Tensor, ConvState]:
+        """`x [B, T, D]` to `(y [B, T, D], state)`; any split of a sequence gives the same outputs."""
+        tokens, past = x.shape[1], self.weight.shape[1] - 1
+        before = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else state.inputs.to(x.dtype)
+        if before.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"CausalConv state must have the batch of x, {x.shape[0]}, got {before.shape[0]}"
+            )
+        padded = torch.cat([before, x], dim=1)  # [B, W - 1 + T, D]
+        y = shifted_sum(padded, self.weight.to(x.dtype))
+        return y, ConvState(padded[:, tokens:].clone())  # a copy, or W - 1 rows would keep all of `padded`
+
+    def extra_repr(self) -> str:
+        """Channels and window, for `print(model)`."""
+        return f"{self.weight.shape[0]}, window={self.weight.shape[1]}"
+
+
+def shifted_sum(padded: Tensor, weight: Tensor) -> Tensor:
+    """Sum of shifted products: `padded [B, W - 1 + T, D]`, `weight [D, W]` to `[B, T, D]`."""
+    y: Tensor = _ShiftedSum.apply(padded, weight)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _ShiftedSum(torch.autograd.Function):
+    """Forward and backward as W multiply-adds each, without copies of the padded input.
+
+    F.conv1d(groups=D) took twice as long as the same sum even under automatic differentiation
+    (x [4, 1024, 768], W = 4, forward and backward, 2 threads).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(padded, weight)
+        window = weight.shape[1]
+        tokens = padded.shape[1] - window + 1
+        y = padded[:, :tokens] * weight[:, 0]
+        for i in range(1, window):
+            y.addcmul_(padded[:, i : i + tokens], weight[:, i])
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor]:
+        padded, weight = ctx.saved_tensors
+        tokens, d_padded = d_y.shape[1], torch.zeros_like(padded)
+        d_weight = torch.empty_like(weight)
+        for i in range(weight.shape[1]):
+            d_padded[:, i : i + tokens].addcmul_(d_y, weight[:, i])
+            d_weight[:, i] = (d_y * padded[:, i : i + tokens]).sum((0, 1))
+        return d_padded, d_weight

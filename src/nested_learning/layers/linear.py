@@ -1,0 +1,86 @@
+"""The gated delta rule: a linear memory with a dot-product objective (Eqs. 92, 66), as a baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nested_learning.layers.conv import CausalConv, ConvState
+from nested_learning.layers.norm import RMSNorm, l2_normalize
+from nested_learning.layers.streams import merge_heads, split_heads, split_rates, start_rates
+from nested_learning.models.config import MemoryConfig
+from nested_learning.ops.delta_rule.chunk import delta_rule
+from nested_learning.state import State
+
+
+@dataclass(frozen=True)
+class LinearState(State):
+    """`weights [B, H, d, d]`, and the momentum of the same shape (None without)."""
+
+    weights: Tensor
+    momentum: Tensor | None
+    conv: ConvState
+
+
+class GatedDeltaRule(nn.Module):
+    """W_t = W_{t−1}(α_t I − η_t k kᵀ) + η_t v kᵀ, read after the write.
+
+    Its errors do not depend on the weights, so it has no pending chunk: the chunk only sets the shape of
+    the products.
+
+    Args:
+        dim, num_heads: model width D and heads H; each head holds a d × d matrix, d = D / H.
+        chunk_size: tokens that one set of products covers.
+        config: delta, momentum, retention and the ranges of their rates.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, chunk_size: int = 64, config: MemoryConfig | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config = config or MemoryConfig()
+        self.heads, self.chunk_size = num_heads, chunk_size
+        self.gates = 3 if config.momentum else 2
+        self.project = nn.Linear(dim, 3 * dim, bias=False)
+        self.conv = CausalConv(3 * dim, config.conv_window)
+        self.rates = nn.Linear(dim, self.gates * num_heads)
+        self.norm = RMSNorm(dim // num_heads)
+        self.out = nn.Linear(dim, dim, bias=False)
+        eta_bias = -1.0 if config.eta_bias is None else config.eta_bias
+        start_rates(self.rates, num_heads, eta_bias, config.alpha_bias)
+
+    def init_state(self, batch: int) -> LinearState:
+        """State at the start of a context: an empty memory."""
+        width = self.out.weight.shape[0] // self.heads
+        zeros = self.out.weight.new_zeros(batch, self.heads, width, width, dtype=torch.float32)
+        return LinearState(zeros, zeros if self.config.momentum else None, self.conv.init_state(batch))
+
+    def forward(self, x: Tensor, state: LinearState | None = None) -> tuple[Tensor, LinearState]:
+        """`x [B, T, D]` → (`y [B, T, D]`, state)."""
+        batch = x.shape[0]
+        state = self.init_state(batch) if state is None else state
+        projected, conv = self.conv(self.project(x), state.conv)
+        k, v, q = split_heads(projected, self.heads)
+        logits = split_rates(self.rates(x), self.heads).to(k.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            eta = (self.config.eta_max or 1.0) * torch.sigmoid(logits[0])
+            alpha = torch.sigmoid(logits[1]) if self.config.retention else torch.ones_like(eta)
+            y, weights, momentum = delta_rule(
+                l2_normalize(q),
+                l2_normalize(k),
+                F.silu(v),
+                (eta, alpha, torch.sigmoid(logits[2]) if self.config.momentum else None),
+                state.weights.to(k.dtype).flatten(0, 1),
+                chunk_size=self.chunk_size,
+                momentum=None if state.momentum is None else state.momentum.to(k.dtype).flatten(0, 1),
+                objective="dot",
+                read="after_write",
+                delta=self.config.delta,
+            )
+        y = self.out(self.norm(merge_heads(y, batch).to(x.dtype)).flatten(2))
+        lead = (batch, self.heads)
+        moments = None if momentum is None else momentum.view(*lead, *momentum.shape[1:])
+        return y, LinearState(weights.view(*lead, *weights.shape[1:]), moments, conv)

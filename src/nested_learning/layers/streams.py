@@ -1,0 +1,36 @@
+"""From a model's channels to the streams of its heads, and back.
+
+Shapes: B batch, T tokens, D model width, H heads, d = D / H, G rates (η, α and, with momentum, β).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def start_rates(rates: nn.Linear, heads: int, eta_bias: float, alpha_bias: float) -> None:
+    """Logits of η, α (and β) start near their configured biases and depend on the input from the start."""
+    nn.init.normal_(rates.weight, std=0.02)
+    with torch.no_grad():
+        bias = rates.bias.view(-1, heads)
+        bias[0], bias[1] = eta_bias, alpha_bias
+        bias[2:] = 0.0
+
+
+def split_heads(projected: Tensor, heads: int) -> Tensor:
+    """k, v, q of all heads, in float32 at least: `[B, T, 3·D]` → `[3, B·H, T, d]`."""
+    wide = projected.to(torch.promote_types(projected.dtype, torch.float32))
+    batch, tokens, _ = wide.shape
+    return wide.view(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
+
+
+def split_rates(logits: Tensor, heads: int) -> Tensor:
+    """`[B, T, G·H]` → `[G, B·H, T]`."""
+    batch, tokens, _ = logits.shape
+    return logits.view(batch, tokens, -1, heads).permute(2, 0, 3, 1).flatten(1, 2)
+
+
+def merge_heads(y: Tensor, batch: int) -> Tensor:
+    """`[B·H, T, d]` → `[B, T, H, d]`."""
+    return y.view(batch, -1, *y.shape[1:]).transpose(1, 2)

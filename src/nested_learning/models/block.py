@@ -1,0 +1,53 @@
+"""The one block of the library: a sequence mixer, then a feed-forward memory (Eqs. 94–97)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from nested_learning.layers.attention import Attention
+from nested_learning.layers.cms import CMS
+from nested_learning.layers.linear import GatedDeltaRule
+from nested_learning.layers.norm import RMSNorm
+from nested_learning.layers.self_modifying import SelfModifyingTitans
+from nested_learning.layers.titans import TitansMemory
+from nested_learning.models.config import HopeConfig
+from nested_learning.state import LayerState
+
+
+def build_mixer(config: HopeConfig) -> nn.Module:
+    """The sequence mixer that `config.mixer` names."""
+    dim, heads = config.dim, config.num_heads
+    if config.mixer == "self_mod":
+        return SelfModifyingTitans(dim, heads, config.chunk_size, config.read, config.memory)
+    if config.mixer == "titans":
+        return TitansMemory(dim, heads, config.chunk_size, config.read, config.memory)
+    if config.mixer == "linear":
+        return GatedDeltaRule(dim, heads, config.chunk_size, config.memory)
+    window = config.window if config.mixer == "sliding_attention" else None
+    return Attention(dim, heads, config.rope_base, window)
+
+
+class HopeBlock(nn.Module):
+    """x + mixer(norm(x)), then the Continuum Memory System.
+
+    With attention and one ordinary level this is a pre-norm Transformer block.
+    """
+
+    def __init__(self, config: HopeConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.mixer = build_mixer(config)
+        self.memory = CMS(config.dim, config.levels, memory=config.memory, eps=config.norm_eps)
+
+    def init_state(self, batch: int) -> LayerState:
+        """State at the start of a context. Attention has none until it has read something."""
+        mixer = self.mixer
+        start = None if isinstance(mixer, Attention) else mixer.init_state(batch)  # type: ignore[operator]
+        return LayerState(start, self.memory.init_state(batch))
+
+    def forward(self, x: Tensor, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
+        """`x [B, T, D]` → (`y [B, T, D]`, state)."""
+        state = state or LayerState()
+        mixed, mixer = self.mixer(self.norm(x), state.mixer)
+        y, memory = self.memory(x + mixed, state.memory)
+        return y, LayerState(mixer, memory)

@@ -1,0 +1,156 @@
+"""The configuration of a model: plain dataclasses, validated where they are made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+from nested_learning.levels import LevelSpec
+
+Mixer = Literal["self_mod", "titans", "linear", "attention", "sliding_attention"]
+Read = Literal["chunk", "before_write", "after_write"]
+MIXERS: tuple[str, ...] = ("self_mod", "titans", "linear", "attention", "sliding_attention")
+ETA_START = 1 / 128  # the step size at the start of training
+READS: tuple[str, ...] = ("chunk", "before_write", "after_write")
+ADAPTIVE: tuple[str, ...] = ("k", "v", "q", "eta", "alpha")
+
+
+@dataclass(kw_only=True, slots=True)
+class MemoryConfig:
+    """How the memories of a `self_mod`, `titans` or `linear` mixer are written.
+
+    Args:
+        adaptive: which projections are memories that rewrite themselves (`self_mod` only), of
+            k, v, q, eta, alpha. The others are slow. The paper's text keeps q slow.
+        self_targets: memories learn targets of their own making, M(v), instead of v (`self_mod` only).
+        projection_chunk_size: chunk of the adaptive projections in tokens; None = the chunk of M_memory.
+        hidden: hidden width of a memory per head; None = width of the head.
+        delta: the delta term, W(αI − ηkkᵀ), on both layers.
+        momentum: S_t = β S_{t−1} − η e kᵀ, with a slow, data-dependent β.
+        retention: α < 1. Off means α = 1.
+        retention_target: what forgetting returns to, "zero" or "init" (the meta-learned initial state).
+        eta_max: upper bound of the step size; None = min(1, 2 / chunk size). Errors are those of the
+            chunk's start, so a key that fills a chunk overshoots once its steps sum to more than 2.
+        eta_bias: initial logit of η / eta_max; None lets η start at 1/128, whatever its bound. Steps that
+            start larger make the gradient through many small chunks explode.
+        alpha_bias: initial logit of α.
+        stop_gradient_targets: no outer gradient through the self-made targets.
+        truncate_every: detach the carried state every so many chunks; None = never.
+        conv_window: window of the causal convolutions in tokens.
+    """
+
+    adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha")
+    self_targets: bool = True
+    projection_chunk_size: int | None = None
+    hidden: int | None = None
+    delta: bool = True
+    momentum: bool = False
+    retention: bool = True
+    retention_target: str = "zero"
+    eta_max: float | None = None
+    eta_bias: float | None = None
+    alpha_bias: float = 8.0
+    stop_gradient_targets: bool = False
+    truncate_every: int | None = None
+    conv_window: int = 4
+
+    def __post_init__(self) -> None:
+        self.adaptive = tuple(self.adaptive)
+        for name in self.adaptive:
+            _check("memory.adaptive", name, ADAPTIVE)
+        _check("memory.retention_target", self.retention_target, ("zero", "init"))
+        if self.eta_max is not None and not 0 < self.eta_max <= 1:
+            raise ValueError(f"memory.eta_max must be in (0, 1], got {self.eta_max}")
+        if self.conv_window < 1:
+            raise ValueError(f"memory.conv_window must be at least 1, got {self.conv_window}")
+
+    def step_limit(self, chunk: int) -> float:
+        """Upper bound of the step size of a memory that is written every `chunk` tokens."""
+        return min(1.0, 2 / chunk) if self.eta_max is None else self.eta_max
+
+    def step_bias(self, chunk: int) -> float:
+        """Initial logit of η over its bound, for a memory that is written every `chunk` tokens."""
+        if self.eta_bias is not None:
+            return self.eta_bias
+        share = min(ETA_START / self.step_limit(chunk), 0.5)
+        return math.log(share / (1 - share))
+
+
+@dataclass(kw_only=True, slots=True)
+class HopeConfig:
+    """A language model of identical blocks: a sequence mixer, then a feed-forward memory.
+
+    Args:
+        vocab_size: number of tokens.
+        dim: model width.
+        num_layers, num_heads: blocks, and heads per mixer (`num_heads` divides `dim`).
+        mixer: "self_mod" | "titans" | "linear" | "attention" | "sliding_attention".
+        levels: the levels of the feed-forward memory, in the order they are applied.
+        chunk_size: tokens between two writes of M_memory.
+        read: which weights a token reads: those at the start of its chunk ("chunk", Eq. 90), those
+            before its own write ("before_write", Eq. 86) or after it ("after_write", Titans).
+        memory: how memories are written.
+        window: tokens seen by "sliding_attention", itself included.
+        rope_base: base of the rotary positions in attention.
+        tie_embeddings: use the embedding as output head.
+        norm_eps: added to mean squares in RMSNorm.
+    """
+
+    vocab_size: int = 512
+    dim: int = 128
+    num_layers: int = 3
+    num_heads: int = 4
+    mixer: str = "self_mod"
+    levels: tuple[LevelSpec, ...] = field(default_factory=lambda: (LevelSpec(),))
+    chunk_size: int = 64
+    read: str = "chunk"
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    window: int = 128
+    rope_base: float = 10_000.0
+    tie_embeddings: bool = True
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        self.levels = tuple(LevelSpec(**v) if isinstance(v, dict) else v for v in self.levels)
+        if isinstance(self.memory, dict):
+            self.memory = MemoryConfig(**self.memory)
+        _check("model.mixer", self.mixer, MIXERS)
+        _check("model.read", self.read, READS)
+        for name in ("vocab_size", "dim", "num_layers", "num_heads", "chunk_size", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if self.dim % self.num_heads:
+            raise ValueError(f"model.num_heads must divide model.dim = {self.dim}, got {self.num_heads}")
+        if (self.dim // self.num_heads) % 2:
+            raise ValueError(f"model.dim / model.num_heads must be even, got {self.dim // self.num_heads}")
+        if not self.levels:
+            raise ValueError("model.levels must hold at least one level")
+        names = [level.name for level in self.levels]
+        if len(set(names)) != len(names):
+            raise ValueError(f"model.levels must have different names, got {names}")
+        other = self.memory.projection_chunk_size
+        if other is not None and (other < 1 or max(other, self.chunk_size) % min(other, self.chunk_size)):
+            raise ValueError(
+                "model.memory.projection_chunk_size must divide model.chunk_size or be a multiple of it, "
+                f"got {other} and {self.chunk_size}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.dim // self.num_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary, for checkpoints; `HopeConfig.from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`. An unknown key is a TypeError."""
+        return cls(**values)
+
+
+def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -1,0 +1,1 @@
+"""Delta gradient descent on one linear memory (Eqs. 57, 88)."""

@@ -1,0 +1,13 @@
+"""Tables and figures that a laptop can make: `nl reproduce <name>`. One module per experiment."""
+
+from nested_learning.reproduce import chunk_size, defaults, recall, stability
+from nested_learning.reproduce.experiment import Experiment
+
+EXPERIMENTS: tuple[Experiment, ...] = (
+    recall.EXPERIMENT,
+    chunk_size.EXPERIMENT,
+    stability.EXPERIMENT,
+    defaults.EXPERIMENT,
+)
+
+__all__ = ["EXPERIMENTS", "Experiment"]

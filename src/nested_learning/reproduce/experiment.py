@@ -1,0 +1,73 @@
+"""An experiment: its options, its runs, its report. All start and end in the same way, here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nested_learning.reproduce.report import Report
+from nested_learning.reproduce.runner import Result, Run, run_all
+
+Options = argparse.Namespace
+Plan = Mapping[str, list[Run]]
+Outcome = dict[str, list[tuple[Any, Result]]]
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """A table that a laptop can make.
+
+    Args:
+        name, help: as the command line shows them.
+        add_options: adds the options of this experiment.
+        quick: values of options that `--quick` puts in place of those given: seconds, and no result to quote.
+        plan: the runs of every row of the table.
+        report: the table, from runs and results of every row.
+    """
+
+    name: str
+    help: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    quick: Mapping[str, Any]
+    plan: Callable[[Options], Plan]
+    report: Callable[[Options, Outcome], Report]
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options of this experiment and those that all have."""
+        self.add_options(parser)
+        parser.add_argument("--jobs", type=positive, default=2, help="runs at a time, one thread each")
+        parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
+        parser.add_argument("--fresh", action="store_true", help="run everything again")
+        default = f"outputs/reproduce/{self.name}, with -quick added by --quick"
+        parser.add_argument("--output", type=Path, help=f"folder for the results (default: {default})")
+
+    def prepare(self, options: Options) -> Plan:
+        """The runs that `options` ask for. Raises ValueError for options that do not go together."""
+        if options.quick:
+            vars(options).update(self.quick)
+        return self.plan(options)
+
+    def run(self, options: Options, plan: Plan) -> Report:
+        """Run what is not finished of `plan`, write the report to the output folder and print it."""
+        folder = options.output or Path("outputs/reproduce") / (self.name + "-quick" * options.quick)
+        path = folder / "runs.jsonl"
+        if options.fresh:
+            path.unlink(missing_ok=True)
+        runs = [run for row in plan.values() for run in row]
+        results = iter(run_all(runs, path, options.jobs))
+        outcome = {label: [(run, next(results)) for run in row] for label, row in plan.items()}
+        report = self.report(options, outcome)
+        report.write(folder)
+        print(f"\n{report.markdown()}\nresults in {folder.resolve()}")
+        return report

@@ -1,0 +1,164 @@
+"""Runs a list of small trainings in parallel, one thread each, and keeps what is finished.
+
+Every finished run is one line of a JSON-lines file: `{"task", "settings", "result"}`. A run whose task
+and settings are already there is not run again, so an interrupted experiment goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from nested_learning.allocator import keep_freed_memory
+
+Result = dict[str, Any]
+Tick = Callable[[int], object]
+POLL_SECONDS = 0.5
+
+
+class Run(Protocol):
+    """One training: a dataclass of plain values that decide its result, and how to get it."""
+
+    @property
+    def steps(self) -> int:
+        """Length of the run, for the progress bar."""
+        ...
+
+    def run(self, tick: Tick) -> Result:
+        """Train; call `tick(n)` after n more steps. The result holds what JSON can hold."""
+        ...
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """The fields of a run as JSON would give them back."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(run)))  # type: ignore[call-overload]
+    return plain
+
+
+def run_key(run: Run) -> str:
+    """Equal for two runs exactly when they have the same kind and the same settings."""
+    return _key(type(run).__name__, settings_of(run))
+
+
+def run_all(runs: Sequence[Run], path: Path, workers: int = 2, progress: bool = True) -> list[Result]:
+    """Results of `runs`, in their order; only those that `path` does not hold yet are run.
+
+    Args:
+        runs: equal runs are run once.
+        path: the JSON-lines file to read from and append to.
+        workers: processes at a time, each with one thread. One worker runs in this process.
+        progress: show a bar that counts steps.
+
+    Raises:
+        ValueError: fewer than one worker.
+        Exception: what a run raised, after the runs under way were finished and kept.
+    """
+    from tqdm import tqdm
+
+    if workers < 1:
+        raise ValueError(f"jobs must be at least 1, got {workers}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = read_results(path)
+    todo = list({run_key(run): run for run in runs if run_key(run) not in done}.values())
+    if todo and progress:
+        print(f"{len(todo)} runs to do, {len(done)} kept in {path}")
+    total = sum(run.steps for run in todo)
+    with tqdm(total=total, unit="step", disable=not progress or not todo) as bar:
+        execute = _one_by_one(todo, bar) if workers == 1 else _in_processes(todo, workers, bar)
+        for run, result in execute:
+            _append(path, run, result)
+            done[run_key(run)] = result
+    return [done[run_key(run)] for run in runs]
+
+
+def read_results(path: Path) -> dict[str, Result]:
+    """Finished runs of a JSON-lines file by `run_key`; a last line cut short by a kill is removed from it."""
+    if not path.exists():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    rows = [json.loads(line) for line in whole.splitlines()]
+    return {_key(row["task"], row["settings"]): row["result"] for row in rows}
+
+
+def _key(task: str, settings: dict[str, Any]) -> str:
+    return f"{task} {json.dumps(settings, sort_keys=True)}"
+
+
+def _append(path: Path, run: Run, result: Result) -> None:
+    row = {"task": type(run).__name__, "settings": settings_of(run), "result": result}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def _one_by_one(todo: list[Run], bar: Any) -> Iterator[tuple[Run, Result]]:
+    for run in todo:
+        with one_thread():
+            result = run.run(bar.update)
+        yield run, result
+
+
+def _in_processes(todo: list[Run], workers: int, bar: Any) -> Iterator[tuple[Run, Result]]:
+    """Results as they come in. The workers count their steps in one shared number, which the bar shows."""
+    context = get_context("spawn")  # a fork would copy the threads' locks of a used PyTorch
+    counter = context.Value("q", 0)
+    error: BaseException | None = None
+    with ProcessPoolExecutor(workers, context, _start_worker, (counter,)) as pool:
+        futures = {pool.submit(_work, run): run for run in todo}
+        pending = set(futures)
+        try:
+            while pending:
+                finished, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+                bar.update(counter.value - bar.n)
+                for future in finished:
+                    error = error or future.exception()
+                    if future.exception() is None:
+                        yield futures[future], future.result()
+                if error is not None:  # let those under way finish; start no more
+                    pending = {future for future in pending if not future.cancel()}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    if error is not None:
+        raise error
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch with one thread inside, as before outside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+_steps_done: Any = None  # in a worker: the number shared with its parent
+
+
+def _start_worker(counter: Any) -> None:
+    global _steps_done
+    _steps_done = counter
+    keep_freed_memory()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and without a traceback
+    torch.set_num_threads(1)
+
+
+def _work(run: Run) -> Result:
+    return run.run(_count)
+
+
+def _count(steps: int) -> None:
+    with _steps_done.get_lock():
+        _steps_done.value += steps

@@ -1,0 +1,163 @@
+"""The two things small models are trained on here: key-value recall, and the bundled text.
+
+Shapes: B batch, T tokens, V vocabulary; tokens and targets `[B, T]` int64, logits `[B, T, V]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from nested_learning.config import DataConfig, OptimConfig, load_config, set_seed
+from nested_learning.data.loader import TokenLoader, sequential_batches
+from nested_learning.data.synthetic.recall import IGNORE_INDEX, recall_batch
+from nested_learning.models.config import HopeConfig
+from nested_learning.models.lm import HopeLM
+from nested_learning.reproduce.runner import Result, Tick
+from nested_learning.reproduce.training import Batch, Loop, finite_or_none, train_steps
+from nested_learning.train.launch import load_corpus
+from nested_learning.train.objective import next_token_loss
+
+SOLVED = 0.95
+"""Accuracy from which recall counts as learned."""
+
+
+def recall_model() -> HopeConfig:
+    """The model of the recall experiments: 2 layers of width 64, a write every 8 tokens, one plain MLP."""
+    return HopeConfig(vocab_size=64, dim=64, num_layers=2, num_heads=2, chunk_size=8)
+
+
+def recall_optim() -> OptimConfig:
+    """AdamW at a constant rate after a warm-up of 50 steps."""
+    return OptimConfig(lr=3e-3, weight_decay=0.01, schedule="constant", warmup_steps=50)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecallRun:
+    """One training on multi-query key-value recall (`data.synthetic.recall`).
+
+    Args:
+        model: its vocabulary is half keys, half values.
+        pairs: key-value pairs per sequence; T = 4 · pairs.
+        batch_size, steps, seed: of the training; the seed decides the initial weights and all data.
+        eval_every, eval_batches: steps between evaluations, and batches (of 4 · batch_size) in each.
+        stop_at: held-out accuracy that ends the run early; None = never.
+    """
+
+    model: HopeConfig = field(default_factory=recall_model)
+    optim: OptimConfig = field(default_factory=recall_optim)
+    steps: int = 1500
+    seed: int = 0
+    pairs: int = 8
+    batch_size: int = 32
+    eval_every: int = 50
+    eval_batches: int = 8
+    stop_at: float | None = 0.99
+
+    def run(self, tick: Tick) -> Result:
+        """Train. The result holds `final` (accuracy on fresh sequences), `solved` (first evaluated step
+        with a held-out accuracy of at least 0.95, or None), and the history of the loop."""
+        set_seed(self.seed)
+        model = HopeLM(self.model)
+        held_out = self.batches(1, self.eval_batches)
+
+        def evaluate(trained: nn.Module) -> float:
+            return recall_accuracy(trained, held_out)
+
+        loop = Loop(steps=self.steps, eval_every=self.eval_every, stop_at=self.stop_at)
+        history = train_steps(model, self._training_batches(), self.optim, loop, evaluate, tick)
+        solved = next((step for step, accuracy in history.curve if accuracy >= SOLVED), None)
+        final = recall_accuracy(model, self.batches(2, self.eval_batches))
+        parameters = sum(p.numel() for p in model.parameters())
+        return {"final": final, "solved": solved, "parameters": parameters, **history.to_result()}
+
+    def batches(self, part: int, count: int) -> list[Batch]:
+        """The first `count` large batches of `part`: 1 = held out during training, 2 = the final ones."""
+        generator = self._generator(part)
+        size = 4 * self.batch_size
+        return [recall_batch(size, self.pairs, self.model.vocab_size, generator) for _ in range(count)]
+
+    def _training_batches(self) -> Iterator[Batch]:
+        generator = self._generator(0)
+        while True:
+            yield recall_batch(self.batch_size, self.pairs, self.model.vocab_size, generator)
+
+    def _generator(self, part: int) -> torch.Generator:
+        return torch.Generator().manual_seed(3 * self.seed + part)
+
+
+@torch.no_grad()
+def recall_accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
+    """Share of queries in `(tokens [B, T], targets [B, T])` whose value is the likeliest of all tokens."""
+    right = asked = 0
+    for tokens, targets in batches:
+        is_query = targets != IGNORE_INDEX
+        answers = model(tokens)[0].argmax(-1)
+        right += int((answers == targets)[is_query].sum())
+        asked += int(is_query.sum())
+    return right / asked
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextRun:
+    """One training on text, next token by next token.
+
+    Args:
+        model, optim, data: as in a configuration of `train.py`.
+        seq_len, batch_size: tokens per sequence, sequences per step.
+        steps, seed: of the training; the seed decides the initial weights and the order of the data.
+        eval_every: steps between evaluations.
+        eval_tokens: tokens of the held-out part in each, the same ones every time.
+    """
+
+    model: HopeConfig
+    optim: OptimConfig
+    data: DataConfig
+    seq_len: int
+    batch_size: int
+    steps: int
+    seed: int = 0
+    eval_every: int = 50
+    eval_tokens: int = 32_768
+
+    def run(self, tick: Tick) -> Result:
+        """Train. The result holds `final` (validation loss, nats per token; None if not finite),
+        `unigram_entropy` (nats per token), and the history of the loop."""
+        corpus = load_corpus(self.data)
+        set_seed(self.seed)
+        model = HopeLM(self.model)
+        loader = TokenLoader(corpus.train, self.seq_len, self.batch_size, self.seed)
+        batches = ((tokens[:, :-1], tokens[:, 1:]) for tokens in loader)
+        count = max(1, self.eval_tokens // (self.seq_len * self.batch_size))
+
+        def evaluate(trained: nn.Module) -> float:
+            held_out = sequential_batches(corpus.valid, self.seq_len, self.batch_size, count)
+            losses = [next_token_loss(trained(t[:, :-1])[0], t[:, 1:]) for t in held_out]
+            return float(torch.stack(losses).mean())
+
+        loop = Loop(steps=self.steps, eval_every=self.eval_every)
+        history = train_steps(model, batches, self.optim, loop, evaluate, tick)
+        return {
+            "final": finite_or_none(history.curve[-1][1]),
+            "unigram_entropy": corpus.unigram_entropy,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            **history.to_result(),
+        }
+
+
+def pilot_run(steps: int, seed: int = 0) -> TextRun:
+    """A run of the model, optimizer, text and batches of `configs/pilot_smoke.yaml`."""
+    config = load_config("pilot_smoke")
+    load_corpus(config.data)  # once and here: parallel runs then only open it
+    return TextRun(
+        model=config.model,
+        optim=config.optim,
+        data=config.data,
+        seq_len=config.train.seq_len,
+        batch_size=config.train.batch_size,
+        steps=steps,
+        seed=seed,
+    )

@@ -1,0 +1,126 @@
+"""A plain training loop for experiments of minutes; runs that matter use `train.trainer`.
+
+Shapes: a batch is `inputs [B, T]` and `targets [B, T]`, int64; a target of -100 is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from nested_learning.config import OptimConfig
+from nested_learning.optim.build import build_optimizer, lr_at
+from nested_learning.reproduce.runner import Result, Tick
+from nested_learning.train.objective import next_token_loss
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(kw_only=True, slots=True)
+class Loop:
+    """How long to train and when to look.
+
+    Args:
+        steps: most updates.
+        eval_every: steps between two evaluations; the last step is always evaluated.
+        stop_at: stop as soon as an evaluation gives at least this; None = never.
+    """
+
+    steps: int
+    eval_every: int
+    stop_at: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(slots=True)
+class History:
+    """Loss and gradient norm (before clipping) of every step, `(step, value)` of every evaluation."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    nonfinite: int = 0
+    seconds: float = 0.0
+
+    def to_result(self) -> Result:
+        """As JSON can hold it: a number that is not finite becomes None."""
+        finite = [norm for norm in self.norms if math.isfinite(norm)]
+        return {
+            "steps": len(self.losses),
+            "nonfinite": self.nonfinite,
+            "max_norm": max(finite, default=None),
+            "median_norm": statistics.median(finite) if finite else None,
+            "seconds": round(self.seconds, 1),
+            "losses": [finite_or_none(loss) for loss in self.losses],
+            "norms": [finite_or_none(norm) for norm in self.norms],
+            "curve": [(step, finite_or_none(value)) for step, value in self.curve],
+        }
+
+
+def train_steps(
+    model: nn.Module,
+    batches: Iterator[Batch],
+    optim: OptimConfig,
+    loop: Loop,
+    evaluate: Callable[[nn.Module], float],
+    tick: Tick,
+) -> History:
+    """Train `logits, state = model(inputs)` on `batches`.
+
+    A step whose loss or gradient norm is not finite is counted and leaves the parameters alone.
+
+    Args:
+        evaluate: a number to follow, computed without gradients.
+        tick: called with the number of steps that need no more waiting for.
+    """
+    optimizer = build_optimizer(optim, model)
+    history, start = History(), time.perf_counter()
+    for step in range(loop.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(optim, step, loop.steps)
+        _update(model, next(batches), optimizer, optim.clip_norm, history)
+        tick(1)
+        if (step + 1) % loop.eval_every == 0 or step + 1 == loop.steps:
+            with torch.no_grad():
+                history.curve.append((step + 1, evaluate(model)))
+            if loop.stop_at is not None and history.curve[-1][1] >= loop.stop_at:
+                tick(loop.steps - step - 1)
+                break
+    history.seconds = time.perf_counter() - start
+    return history
+
+
+def _update(
+    model: nn.Module,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    clip_norm: float | None,
+    history: History,
+) -> None:
+    inputs, targets = batch
+    optimizer.zero_grad(set_to_none=True)
+    loss = next_token_loss(model(inputs)[0], targets)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = float(clip_grad_norm_(model.parameters(), clip_norm if clip_norm is not None else math.inf))
+    history.losses.append(loss.item())
+    history.norms.append(norm)
+    if math.isfinite(history.losses[-1]) and math.isfinite(norm):
+        optimizer.step()
+    else:
+        history.nonfinite += 1
+
+
+def finite_or_none(value: float) -> float | None:
+    """`value`, or None if it is NaN or infinite."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,116 @@
+"""Explicit state: everything that changes while a sequence is read.
+
+Weights that adapt inside a sequence are state, never parameters. A state is a frozen dataclass whose
+fields are batch-first tensors, ints, further states, tuples of these, or None. Functions take a state
+and hand back a new one; nothing is written in place.
+
+    y, state = layer(x, state)        # state=None means "start of a context"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+TensorFn = Callable[[Tensor], Tensor]
+
+
+def _map(value: Any, fn: TensorFn) -> Any:
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, State):
+        return value.map(fn)
+    if isinstance(value, tuple):
+        return tuple(_map(item, fn) for item in value)
+    return value
+
+
+def _pack(value: Any) -> Any:
+    if isinstance(value, State):
+        fields = {f.name: _pack(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"state": type(value).__name__, "fields": fields}
+    if isinstance(value, tuple):
+        return [_pack(item) for item in value]
+    return value
+
+
+def _unpack(value: Any) -> Any:
+    if isinstance(value, dict):
+        cls = State.kinds[value["state"]]
+        return cls(**{name: _unpack(item) for name, item in value["fields"].items()})
+    if isinstance(value, list):
+        return tuple(_unpack(item) for item in value)
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Base of all states. Subclasses are frozen dataclasses; they register themselves by name."""
+
+    kinds: ClassVar[dict[str, type[State]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        State.kinds[cls.__name__] = cls
+
+    def map(self, fn: TensorFn) -> Self:
+        """The same state with `fn` applied to every tensor in it."""
+        fields = {f.name: _map(getattr(self, f.name), fn) for f in dataclasses.fields(self)}
+        return type(self)(**fields)
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of the state, in field order."""
+        found: list[Tensor] = []
+
+        def collect(t: Tensor) -> Tensor:
+            found.append(t)
+            return t
+
+        self.map(collect)
+        return found
+
+    def detach(self) -> Self:
+        """Cut the gradient: later losses no longer reach earlier writes."""
+        return self.map(Tensor.detach)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same state on another device."""
+        return self.map(lambda t: t.to(device))
+
+    def rows(self, index: Tensor) -> Self:
+        """Select, repeat or reorder rows of the batch: `index [N]` of row numbers (beam search, forks)."""
+        return self.map(lambda t: t.index_select(0, index.to(t.device)))
+
+    def numel(self) -> int:
+        """How many numbers the state holds, over all rows of the batch."""
+        return sum(t.numel() for t in self.tensors())
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to one file; `load_state` reads it back."""
+        torch.save(_pack(self.detach()), path)
+
+
+def load_state(path: str | Path, map_location: torch.device | str = "cpu") -> Any:
+    """Read a state written by `State.save`."""
+    return _unpack(torch.load(path, map_location=map_location, weights_only=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerState(State):
+    """State of one block: of its mixer and of its feed-forward memory (`None` where there is none)."""
+
+    mixer: Any = None
+    memory: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelState(State):
+    """State of a whole model. `position` counts the tokens read since the start of the context."""
+
+    layers: tuple[LayerState, ...]
+    position: int = 0

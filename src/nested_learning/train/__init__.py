@@ -1,0 +1,1 @@
+"""Training: objective, loop, checkpoints, metrics. `train.launch.launch` runs a configuration."""

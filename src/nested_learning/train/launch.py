@@ -1,0 +1,172 @@
+"""From a configuration to a finished run: everything is built here, in one order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from nested_learning.allocator import keep_freed_memory
+from nested_learning.config import DataConfig, RunConfig, set_seed
+from nested_learning.data.corpus import Corpus, bundled_files, prepare_corpus
+from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
+from nested_learning.models.lm import HopeLM
+from nested_learning.train.checkpoint import CheckpointStore, find_checkpoint
+from nested_learning.train.plots import plot_losses
+from nested_learning.train.strategy import build_strategy
+from nested_learning.train.trainer import Trainer, TrainResult
+
+
+def launch(config: RunConfig, strategy: str = "single") -> TrainResult:
+    """Train as `config` says and report.
+
+    Writes to `config.run_dir`: `config.yaml`, `metrics.jsonl`, `checkpoints/`, `loss.png`, `sample.txt`.
+
+    Args:
+        config: the run.
+        strategy: "single" (one process).
+
+    Raises:
+        CheckpointError: `train.resume` names or finds a checkpoint that does not belong to this run.
+        NonFiniteError: see `Trainer.fit`.
+    """
+    keep_freed_memory()
+    spread = build_strategy(strategy)
+    say: Callable[[str], None] = print if spread.is_main else _silent
+    device = pick_device(config.train.device)
+    corpus = load_corpus(config.data)
+    check_vocabulary(config, corpus.tokenizer)
+    set_seed(config.seed)  # after the data, so that a cached corpus changes nothing; before the model
+    model = build_model(config, device)
+    resume = prepare_run_dir(config)
+    trainer = Trainer(config, model, corpus, spread, resume)
+    OmegaConf.save(OmegaConf.create(config.to_dict()), config.run_dir / "config.yaml")
+    say(describe(config, model, corpus))
+    say(f"resumed from {resume} at step {trainer.step}" if resume else "starting anew")
+    result = trainer.fit()
+    finish(config, model, corpus, result, say)
+    return result
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is CUDA if there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def load_corpus(config: DataConfig) -> Corpus:
+    """Tokenized text of a run.
+
+    Raises:
+        ValueError: no files given, or one that cannot be used.
+        FileNotFoundError: a file is not there.
+    """
+    if not config.files:
+        raise ValueError("data.files is empty: give UTF-8 text files, as in data.files=[a.txt,b.txt]")
+    files = [f for name in config.files for f in (bundled_files() if name == "bundled" else [Path(name)])]
+    wanted = config.tokenizer
+    tokenizer: Tokenizer | TokenizerSpec = TokenizerSpec(kind=wanted.kind, vocab_size=wanted.vocab_size)
+    if wanted.path is not None:
+        tokenizer = load_tokenizer(wanted.path)
+    return prepare_corpus(files, tokenizer, config.cache_dir, config.valid_fraction)
+
+
+def check_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> None:
+    """Model and tokenizer must have the same vocabulary, or it is a ValueError."""
+    if config.model.vocab_size != tokenizer.vocab_size:
+        raise ValueError(
+            f"model.vocab_size is {config.model.vocab_size} but the tokenizer has {tokenizer.vocab_size} "
+            "tokens; leave model.vocab_size out and set data.tokenizer.vocab_size"
+        )
+
+
+def build_model(config: RunConfig, device: torch.device) -> HopeLM:
+    """The model of a run on `device`, with its activations checkpointed if the configuration says so."""
+    model = HopeLM(config.model)
+    if config.parallel.activation_checkpointing:
+        checkpoint_blocks(model)
+    return model.to(device)
+
+
+def checkpoint_blocks(model: HopeLM) -> None:
+    """Let every block keep only its inputs and compute the rest again in the backward pass."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    for i, block in enumerate(model.blocks):
+        model.blocks[i] = checkpoint_wrapper(block)
+
+
+def prepare_run_dir(config: RunConfig) -> Path | None:
+    """Make the run directory, and find the checkpoint to go on from (None = start anew)."""
+    folder = config.run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    store = CheckpointStore(folder / "checkpoints", config.train.keep_last)
+    if config.train.resume is None:
+        store.clear()
+        return None
+    return store.latest() if config.train.resume == "auto" else find_checkpoint(config.train.resume)
+
+
+def describe(config: RunConfig, model: nn.Module, corpus: Corpus) -> str:
+    """What is about to run, in a few lines."""
+    train, levels = config.train, config.model.levels
+    parameters = sum(p.numel() for p in model.parameters())
+    fast = [level for level in levels if level.is_fast]
+    floats = sum(int(2 * (level.expansion or 1) * config.model.dim**2) for level in fast)
+    lines = [
+        f"run {config.name} in {config.run_dir.resolve()}",
+        f"model: {parameters / 1e6:.2f} M parameters, mixer {config.model.mixer}, "
+        f"levels {', '.join(level.name + (f' ({level.chunk_size})' * level.is_fast) for level in levels)}",
+        f"data: {len(corpus.train):,} training and {len(corpus.valid):,} validation tokens, "
+        f"vocabulary {corpus.tokenizer.vocab_size}",
+        f"training: {train.steps} steps of {train.batch_size} x {train.seq_len} tokens "
+        f"on {next(model.parameters()).device}, {train.precision}",
+    ]
+    if fast:
+        bill = floats * config.model.num_layers * train.batch_size // train.accumulation * 4 / 2**20
+        lines.append(f"fast levels: {floats:,} floats per layer and sequence, {bill:.0f} MiB per micro-batch")
+    return "\n".join(lines)
+
+
+def finish(
+    config: RunConfig, model: HopeLM, corpus: Corpus, result: TrainResult, say: Callable[[str], None]
+) -> None:
+    """Plot, report and write a sample of text."""
+    folder = config.run_dir
+    plot_losses(folder / "metrics.jsonl", folder / "loss.png", corpus.unigram_entropy)
+    if result.interrupted:
+        say(f"interrupted and saved at step {result.step}; run the same command to continue")
+        return
+    if result.valid_loss is not None and result.bits_per_byte is not None:
+        unigram_bits = corpus.unigram_entropy / math.log(2) / corpus.bytes_per_token
+        say(
+            f"step {result.step}: validation loss {result.valid_loss:.4f} nats/token "
+            f"(unigram entropy {corpus.unigram_entropy:.4f}), "
+            f"{result.bits_per_byte:.4f} bits/byte (unigram {unigram_bits:.4f})"
+        )
+    if config.train.sample_tokens:
+        text = write_sample(config, model, corpus.tokenizer)
+        (folder / "sample.txt").write_text(text, encoding="utf-8")
+        say(f"sample: {text}")
+    say(f"results in {folder.resolve()}")
+
+
+def write_sample(config: RunConfig, model: HopeLM, tokenizer: Tokenizer) -> str:
+    """`train.sample_tokens` tokens of text after `train.sample_prompt`, drawn with the run's seed."""
+    prompt = tokenizer.encode(config.train.sample_prompt) or [tokenizer.eos_id]
+    tokens = torch.tensor([prompt], device=next(model.parameters()).device)
+    model.eval()
+    with torch.compiler.set_stance("force_eager"):  # a growing cache would compile again and again
+        written = model.generate(
+            tokens, config.train.sample_tokens, temperature=0.8, top_k=40, seed=config.seed
+        )
+    return tokenizer.decode(written[0].tolist())
+
+
+def _silent(line: str) -> None:
+    """Ranks other than the main one print nothing."""

@@ -1,0 +1,33 @@
+"""The picture of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nested_learning.train.metrics import read_metrics
+
+
+def plot_losses(metrics: Path, output: Path, unigram_entropy: float) -> None:
+    """Training and validation loss over steps as a PNG, in nats per token.
+
+    Args:
+        metrics: a `metrics.jsonl`.
+        output: the file to write.
+        unigram_entropy: nats per token that guessing by token frequency costs: the line to get below.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(metrics)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for key, label, style in (("loss", "training", "-"), ("valid_loss", "validation", "o-")):
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        if points:
+            steps, values = zip(*points, strict=True)
+            axes.plot(steps, values, style, label=label, markersize=4)
+    axes.axhline(unigram_entropy, color="grey", linestyle="--", label="unigram entropy")
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.legend()
+    figure.savefig(output, dpi=120)

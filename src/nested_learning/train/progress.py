@@ -1,0 +1,91 @@
+"""What a person at the terminal sees and does: progress bar, clock, Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+
+class Clock:
+    """Steps per second between looks, without the pauses (validation, saving)."""
+
+    def __init__(self, step: int) -> None:
+        self.start = time.perf_counter()
+        self.step = step
+
+    def rate(self, step: int) -> float:
+        """Steps per second since the last call; `step` is the number of the current one."""
+        now = time.perf_counter()
+        rate = (step - self.step) / max(now - self.start, 1e-9)
+        self.start, self.step = now, step
+        return rate
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside is not counted."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.start += time.perf_counter() - before
+
+
+class Progress:
+    """A progress bar with loss, tokens per second, memory and time left. Silent where it is not shown."""
+
+    def __init__(self, steps: int, done: int, shown: bool) -> None:
+        self.bar: Any = tqdm(total=steps, initial=done, disable=not shown, unit="step", dynamic_ncols=True)
+
+    def advance(self) -> None:
+        """One step made."""
+        self.bar.update(1)
+
+    def show(self, record: dict[str, float]) -> None:
+        """Put the numbers of a metrics record behind the bar."""
+        self.bar.set_postfix_str(
+            f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tok/s, "
+            f"{record['memory_gib']:.2f} GiB"
+        )
+
+    def print(self, line: str) -> None:
+        """A line above the bar."""
+        if not self.bar.disable:
+            self.bar.write(line)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self.bar.close()
+
+
+class StopSignals:
+    """SIGINT and SIGTERM ask for a stop after the current step; a second one stops at once.
+
+    Signals are Python's only in the main thread; in another one this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.former: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.former[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+        self.former = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for name, handler in self.former.items():  # the next one is not ours
+            signal.signal(name, handler)

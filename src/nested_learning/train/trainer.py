@@ -1,0 +1,241 @@
+"""The training loop. Built from parts that know nothing of each other; started by `train.launch`.
+
+Shapes: a batch is tokens `[B, T+1]` int64; inputs `[:, :-1]`, targets `[:, 1:]`.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nested_learning.config import RunConfig
+from nested_learning.data.corpus import Corpus
+from nested_learning.data.loader import TokenLoader, sequential_batches
+from nested_learning.models.compile import compile_model
+from nested_learning.optim.build import build_optimizer, lr_at
+from nested_learning.train.checkpoint import CheckpointStore, Training, load_training_state
+from nested_learning.train.guard import NonFiniteError, UpdateGuard, find_nonfinite
+from nested_learning.train.metrics import build_writer, memory_gib
+from nested_learning.train.objective import count_targets, next_token_loss
+from nested_learning.train.progress import Clock, Progress, StopSignals
+from nested_learning.train.strategy import Strategy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """What a run ends with.
+
+    step: updates made. valid_loss: nats per token, None before the first validation.
+    bits_per_byte: the same, by byte of text. interrupted: stopped by a signal, to be resumed.
+    """
+
+    step: int
+    valid_loss: float | None
+    bits_per_byte: float | None
+    interrupted: bool
+    run_dir: Path
+
+
+class Trainer:
+    """Trains `model` on `corpus` as `config` says.
+
+    Args:
+        config: the run; `config.run_dir` must exist.
+        model: `logits, state = model(tokens)`, on its device. The run's seed must have been set before
+            it was built.
+        corpus: token arrays, tokenizer and statistics.
+        strategy: how the run is spread over processes.
+        resume: checkpoint to go on from.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: nn.Module,
+        corpus: Corpus,
+        strategy: Strategy,
+        resume: Path | None = None,
+    ) -> None:
+        self.config, self.model, self.corpus, self.strategy = config, model, corpus, strategy
+        train = config.train
+        self.device = next(model.parameters()).device
+        self.optimizer = build_optimizer(config.optim, model)
+        self.loader = TokenLoader(
+            corpus.train,
+            train.seq_len,
+            train.batch_size // strategy.world_size,
+            config.seed,
+            rank=strategy.rank,
+            world_size=strategy.world_size,
+        )
+        self.state = Training(
+            config=config,
+            model=model,
+            optimizer=self.optimizer,
+            loader=self.loader,
+            tokenizer=corpus.tokenizer,
+        )
+        self.store = CheckpointStore(config.run_dir / "checkpoints", train.keep_last)
+        self.step = self.saved_step = 0
+        self.validated: dict[str, float] = {}
+        if resume is not None:
+            self.step, self.validated = load_training_state(resume, self.state)
+            self.saved_step = self.step
+        self.wrapped = strategy.wrap(model)
+        if train.compile:
+            compile_model(self.wrapped)
+        self.guard = UpdateGuard(self.optimizer, self.device)
+        self.first_step = self.step
+        self.clock = Clock(self.step)
+        self.recent: dict[int, Tensor] = {}  # batches since the guard was last read
+
+    def fit(self) -> TrainResult:
+        """Train to the last step, or until SIGINT or SIGTERM; either way the last step is saved.
+
+        Raises:
+            NonFiniteError: a loss or gradient is not finite. Nothing is saved; the parameters are those
+                before the update, and the last checkpoint stays as it is.
+        """
+        train = self.config.train
+        self.writer = build_writer(self.config, self.step)
+        self.clock = Clock(self.step)  # what came before is not training
+        progress = Progress(train.steps, self.step, self.config.logging.progress and self.strategy.is_main)
+        try:
+            with StopSignals() as signals:
+                while self.step < train.steps and not signals.received:
+                    loss, norm = self.update(next(self.loader))
+                    progress.advance()
+                    if self._due(train.log_every):
+                        progress.show(self._log(loss, norm))
+                    if self._due(train.eval_every):
+                        progress.print(self._validate())
+                    if self._due(train.save_every):
+                        self.save()
+                self.save()
+                return self._result(bool(signals.received) and self.step < train.steps)
+        finally:
+            progress.close()
+            self.writer.close()
+
+    def update(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimizer step on `tokens [B, T+1]`: loss (nats per token) and gradient norm, on the device."""
+        self.recent[self.step] = tokens
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr_at(self.config.optim, self.step, self.config.train.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.strategy.sum(self._accumulate(tokens))
+        norm = self.strategy.clip(self.model, self.config.optim.clip_norm)
+        if not self.guard.step(loss, norm):
+            self._stop_nonfinite()
+        if not self.guard.deferred:
+            self.recent.clear()
+        self.step += 1
+        return loss, norm
+
+    def _accumulate(self, tokens: Tensor) -> Tensor:
+        """Gradient of the mean loss over `tokens [B, T+1]`, micro-batch by micro-batch; that loss."""
+        count = int(self.strategy.sum(count_targets(tokens[:, 1:])))  # on the host: no wait for the device
+        total = torch.zeros((), device=self.device)
+        for part in tokens.chunk(self.config.train.accumulation):
+            loss = self._loss(self.wrapped, part, count)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach()
+        return total
+
+    def _loss(self, model: nn.Module, tokens: Tensor, count: int) -> Tensor:
+        """Summed cross-entropy over `count` of `tokens [b, T+1]`."""
+        tokens = tokens.to(self.device, non_blocking=True)
+        with self._autocast():
+            logits, _ = model(tokens[:, :-1])
+        return next_token_loss(logits, tokens[:, 1:], count)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        if self.config.train.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Loss on the held-out part, nats per token. Reads one number from the device, at the end."""
+        train = self.config.train
+        self.model.eval()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        tokens = 0
+        size = train.batch_size // train.accumulation  # what fits the device
+        for batch in sequential_batches(self.corpus.valid, train.seq_len, size, train.eval_batches):
+            total += self._loss(self.wrapped, batch, 1).double()
+            tokens += batch[:, 1:].numel()
+        self.model.train()
+        return float(total) / tokens
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step, unless there is one."""
+        if self.saved_step == self.step or not self.strategy.is_main:
+            return
+        if not self.guard.check():
+            self._stop_nonfinite()
+        metrics = self.validated if self.validated.get("step") == self.step else {}
+        with self.clock.paused():
+            self.store.save(self.state.payload(self.step, metrics))
+        self.saved_step = self.step
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.train.steps
+
+    def _log(self, loss: Tensor, norm: Tensor) -> dict[str, float]:
+        """The only place in training where the host waits for the device."""
+        if not self.guard.check():
+            self._stop_nonfinite()
+        self.recent.clear()
+        train = self.config.train
+        record = {
+            "step": self.step,
+            "loss": float(loss),
+            "grad_norm": float(norm),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "tokens": self.step * train.batch_size * train.seq_len,
+            "tokens_per_second": self.clock.rate(self.step) * train.batch_size * train.seq_len,
+            "memory_gib": memory_gib(self.device),
+        }
+        self.writer.write(record)
+        return record
+
+    def _validate(self) -> str:
+        with self.clock.paused():
+            loss = self.evaluate()
+        bits = loss / math.log(2) / self.corpus.bytes_per_token
+        self.validated = {"step": self.step, "valid_loss": loss, "valid_bits_per_byte": bits}
+        self.writer.write(self.validated)
+        return f"step {self.step}: validation loss {loss:.4f} nats/token, {bits:.4f} bits/byte"
+
+    def _result(self, interrupted: bool) -> TrainResult:
+        return TrainResult(
+            step=self.step,
+            valid_loss=self.validated.get("valid_loss"),
+            bits_per_byte=self.validated.get("valid_bits_per_byte"),
+            interrupted=interrupted,
+            run_dir=self.config.run_dir,
+        )
+
+    def _stop_nonfinite(self) -> None:
+        """Run the batch to blame again, with hooks, to name what went wrong first."""
+        step = self.first_step + int(self.guard.made)
+        cause = self._diagnose(self.recent[step]) or "not to be found by running the step again"
+        raise NonFiniteError(
+            f"step {step + 1}: the first tensor that is not finite is {cause}; the update was not made; "
+            f"last good checkpoint: {self.store.latest() or 'none'}"
+        )
+
+    def _diagnose(self, tokens: Tensor) -> str | None:
+        count = tokens[:, 1:].numel()
+        with torch.compiler.set_stance("force_eager"):  # hooks see nothing of a compiled module
+            for part in tokens.chunk(self.config.train.accumulation):
+                if found := find_nonfinite(self.model, partial(self._loss, self.model, part, count)):
+                    return found
+        return None

@@ -1,0 +1,147 @@
+"""Batches: every window once per epoch over all ranks, exact resume, fixed validation order."""
+
+import json
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from nested_learning.data import TokenLoader, sequential_batches
+
+SEQ = 4  # windows of 5 tokens
+
+
+def windows(count, extra=3):
+    """A token array whose window w starts with token 5w, plus a few tokens that make no window."""
+    return np.arange(count * (SEQ + 1) + extra, dtype=np.uint16)
+
+
+def ids(batch):
+    """Which windows a batch holds; checks that they are whole and in order inside."""
+    first = batch[:, :1]
+    assert torch.equal(batch, first + torch.arange(SEQ + 1))
+    return (first[:, 0] // (SEQ + 1)).tolist()
+
+
+def test_batches_are_int64_windows_of_the_array():
+    loader = TokenLoader(windows(8), SEQ, 3, seed=0, shuffle=False)
+    batch = next(loader)
+    assert batch.dtype == torch.int64
+    assert batch.tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12, 13, 14]]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_ranks_use_every_window_once_per_epoch(world_size, shuffle):
+    count, batch_size, epochs = 19, 3, 9  # 19 windows: no batch size divides them, so batches cross epochs
+    loaders = [
+        TokenLoader(windows(count), SEQ, batch_size, 7, shuffle, r, world_size) for r in range(world_size)
+    ]
+    line = []
+    while len(line) < epochs * count:
+        step = [ids(next(loader)) for loader in loaders]
+        line += [window for rank in step for window in rank]
+    for epoch in range(epochs):
+        assert sorted(line[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_world_size_does_not_change_the_order():
+    single = TokenLoader(windows(20), SEQ, 4, seed=3)
+    pair = [TokenLoader(windows(20), SEQ, 2, seed=3, rank=rank, world_size=2) for rank in (0, 1)]
+    for _ in range(12):
+        assert torch.equal(next(single), torch.cat([next(loader) for loader in pair]))
+
+
+def test_order_depends_on_seed_and_epoch():
+    def epochs(seed):
+        loader = TokenLoader(windows(32), SEQ, 32, seed=seed)
+        return [tuple(ids(next(loader))) for _ in range(3)]
+
+    assert epochs(0) == epochs(0)
+    assert len(set(epochs(0) + epochs(1))) == 6
+    assert tuple(range(32)) not in epochs(0)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 6, 7, 40])
+def test_resume_continues_the_uninterrupted_run(steps):
+    def make():
+        return TokenLoader(windows(19), SEQ, 3, seed=5, rank=1, world_size=2)
+
+    straight, before, after = make(), make(), make()
+    expected = list(islice(straight, steps + 15))[steps:]
+    for _ in range(steps):
+        next(before)
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert after.epoch == before.epoch == steps * 6 // 19
+    assert torch.equal(torch.stack(list(islice(after, 15))), torch.stack(expected))
+    assert after.state_dict() == straight.state_dict()
+
+
+def test_state_is_the_same_on_every_rank():
+    states = []
+    for rank in (0, 1):
+        loader = TokenLoader(windows(19), SEQ, 3, seed=5, rank=rank, world_size=2)
+        states.append([next(loader), loader.state_dict()][1])
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seq_len": 5}, "seq_len=4, this loader has seq_len=5"),
+        ({"batch_size": 2}, "batch_size=3, this loader has batch_size=2"),
+        ({"seed": 1}, "seed=0, this loader has seed=1"),
+        ({"shuffle": False}, "shuffle=True, this loader has shuffle=False"),
+        ({"world_size": 2}, "world_size=1, this loader has world_size=2"),
+        ({"tokens": windows(20)}, "num_tokens=98, this loader has num_tokens=103"),
+    ],
+)
+def test_state_of_another_loader_is_refused(change, message):
+    settings = {"tokens": windows(19), "seq_len": SEQ, "batch_size": 3, "seed": 0}
+    state = TokenLoader(**settings).state_dict()
+    with pytest.raises(ValueError, match=message):
+        TokenLoader(**(settings | change)).load_state_dict(state)
+
+
+def test_state_of_another_version_is_refused():
+    loader = TokenLoader(windows(19), SEQ, 3, seed=0)
+    with pytest.raises(ValueError, match="version=0, this loader has version=1"):
+        loader.load_state_dict(loader.state_dict() | {"version": 0})
+
+
+def test_validation_batches_are_fixed_and_in_order():
+    tokens = windows(11)
+    batches = [ids(batch) for batch in sequential_batches(tokens, SEQ, 2)]
+    assert len(batches) == 5  # the eleventh window makes no full batch
+    flat = [window for batch in batches for window in batch]
+    assert flat == sorted(flat) and max(Counter(flat).values()) == 1
+    assert batches == [ids(batch) for batch in sequential_batches(tokens, SEQ, 2)]
+    even = [ids(batch) for batch in sequential_batches(windows(6), SEQ, 2)]
+    assert even == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_capped_validation_is_spread_over_the_data():
+    assert [ids(batch) for batch in sequential_batches(windows(100), SEQ, 2, max_batches=2)] == [
+        [0, 25],
+        [50, 75],
+    ]
+    assert len(list(sequential_batches(windows(4), SEQ, 2, max_batches=99))) == 2
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: TokenLoader(windows(3), SEQ, 4, 0), "18 tokens make 3 windows of seq_len=4"),
+        (lambda: TokenLoader(windows(7), SEQ, 4, 0, world_size=2), "batch_size=4 on world_size=2"),
+        (lambda: TokenLoader(windows(7), 0, 4, 0), "seq_len=0 must be at least 1"),
+        (lambda: TokenLoader(windows(7), SEQ, 0, 0), "batch_size=0 must be at least 1"),
+        (lambda: TokenLoader(windows(7), SEQ, 1, 0, rank=2, world_size=2), "rank=2 must be"),
+        (lambda: sequential_batches(windows(1), SEQ, 2), "fewer than one batch"),
+        (lambda: sequential_batches(windows(4), SEQ, 2, max_batches=0), "max_batches=0 must be at least 1"),
+    ],
+)
+def test_bad_settings_are_named(act, message):
+    with pytest.raises(ValueError, match=message):
+        act()

@@ -1,0 +1,120 @@
+"""The self-modifying layer against the token loop of its equations, and what every memory layer must keep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from naive_self_modifying import naive_self_modifying
+
+from nested_learning.layers.self_modifying import SelfModifyingTitans
+from nested_learning.layers.titans import TitansMemory
+from nested_learning.models.config import MemoryConfig
+
+LIVELY = {
+    "eta_max": 1.0,
+    "eta_bias": 0.0,
+    "alpha_bias": 1.0,
+}  # large steps and fast forgetting: differences show
+VARIANTS = {
+    "default": MemoryConfig(**LIVELY),
+    "momentum": MemoryConfig(**LIVELY, momentum=True),
+    "no_delta": MemoryConfig(**LIVELY, delta=False),
+    "no_retention": MemoryConfig(**LIVELY, retention=False),
+    "towards_init": MemoryConfig(**LIVELY, retention_target="init"),
+    "all_adaptive": MemoryConfig(**LIVELY, adaptive=("k", "v", "q", "eta", "alpha"), hidden=5),
+    "only_memory": MemoryConfig(**LIVELY, adaptive=()),
+    "plain_targets": MemoryConfig(**LIVELY, adaptive=("k", "v"), self_targets=False),
+    "fast_projections": MemoryConfig(**LIVELY, projection_chunk_size=2),
+    "slow_projections": MemoryConfig(**LIVELY, projection_chunk_size=8),
+}
+
+
+def make(variant: str, read: str = "chunk", chunk: int = 4) -> SelfModifyingTitans:
+    torch.manual_seed(0)
+    layer = SelfModifyingTitans(8, 2, chunk, read, VARIANTS[variant]).double()
+    with torch.no_grad():
+        for memory in layer.memories.values():
+            memory.initial_w1.normal_()
+        layer.rates.weight.normal_()
+    return layer
+
+
+def sample(tokens: int = 19, batch: int = 2) -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.randn(batch, tokens, 8, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("read", ["chunk", "before_write", "after_write"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("chunk", [1, 4, 64])
+def test_layer_equals_the_token_loop(variant: str, read: str, chunk: int) -> None:
+    if VARIANTS[variant].projection_chunk_size and chunk == 1:
+        chunk = 2
+    layer, x = make(variant, read, chunk), sample()
+    torch.testing.assert_close(layer(x)[0], naive_self_modifying(layer, x), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("read", ["chunk", "before_write", "after_write"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("cuts", [[5], [3, 4, 11], list(range(1, 19))])
+def test_any_split_gives_the_same_answers_and_state(variant: str, read: str, cuts: list[int]) -> None:
+    layer, x = make(variant, read), sample()
+    whole, last = layer(x)
+    state, parts = None, []
+    for first, end in zip([0, *cuts], [*cuts, 19], strict=True):
+        y, state = layer(x[:, first:end], state)
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-11, atol=1e-12)
+    assert state.position == last.position
+    for a, b in zip(state.tensors(), last.tensors(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+
+
+def test_gradient_through_the_writes_by_finite_differences() -> None:
+    """The outer loss reaches every initial memory, through writes only (three chunks)."""
+    layer, x = make("default"), sample(9, 1)
+    names = [f"memories.{name}.initial_{w}" for name in layer.memories for w in ("w1", "w2")]
+    parameters = dict(layer.named_parameters())
+
+    def loss(*values: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))[0]
+
+    assert torch.autograd.gradcheck(loss, tuple(parameters[n] for n in names), atol=1e-6)
+
+
+def test_titans_is_the_layer_without_self_modification() -> None:
+    torch.manual_seed(0)
+    layer, x = TitansMemory(8, 2, 4, config=MemoryConfig(**LIVELY)).double(), sample()
+    assert list(layer.memories) == ["memory"]
+    torch.testing.assert_close(layer(x)[0], naive_self_modifying(layer, x), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("period", [1, 2])
+@pytest.mark.parametrize("chunk", [1, 16, 64])
+def test_ten_thousand_repeats_stay_bounded(dtype: torch.dtype, period: int, chunk: int) -> None:
+    """One token, or two in turn, 10,000 times at the default rates: the state stays finite and bounded."""
+    torch.manual_seed(0)
+    layer = SelfModifyingTitans(16, 2, chunk).to(dtype)
+    x = torch.randn(1, period, 16).repeat(1, (10_000 if chunk > 1 else 2_000) // period, 1).to(dtype)
+    with torch.no_grad():
+        y, state = layer(x)
+    assert y.isfinite().all()
+    start = max(t.norm() for t in layer.init_state(1).tensors())
+    assert all(t.isfinite().all() and t.norm() < 50 * start for t in state.tensors())
+
+
+def test_truncation_cuts_the_gradient_of_early_writes() -> None:
+    full, cut = make("default"), make("default")
+    cut.config = replace(cut.config, truncate_every=1)
+    x, early, late = sample(12, 1), [], []
+    for layer in (full, cut):
+        y, memory = layer(x)[0], layer.memories["memory"].initial_w1
+        early += torch.autograd.grad(y[:, 0].sum(), memory, retain_graph=True)
+        late += torch.autograd.grad(y[:, 11].sum(), memory, allow_unused=True)
+    torch.testing.assert_close(full(x)[0], cut(x)[0], rtol=0, atol=0)
+    torch.testing.assert_close(early[0], early[1], rtol=0, atol=0)  # the first chunk reads it directly
+    assert late[0].abs().max() > 0  # through two writes
+    assert late[1] is None or late[1].abs().max() == 0

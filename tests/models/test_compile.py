@@ -1,0 +1,40 @@
+"""Compiled models: the same numbers as eager ones, and no second compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from nested_learning.models.compile import compile_model
+from nested_learning.models.config import HopeConfig
+from nested_learning.models.lm import HopeLM
+from nested_learning.ops.memory_mlp import fused
+
+
+@pytest.fixture(autouse=True)
+def eager_afterwards() -> Iterator[None]:
+    before = fused.kernels.forward, fused.kernels.backward
+    yield
+    fused.kernels.forward, fused.kernels.backward = before
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+def test_compiled_model_gives_the_same_gradients_and_compiles_once() -> None:
+    torch.manual_seed(0)
+    model = HopeLM(HopeConfig(vocab_size=31, dim=16, num_layers=2, num_heads=2, chunk_size=4))
+    tokens = torch.randint(31, (2, 12))
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        model(tokens)[0].logsumexp(-1).sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    expected = gradients()
+    compile_model(model)
+    for a, b in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        gradients()

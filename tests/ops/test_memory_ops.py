@@ -1,0 +1,188 @@
+"""The closed form of the write against the token loop: outputs, final state, every gradient, in float64."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nested_learning.ops.delta_rule import chunk as delta_chunk
+from nested_learning.ops.delta_rule import naive as delta_naive
+from nested_learning.ops.memory_mlp import chunk as mlp_chunk
+from nested_learning.ops.memory_mlp import naive as mlp_naive
+from nested_learning.ops.triangular import inverse_unit_lower, solve_unit_lower
+
+READS = ("chunk", "before_write", "after_write")
+CHUNKS = (1, 2, 7, 64)
+SWITCHES = list(itertools.product((True, False), repeat=3))  # delta, momentum, retention
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def unit(*shape: int) -> Tensor:
+    return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1).requires_grad_()
+
+
+def rates(lead: tuple[int, ...], steps: int, momentum: bool, retention: bool) -> list[Tensor | None]:
+    def uniform() -> Tensor:
+        return torch.rand(*lead, steps, dtype=torch.float64)
+
+    alpha = uniform() if retention else torch.ones(*lead, steps, dtype=torch.float64)
+    return [
+        t if t is None else t.requires_grad_() for t in (uniform(), alpha, uniform() if momentum else None)
+    ]
+
+
+def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of one random projection of the outputs."""
+    generator = torch.Generator().manual_seed(1)
+    loss = sum((y * torch.randn(y.shape, dtype=y.dtype, generator=generator)).sum() for y in outputs)
+    grads = torch.autograd.grad(loss, inputs, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, inputs, strict=True)]
+
+
+def assert_same(fast: Sequence[Tensor], slow: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    for a, b in zip(fast, slow, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+    for a, b in zip(gradients(fast, inputs), gradients(slow, inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(("delta", "momentum", "retention"), SWITCHES)
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("size", CHUNKS)
+def test_delta_rule_equals_the_token_loop(
+    size: int, read: str, delta: bool, momentum: bool, retention: bool
+) -> None:
+    torch.manual_seed(0)
+    lead, steps, d, o = (2, 3), 15, 5, 4
+    q, k, v = randn(*lead, steps, d), unit(*lead, steps, d), randn(*lead, steps, o)
+    eta, alpha, beta = rates(lead, steps, momentum, retention)
+    weights, moments = randn(*lead, o, d), randn(*lead, o, d) if momentum else None
+    initial = randn(*lead, o, d) if retention else None
+    for objective in ("l2", "dot"):
+        results = [
+            f(
+                q, k, v, (eta, alpha, beta), weights,
+                chunk_size=size, momentum=moments, objective=objective,
+                read=read, delta=delta, initial=initial,
+            )
+            for f in (delta_chunk.delta_rule, delta_naive.delta_rule)
+        ]  # fmt: skip
+        keep = 3 if momentum else 2
+        inputs = [t for t in (q, k, v, eta, alpha, beta, weights, moments, initial) if t is not None]
+        assert_same(results[0][:keep], results[1][:keep], inputs)
+
+
+@pytest.mark.parametrize(("delta", "momentum", "retention"), SWITCHES)
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("size", CHUNKS)
+def test_memory_mlp_equals_the_token_loop(
+    size: int, read: str, delta: bool, momentum: bool, retention: bool
+) -> None:
+    torch.manual_seed(0)
+    n, steps, d, h = 3, 15, 4, 5
+    q, k, v = randn(n, steps, d), unit(n, steps, d), randn(n, steps, d)
+    eta, alpha, beta = rates((n,), steps, momentum, retention)
+
+    def pair() -> mlp_chunk.MLPWeights:
+        return mlp_chunk.MLPWeights(randn(n, d, h), randn(n, h, d))
+
+    weights, moments, initial = pair(), pair() if momentum else None, pair() if retention else None
+    results = []
+    for f in (mlp_chunk.memory_mlp, mlp_naive.memory_mlp):
+        y, after, s = f(
+            q, k, v, (eta, alpha, beta), weights,
+            chunk_size=size, momentum=moments, read=read, delta=delta, initial=initial,
+        )  # fmt: skip
+        results.append([y, *after, *(s if momentum else ())])
+    inputs = [
+        t for t in (q, k, v, eta, alpha, beta, *weights, *(moments or ()), *(initial or ())) if t is not None
+    ]
+    assert_same(*results, inputs)
+
+
+@pytest.mark.parametrize("split", [8, 16, 24])
+def test_state_carries_over_a_split_at_a_chunk_boundary(split: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = unit(3, 32, 4), unit(3, 32, 4), randn(3, 32, 4)
+    eta, alpha, beta = rates((3,), 32, True, True)
+    weights = mlp_chunk.MLPWeights(randn(3, 4, 4), randn(3, 4, 4))
+
+    def run(part: slice, w: mlp_chunk.MLPWeights, s: mlp_chunk.MLPWeights | None) -> tuple:
+        r = (eta[:, part], alpha[:, part], beta[:, part])
+        return mlp_chunk.memory_mlp(
+            q[:, part], k[:, part], v[:, part], r, w, chunk_size=8, momentum=s, read="after_write"
+        )
+
+    whole = run(slice(0, 32), weights, None)
+    head = run(slice(0, split), weights, None)
+    tail = run(slice(split, 32), head[1], head[2])
+    torch.testing.assert_close(torch.cat([head[0], tail[0]], 1), whole[0], rtol=1e-12, atol=1e-13)
+    for a, b in zip([*tail[1], *tail[2]], [*whole[1], *whole[2]], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_linear_dot_product_memory_is_the_gated_delta_rule() -> None:
+    """W_t = W_{t−1}(α_t I − η_t k kᵀ) + η_t v kᵀ, whatever the chunk."""
+    torch.manual_seed(0)
+    q, k, v = randn(2, 20, 4), unit(2, 20, 4), randn(2, 20, 4)
+    eta, alpha, _ = rates((2,), 20, False, True)
+    weights = torch.zeros(2, 4, 4, dtype=torch.float64)
+    answers, w = [], weights
+    for t in range(20):
+        key = k[:, t, :, None]
+        erase = alpha[:, t, None, None] * torch.eye(4) - eta[:, t, None, None] * key @ key.mT
+        w = w @ erase + eta[:, t, None, None] * v[:, t, :, None] @ key.mT
+        answers.append((w @ q[:, t, :, None])[..., 0])
+    for size in (1, 3, 20):
+        y, after, _ = delta_chunk.delta_rule(
+            q, k, v, (eta, alpha, None), weights, chunk_size=size, objective="dot", read="after_write"
+        )
+        torch.testing.assert_close(y, torch.stack(answers, 1), rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(after, w, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 3, 16, 17, 64, 100])
+def test_triangular_inverse_and_solve(size: int) -> None:
+    torch.manual_seed(0)
+    strict = (torch.randn(3, size, size, dtype=torch.float64) * 0.3).tril(-1)
+    rhs = torch.randn(3, size, 2, dtype=torch.float64)
+    whole = strict + torch.eye(size, dtype=torch.float64)
+    torch.testing.assert_close(inverse_unit_lower(strict), torch.linalg.inv(whole), rtol=1e-9, atol=1e-10)
+    if size <= 17:
+        strict.requires_grad_()
+        rhs.requires_grad_()
+        assert torch.autograd.gradcheck(lambda n, r: solve_unit_lower(n.tril(-1), r), (strict, rhs))
+
+
+def test_triangular_inverse_in_float32_with_equal_keys() -> None:
+    """All keys equal is the worst case of the delta rule: every token erases the same direction."""
+    key = F.normalize(torch.ones(64, 64), dim=-1)
+    strict = (0.9 * key @ key.T).tril(-1)[None]
+    exact = torch.linalg.inv(strict[0].double() + torch.eye(64, dtype=torch.float64))
+    error = (inverse_unit_lower(strict)[0].double() - exact).norm() / exact.norm()
+    assert error < 1e-4
+
+
+@pytest.mark.parametrize("pattern", [(0,), (0, 1)])
+def test_ten_thousand_repeats_stay_bounded(pattern: tuple[int, ...]) -> None:
+    """The same token, or two in turn, with the largest step of all and no forgetting."""
+    torch.manual_seed(0)
+    keys, values = unit(2, 8).detach(), unit(2, 8).detach()
+    index = torch.tensor(pattern).repeat(10_000 // len(pattern))
+    k, v = keys[index][None].float(), values[index][None].float()
+    weights = mlp_chunk.MLPWeights(torch.randn(1, 8, 8) * 0.1, torch.randn(1, 8, 8))
+    ones = torch.ones(1, len(index))
+    with torch.no_grad():
+        y, after, _ = mlp_chunk.memory_mlp(
+            k, k, v, (ones, ones, None), weights, chunk_size=16, read="after_write"
+        )
+    assert y.isfinite().all() and y.abs().max() < 10
+    assert all(w.isfinite().all() and w.norm() < 50 for w in after)

@@ -1,0 +1,92 @@
+"""The runner: results are kept, finished runs are skipped, failures lose nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from nested_learning.reproduce.runner import Result, Tick, read_results, run_all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    """Squares a number and leaves a mark in a folder each time it runs."""
+
+    folder: str
+    number: int
+    steps: int = 2
+
+    def run(self, tick: Tick) -> Result:
+        if self.number < 0:
+            raise ArithmeticError(f"number {self.number}")
+        with (Path(self.folder) / f"{self.number}").open("a") as file:
+            file.write("x")
+        tick(self.steps)
+        return {"square": self.number**2, "threads": torch.get_num_threads(), "process": os.getpid()}
+
+
+def marks(folder: Path) -> dict[int, int]:
+    return {int(file.name): len(file.read_text()) for file in folder.iterdir()}
+
+
+@pytest.fixture
+def squares(tmp_path: Path):
+    folder = tmp_path / "marks"
+    folder.mkdir()
+    return lambda *numbers: [Square(folder=str(folder), number=n) for n in numbers]
+
+
+def test_results_are_in_order_and_finished_runs_are_skipped(tmp_path, squares) -> None:
+    path = tmp_path / "runs.jsonl"
+    first = run_all(squares(3, 1, 3), path, workers=1, progress=False)
+    assert [r["square"] for r in first] == [9, 1, 9]
+    again = run_all(squares(2, 3, 1), path, workers=1, progress=False)
+    assert [r["square"] for r in again] == [4, 9, 1]
+    assert marks(tmp_path / "marks") == {1: 1, 2: 1, 3: 1}  # each ran exactly once
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["settings"]["number"] for row in rows] == [3, 1, 2]
+
+
+def test_changed_settings_run_again(tmp_path, squares) -> None:
+    path = tmp_path / "runs.jsonl"
+    (run,) = squares(3)
+    run_all([run], path, workers=1, progress=False)
+    run_all([Square(folder=run.folder, number=3, steps=5)], path, workers=1, progress=False)
+    assert marks(tmp_path / "marks") == {3: 2}
+
+
+def test_a_line_cut_short_is_dropped_and_run_again(tmp_path, squares) -> None:
+    path = tmp_path / "runs.jsonl"
+    run_all(squares(1, 2), path, workers=1, progress=False)
+    whole = path.read_text()
+    path.write_text(whole[:-10])
+    assert len(read_results(path)) == 1
+    run_all(squares(1, 2), path, workers=1, progress=False)
+    assert marks(tmp_path / "marks") == {1: 1, 2: 2}
+    assert path.read_text() == whole
+
+
+def test_parallel_runs_have_one_thread_and_a_failure_keeps_the_others(tmp_path, squares) -> None:
+    path = tmp_path / "runs.jsonl"
+    with pytest.raises(ArithmeticError, match="number -1"):
+        run_all(squares(5, 6, -1), path, workers=2, progress=False)
+    kept = list(read_results(path).values())
+    assert sorted(r["square"] for r in kept) == [25, 36]
+    assert {r["threads"] for r in kept} == {1}
+    assert os.getpid() not in {r["process"] for r in kept}
+
+
+def test_one_worker_restores_the_number_of_threads(tmp_path, squares) -> None:
+    before = torch.get_num_threads()
+    (result,) = run_all(squares(4), tmp_path / "runs.jsonl", workers=1, progress=False)
+    assert result["threads"] == 1 and torch.get_num_threads() == before
+
+
+def test_no_worker_is_an_error(tmp_path) -> None:
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        run_all([], tmp_path / "runs.jsonl", workers=0)
