@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from hydra.errors import HydraException
 
 from nested_learning.data.corpus import bundled_files, default_cache_dir
 from nested_learning.reproduce import EXPERIMENTS
@@ -31,36 +32,44 @@ DISTRIBUTIONS = {"hydra": "hydra-core"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 0 if all went well, 2 for input that is not allowed."""
+    """Run the command line; the exit code is 0 if all went well, 2 for input that is not allowed.
+
+    Every subcommand sets `run`, a function from its options to the exit code.
+    """
     options = build_parser().parse_args(arguments)
-    if options.command == "doctor":
-        return doctor()
     try:
-        plan = options.experiment.prepare(options)
-    except (ValueError, FileNotFoundError) as error:
+        code: int = options.run(options)
+    except (ValueError, FileNotFoundError, HydraException) as error:
         print(f"nl: {error}", file=sys.stderr)
         return 2
-    try:
-        options.experiment.run(options, plan)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on with the runs that are not finished", file=sys.stderr)
-        return 130
-    return 0
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command."""
     parser = argparse.ArgumentParser(prog="nl", description="Nested Learning")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("doctor", help="versions, device, packages, bundled text, speed")
+    doctor_parser = commands.add_parser("doctor", help="versions, device, packages, bundled text, speed")
+    doctor_parser.set_defaults(run=lambda options: doctor())
     reproduce = commands.add_parser("reproduce", help="run an experiment and print its table")
     names = reproduce.add_subparsers(dest="name", required=True)
     for experiment in EXPERIMENTS:
         defaults = argparse.ArgumentDefaultsHelpFormatter
         one = names.add_parser(experiment.name, help=experiment.help, formatter_class=defaults)
         experiment.add_to(one)
-        one.set_defaults(experiment=experiment)
+        one.set_defaults(experiment=experiment, run=run_experiment)
     return parser
+
+
+def run_experiment(options: argparse.Namespace) -> int:
+    """Run the chosen experiment; 130 if it was interrupted."""
+    plan = options.experiment.prepare(options)
+    try:
+        options.experiment.run(options, plan)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on with the runs that are not finished", file=sys.stderr)
+        return 130
+    return 0
 
 
 def doctor() -> int:

@@ -196,7 +196,8 @@ class LoggingConfig:
 
 @dataclass(kw_only=True, slots=True)
 class RunConfig:
-    """Everything that decides a run. `model.vocab_size` follows `data.tokenizer.vocab_size` in files."""
+    """Everything that decides a run. In files, `model.vocab_size` and `model.seq_len` follow
+    `data.tokenizer.vocab_size` and `train.seq_len`."""
 
     name: str = "run"
     seed: int = 0
@@ -208,12 +209,18 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
+        length = self.train.seq_len
+        if self.model.seq_len not in (None, length):
+            raise ValueError(
+                f"model.seq_len must be train.seq_len = {length} or null, got {self.model.seq_len}"
+            )
         for level in self.model.levels:
-            if level.chunk_size is not None and level.chunk_size >= self.train.seq_len:
+            fast = self.model.level_kind(level) == "fast"
+            if fast and level.chunk_size is not None and level.chunk_size >= length:
+                slow = "" if self.model.seq_len else " (model.seq_len = train.seq_len makes longer ones slow)"
                 raise ValueError(
-                    f"model.levels.{level.name}.chunk_size must be less than train.seq_len = "
-                    f"{self.train.seq_len}, or no token ever reads what the level has learned; "
-                    f"got {level.chunk_size}"
+                    f"model.levels.{level.name}.chunk_size must be less than train.seq_len = {length}, "
+                    f"or no token ever reads what the level has learned{slow}; got {level.chunk_size}"
                 )
 
     @property
@@ -240,6 +247,7 @@ def register_schema() -> None:
     """Make the dataclasses known to Hydra as `run_schema`, the first entry of every defaults list."""
     schema = OmegaConf.structured(RunConfig)
     schema.model.vocab_size = "${data.tokenizer.vocab_size}"
+    schema.model.seq_len = "${train.seq_len}"
     ConfigStore.instance().store(name=SCHEMA, node=schema)
 
 

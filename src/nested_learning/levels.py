@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+LevelKind = Literal["fast", "slow", "plain"]
 
 
 @dataclass(kw_only=True, slots=True)
 class LevelSpec:
     """One level of the Continuum Memory System (§7.1 of the paper).
 
-    A level with a `chunk_size` is a fast weight of each sequence, written in the forward pass every
-    `chunk_size` tokens. A level without one is an ordinary SwiGLU MLP.
+    A level without a `chunk_size` is plain: an ordinary SwiGLU MLP. One whose `chunk_size` is less than the
+    training sequence is fast: a fast weight of each sequence, written in the forward pass. One whose
+    `chunk_size` is more is slow: a SwiGLU MLP that the optimizer steps every `chunk_size` tokens.
 
     Args:
         name: unique within a model; names the level in calendars, logs and checkpoints.
@@ -30,7 +34,12 @@ class LevelSpec:
         if self.expansion is not None and self.expansion <= 0:
             raise ValueError(f"levels.{self.name}.expansion must be positive, got {self.expansion}")
 
-    @property
-    def is_fast(self) -> bool:
-        """Whether the level is written inside the forward pass."""
-        return self.chunk_size is not None
+
+def kind_of(level: LevelSpec, seq_len: int | None) -> LevelKind:
+    """Whether a level is "fast", "slow" or "plain" where training sequences have `seq_len` tokens.
+
+    None = sequences without end: no level is slow.
+    """
+    if level.chunk_size is None:
+        return "plain"
+    return "slow" if seq_len is not None and level.chunk_size > seq_len else "fast"

@@ -74,7 +74,7 @@ def inverse_flops(size: int) -> float:
 
 def _check(config: HopeConfig) -> None:
     memory = config.memory
-    if any(level.is_fast for level in config.levels):
+    if any(config.level_kind(level) == "fast" for level in config.levels):
         raise ValueError(f"the count covers ordinary levels only, got {config.levels}")
     if config.mixer in ("self_mod", "titans") and config.read != "chunk":
         raise ValueError(f"the count covers model.read = 'chunk' only, got {config.read!r}")

@@ -28,7 +28,7 @@ from nested_learning.layers.memory import (
 from nested_learning.layers.mlp import SwiGLU, swiglu_width
 from nested_learning.layers.norm import RMSNorm, l2_normalize
 from nested_learning.layers.streams import split_rates, start_rates
-from nested_learning.levels import LevelSpec
+from nested_learning.levels import LevelSpec, kind_of
 from nested_learning.models.config import MemoryConfig
 from nested_learning.ops.memory_mlp.fused import read
 from nested_learning.state import State
@@ -118,6 +118,7 @@ class CMS(nn.Module):
         variant: "sequential" (Eq. 73).
         memory: how fast levels are written.
         eps: added to mean squares in the norms.
+        seq_len: tokens of a training sequence; a level with a longer period is slow. None = no level is.
     """
 
     def __init__(
@@ -127,19 +128,30 @@ class CMS(nn.Module):
         variant: str = "sequential",
         memory: MemoryConfig | None = None,
         eps: float = 1e-6,
+        seq_len: int | None = None,
     ) -> None:
         super().__init__()
         if variant != "sequential":
             raise ValueError(f"CMS variant must be 'sequential', got {variant!r}")
         memory = memory or MemoryConfig()
         self.specs = tuple(levels)
+        self.kinds = tuple(kind_of(spec, seq_len) for spec in levels)
         self.norms = nn.ModuleList(RMSNorm(dim, eps) for _ in levels)
         self.levels = nn.ModuleList(
             FastLevel(dim, spec, memory)
-            if spec.is_fast
+            if kind == "fast"
             else SwiGLU(dim, swiglu_width(dim, spec.expansion or 8 / 3))
-            for spec in levels
+            for spec, kind in zip(levels, self.kinds, strict=True)
         )
+
+    def slow_parameters(self) -> dict[str, list[str]]:
+        """Names of the parameters of every slow level, its norm's included."""
+        names: dict[str, list[str]] = {}
+        for i, (spec, kind) in enumerate(zip(self.specs, self.kinds, strict=True)):
+            if kind == "slow":
+                level = [f"levels.{i}.{name}" for name, _ in self.levels[i].named_parameters()]
+                names[spec.name] = [f"norms.{i}.weight", *level]
+        return names
 
     def init_state(self, batch: int) -> CMSState:
         """State at the start of a context."""

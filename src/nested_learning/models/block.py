@@ -37,7 +37,9 @@ class HopeBlock(nn.Module):
         super().__init__()
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.mixer = build_mixer(config)
-        self.memory = CMS(config.dim, config.levels, memory=config.memory, eps=config.norm_eps)
+        self.memory = CMS(
+            config.dim, config.levels, memory=config.memory, eps=config.norm_eps, seq_len=config.seq_len
+        )
 
     def init_state(self, batch: int) -> LayerState:
         """State at the start of a context. Attention has none until it has read something."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-from nested_learning.levels import LevelSpec
+from nested_learning.levels import LevelKind, LevelSpec, kind_of
 
 Mixer = Literal["self_mod", "titans", "linear", "attention", "sliding_attention"]
 Read = Literal["chunk", "before_write", "after_write"]
@@ -37,6 +37,9 @@ class MemoryConfig:
         alpha_bias: initial logit of α.
         stop_gradient_targets: no outer gradient through the self-made targets.
         truncate_every: detach the carried state every so many chunks; None = never.
+        keep_every: keep for the backward pass only the memories at the start of every so many chunks, and
+            compute the rest again: less memory, more time, the same gradient. None = keep what is dear to
+            compute again.
         conv_window: window of the causal convolutions in tokens.
     """
 
@@ -53,6 +56,7 @@ class MemoryConfig:
     alpha_bias: float = 8.0
     stop_gradient_targets: bool = False
     truncate_every: int | None = None
+    keep_every: int | None = None
     conv_window: int = 4
 
     def __post_init__(self) -> None:
@@ -62,6 +66,8 @@ class MemoryConfig:
         _check("memory.retention_target", self.retention_target, ("zero", "init"))
         if self.eta_max is not None and not 0 < self.eta_max <= 1:
             raise ValueError(f"memory.eta_max must be in (0, 1], got {self.eta_max}")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise ValueError(f"memory.keep_every must be at least 1 or null, got {self.keep_every}")
         if self.conv_window < 1:
             raise ValueError(f"memory.conv_window must be at least 1, got {self.conv_window}")
 
@@ -87,6 +93,9 @@ class HopeConfig:
         num_layers, num_heads: blocks, and heads per mixer (`num_heads` divides `dim`).
         mixer: "self_mod" | "titans" | "linear" | "attention" | "sliding_attention".
         levels: the levels of the feed-forward memory, in the order they are applied.
+        seq_len: tokens of a training sequence (`train.seq_len` in files). A level with a longer period is
+            slow: an ordinary MLP that the optimizer steps every `chunk_size / seq_len` steps. None = no
+            level is slow.
         chunk_size: tokens between two writes of M_memory.
         read: which weights a token reads: those at the start of its chunk ("chunk", Eq. 90), those
             before its own write ("before_write", Eq. 86) or after it ("after_write", Titans).
@@ -103,6 +112,7 @@ class HopeConfig:
     num_heads: int = 4
     mixer: str = "self_mod"
     levels: tuple[LevelSpec, ...] = field(default_factory=lambda: (LevelSpec(),))
+    seq_len: int | None = None
     chunk_size: int = 64
     read: str = "chunk"
     memory: MemoryConfig = field(default_factory=MemoryConfig)
@@ -129,6 +139,8 @@ class HopeConfig:
         names = [level.name for level in self.levels]
         if len(set(names)) != len(names):
             raise ValueError(f"model.levels must have different names, got {names}")
+        if self.seq_len is not None:
+            self._check_periods(self.seq_len)
         other = self.memory.projection_chunk_size
         if other is not None and (other < 1 or max(other, self.chunk_size) % min(other, self.chunk_size)):
             raise ValueError(
@@ -136,10 +148,25 @@ class HopeConfig:
                 f"got {other} and {self.chunk_size}"
             )
 
+    def _check_periods(self, seq_len: int) -> None:
+        if seq_len < 1:
+            raise ValueError(f"model.seq_len must be at least 1 or null, got {seq_len}")
+        for level in self.levels:
+            if level.chunk_size is not None and level.chunk_size > seq_len and level.chunk_size % seq_len:
+                raise ValueError(
+                    f"model.levels.{level.name}.chunk_size must be less than model.seq_len = {seq_len} or a "
+                    f"multiple of it, got {level.chunk_size}"
+                )
+
     @property
     def head_dim(self) -> int:
         """Width of one head."""
         return self.dim // self.num_heads
+
+    def level_kind(self, level: LevelSpec) -> LevelKind:
+        """How a level is updated: in the forward pass ("fast"), by the optimizer every `chunk_size` tokens
+        ("slow") or at every optimizer step ("plain")."""
+        return kind_of(level, self.seq_len)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, for checkpoints; `HopeConfig.from_dict` reads it back."""

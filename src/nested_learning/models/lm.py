@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nested_learning.layers.cms import CMS
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.models.block import HopeBlock
 from nested_learning.models.config import HopeConfig
@@ -47,6 +48,18 @@ class HopeLM(nn.Module):
     def init_state(self, batch: int) -> ModelState:
         """State at the start of a context: the meta-learned initial memories, one set per row."""
         return ModelState(tuple(block.init_state(batch) for block in self._blocks()))
+
+    def slow_parameters(self) -> dict[str, list[str]]:
+        """Names of the parameters of every slow level, over all blocks; the norm before it is one of them.
+
+        They are names of `named_parameters`, also when blocks are wrapped.
+        """
+        slow: dict[str, list[str]] = {}
+        for path, module in self.named_modules():
+            if isinstance(module, CMS):
+                for name, own in module.slow_parameters().items():
+                    slow.setdefault(name, []).extend(f"{path}.{parameter}" for parameter in own)
+        return slow
 
     def _blocks(self) -> list[HopeBlock]:
         return [block for block in self.blocks if isinstance(block, HopeBlock)]

@@ -116,12 +116,13 @@ def describe(config: RunConfig, model: nn.Module, corpus: Corpus) -> str:
     """What is about to run, in a few lines."""
     train, levels = config.train, config.model.levels
     parameters = sum(p.numel() for p in model.parameters())
-    fast = [level for level in levels if level.is_fast]
+    fast = [level for level in levels if config.model.level_kind(level) == "fast"]
+    periods = [f"{level.name} ({level.chunk_size})" if level.chunk_size else level.name for level in levels]
     floats = sum(int(2 * (level.expansion or 1) * config.model.dim**2) for level in fast)
     lines = [
         f"run {config.name} in {config.run_dir.resolve()}",
         f"model: {parameters / 1e6:.2f} M parameters, mixer {config.model.mixer}, "
-        f"levels {', '.join(level.name + (f' ({level.chunk_size})' * level.is_fast) for level in levels)}",
+        f"levels {', '.join(periods)}",
         f"data: {len(corpus.train):,} training and {len(corpus.valid):,} validation tokens, "
         f"vocabulary {corpus.tokenizer.vocab_size}",
         f"training: {train.steps} steps of {train.batch_size} x {train.seq_len} tokens "
