@@ -4,7 +4,7 @@ from nested_learning.config import load_config, set_seed
 from nested_learning.layers.cms import CMS
 from nested_learning.layers.self_modifying import SelfModifyingTitans
 from nested_learning.layers.titans import TitansMemory
-from nested_learning.levels import LevelSpec
+from nested_learning.levels import ChunkedUpdateScheduler, LevelSpec
 from nested_learning.models.block import HopeBlock
 from nested_learning.models.config import HopeConfig, MemoryConfig
 from nested_learning.models.lm import HopeLM
@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CMS",
+    "ChunkedUpdateScheduler",
     "HopeBlock",
     "HopeConfig",
     "HopeLM",
