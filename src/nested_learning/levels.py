@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 LevelKind = Literal["fast", "slow", "plain"]
+VARIANTS: tuple[str, ...] = ("sequential", "nested", "independent")
+KEYS: tuple[str, ...] = ("input", "projected")
+TARGETS: tuple[str, ...] = ("next", "same")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -21,19 +24,45 @@ class LevelSpec:
         name: unique within a model; names the level in calendars, logs and checkpoints.
         chunk_size: update period in tokens, or None for an ordinary MLP.
         expansion: hidden width over model width; None = 8/3 for an ordinary MLP, 1 for a fast level.
+        layers: numbers of the blocks that have this level; elsewhere it is absent. None = all blocks.
+        eta: fixed step size of the writes, in (0, 1]; None = learned from the input. Fast levels only, as
+            all that follows.
+        retention, delta, momentum: as in `MemoryConfig`; None = what the model's memories do.
+        key: what the level is written at: its own "input" (the answer to which it has computed anyway) or
+            a "projected" one.
+        target: what it learns to answer: a projection of the "next" input (written when that is known), or
+            of the "same" one.
     """
 
     name: str = "mlp"
     chunk_size: int | None = None
     expansion: float | None = None
+    layers: tuple[int, ...] | None = None
+    eta: float | None = None
+    retention: bool | None = None
+    delta: bool | None = None
+    momentum: bool | None = None
+    key: str = "input"
+    target: str = "next"
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("levels.name must not be empty")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise ValueError(f"levels.{self.name}.chunk_size must be at least 1, got {self.chunk_size}")
-        if self.expansion is not None and self.expansion <= 0:
-            raise ValueError(f"levels.{self.name}.expansion must be positive, got {self.expansion}")
+        self._check(self.chunk_size is None or self.chunk_size >= 1, "chunk_size", "at least 1")
+        self._check(self.expansion is None or self.expansion > 0, "expansion", "positive")
+        self._check(self.eta is None or 0 < self.eta <= 1, "eta", "in (0, 1] or null")
+        self._check(self.key in KEYS, "key", f"one of {', '.join(KEYS)}")
+        self._check(self.target in TARGETS, "target", f"one of {', '.join(TARGETS)}")
+        if self.layers is not None:
+            self.layers = tuple(self.layers)
+            distinct = len(set(self.layers)) == len(self.layers) > 0
+            self._check(
+                distinct and min(self.layers) >= 0, "layers", "different block numbers from 0, or null"
+            )
+
+    def _check(self, ok: bool, name: str, allowed: str) -> None:
+        if not ok:
+            raise ValueError(f"levels.{self.name}.{name} must be {allowed}, got {getattr(self, name)!r}")
 
 
 def kind_of(level: LevelSpec, seq_len: int | None) -> LevelKind:
@@ -44,6 +73,83 @@ def kind_of(level: LevelSpec, seq_len: int | None) -> LevelKind:
     if level.chunk_size is None:
         return "plain"
     return "slow" if seq_len is not None and level.chunk_size > seq_len else "fast"
+
+
+def reset_periods(
+    levels: Sequence[LevelSpec], variant: str = "sequential", seq_len: int | None = None
+) -> list[int | None]:
+    """Tokens after which each level goes back to its initial state within a sequence; None = never.
+
+    In the nested variant (Eq. 72) that is the period of the next slower fast level.
+
+    Raises:
+        ValueError: an unknown variant, or a nested one whose periods do not divide one another.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"CMS variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    fast = {level.name: level.chunk_size for level in levels if kind_of(level, seq_len) == "fast"}
+    periods = sorted({period for period in fast.values() if period is not None})
+    if variant != "nested":
+        return [None] * len(levels)
+    if any(slow % quick for quick, slow in pairwise(periods)):
+        raise ValueError(f"chunk sizes of nested fast levels must divide one another, got {periods}")
+    slower: dict[int | None, int | None] = dict(zip(periods, [*periods[1:], None], strict=True))
+    return [slower.get(fast.get(level.name)) for level in levels]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a level does after `token` tokens.
+
+    `kind` is "update" (a write in the forward pass), "reset" (back to the initial state: in place of the
+    update in the nested variant, or because the sequence ends), or "step" (of the optimizer).
+    """
+
+    token: int
+    level: str
+    kind: Literal["update", "reset", "step"]
+
+
+def calendar(
+    levels: Sequence[LevelSpec], tokens: int, variant: str = "sequential", seq_len: int | None = None
+) -> list[Event]:
+    """Which level updates, and which resets, after which token, in order of time.
+
+    Args:
+        levels: the levels, in the order they are applied.
+        tokens: length of the calendar.
+        variant: of the Continuum Memory System.
+        seq_len: tokens of a training sequence: where it ends, fast levels reset, plain levels are stepped,
+            and slow ones if their period ends too. None = one sequence, and no optimizer.
+
+    Raises:
+        ValueError: fewer than one token; see `reset_periods`.
+    """
+    if tokens < 1:
+        raise ValueError(f"tokens must be at least 1, got {tokens}")
+    resets = reset_periods(levels, variant, seq_len)
+    events = []
+    for level, reset in zip(levels, resets, strict=True):
+        kind = kind_of(level, seq_len)
+        if kind == "fast":
+            events += _fast_events(level, tokens, reset, seq_len or tokens)
+        elif seq_len is not None:
+            period = level.chunk_size or seq_len
+            events += [Event(t, level.name, "step") for t in range(period, tokens + 1, period)]
+    return sorted(events, key=lambda event: event.token)  # stable: levels in order at the same token
+
+
+def _fast_events(level: LevelSpec, tokens: int, reset: int | None, seq_len: int) -> list[Event]:
+    events = []
+    assert level.chunk_size is not None
+    for start in range(0, tokens, seq_len):
+        if start:
+            events.append(Event(start, level.name, "reset"))
+        end = min(seq_len, tokens - start)
+        for t in range(level.chunk_size, end + 1, level.chunk_size):
+            again = reset is not None and t % reset == 0
+            events.append(Event(start + t, level.name, "reset" if again else "update"))
+    return events
 
 
 class ChunkedUpdateScheduler:
@@ -98,10 +204,9 @@ class ChunkedUpdateScheduler:
         if not self.should_update(name, step):
             size = self.chunk_sizes[name]
             raise ValueError(f"level {name!r} updates at multiples of {size} steps, not at step {step}")
-        if step <= self.last_update[name]:
-            raise ValueError(
-                f"level {name!r} is already marked as updated at step {self.last_update[name]}, got step {step}"
-            )
+        last = self.last_update[name]
+        if step <= last:
+            raise ValueError(f"level {name!r} is already marked as updated at step {last}, got step {step}")
         self.updates[name] += 1
         self.last_update[name] = step
 

@@ -1,0 +1,128 @@
+"""An optimizer around another one, level by level. It looks like the inner one to all who use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Groups = list[dict[str, Any]]
+
+
+class OptimizerWrapper(Optimizer):
+    """Base of wrappers: shares `param_groups` and `state` with the inner optimizer.
+
+    Every group holds parameters of one level only, whose name is `group["level"]` (absent outside of
+    levels); groups that hold several are split. What a subclass keeps per parameter in `kept` is saved
+    and loaded with the inner optimizer's state, as the entry `key`; so checkpoints need to know nothing.
+
+    Args:
+        optimizer: any torch optimizer that works parameter by parameter and skips those without a
+            gradient, as all of `torch.optim` but LBFGS do.
+        levels: name of a level → its parameters.
+
+    Raises:
+        ValueError: a parameter of two levels, or one that `optimizer` does not have.
+    """
+
+    key: ClassVar[str]
+
+    def __init__(self, optimizer: Optimizer, levels: Mapping[str, Iterable[Tensor]]) -> None:
+        level_of = _level_of(levels)
+        strangers = level_of.keys() - set(_parameters(optimizer.param_groups))
+        if strangers:
+            names = ", ".join(sorted({level_of[p] for p in strangers}))
+            raise ValueError(f"levels must hold parameters of the optimizer; some of {names} are not its own")
+        optimizer.param_groups[:] = split_groups(optimizer.param_groups, level_of)
+        super().__init__(optimizer.param_groups, optimizer.defaults)
+        self.optimizer = optimizer
+        self.kept: dict[Tensor, Tensor] = {}
+        self._share()
+
+    def _share(self) -> None:
+        self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        return bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
+
+    def groups_of(self, level: str) -> Groups:
+        """Parameter groups of a level."""
+        return [group for group in self.param_groups if group.get("level") == level]
+
+    def _step_inner(self) -> None:
+        """One step of the inner optimizer, which is told of a gradient that is not finite if this one is."""
+        if getattr(self, "grad_scale", None) is not None:
+            raise ValueError("gradients must not be scaled: call scaler.unscale_(optimizer) before the step")
+        inner: Any = self.optimizer
+        found = getattr(self, "found_inf", None)
+        if found is not None:
+            inner.found_inf = found
+        inner.step()
+        if found is not None:
+            del inner.found_inf
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's, with what this one keeps per parameter as one more entry `key`."""
+        packed: dict[str, Any] = self.optimizer.state_dict()
+        for number, parameter in enumerate(_parameters(self.param_groups)):
+            if parameter in self.kept:
+                own = packed["state"].get(number, {})
+                packed["state"][number] = {**own, self.key: self.kept[parameter]}
+        return packed
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict` of the same wrappers around the same optimizer.
+
+        Raises:
+            ValueError: other parameter groups.
+        """
+        state = {number: dict(entry) for number, entry in state_dict["state"].items()}
+        kept = {number: entry.pop(self.key) for number, entry in state.items() if self.key in entry}
+        inner = {number: entry for number, entry in state.items() if entry}
+        self.optimizer.load_state_dict({**state_dict, "state": inner})
+        self._share()
+        parameters = _parameters(self.param_groups)
+        self.kept = {parameters[i]: t.detach().to(parameters[i].device, copy=True) for i, t in kept.items()}
+
+
+def split_groups(groups: Groups, level_of: Mapping[Tensor, str]) -> Groups:
+    """Parameter groups of one level each; a group with several is split, its settings are copied."""
+    made: Groups = []
+    for group in groups:
+        parts: dict[str | None, list[int]] = {}
+        for i, parameter in enumerate(group["params"]):
+            parts.setdefault(level_of.get(parameter), []).append(i)
+        for level, members in parts.items():
+            part = group if len(parts) == 1 else {**group}
+            for field in ("params", "param_names"):
+                if field in group and len(parts) > 1:
+                    part[field] = [group[field][i] for i in members]
+            if level is not None:
+                part["level"] = level
+            made.append(part)
+    return made
+
+
+def run_closure(closure: Callable[[], Any] | None) -> Any:
+    """Value of the closure given to `step`, computed with gradients; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def _level_of(levels: Mapping[str, Iterable[Tensor]]) -> dict[Tensor, str]:
+    level_of: dict[Tensor, str] = {}
+    for name, parameters in levels.items():
+        for parameter in parameters:
+            if level_of.setdefault(parameter, name) != name:
+                raise ValueError(f"levels {level_of[parameter]!r} and {name!r} must not share a parameter")
+    return level_of
+
+
+def _parameters(groups: Groups) -> list[Tensor]:
+    return [parameter for group in groups for parameter in group["params"]]
