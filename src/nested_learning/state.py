@@ -10,7 +10,7 @@ and hand back a new one; nothing is written in place.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -28,6 +28,29 @@ def _map(value: Any, fn: TensorFn) -> Any:
     if isinstance(value, tuple):
         return tuple(_map(item, fn) for item in value)
     return value
+
+
+def _named(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    for key, part in _parts(value):
+        yield from _named(part, f"{name}.{key}" if name else key)
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, State):
+        return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    return [(str(i), part) for i, part in enumerate(value)] if isinstance(value, tuple) else []
+
+
+def _replace(value: Any, new: Mapping[str, Tensor], name: str) -> Any:
+    """`value`, itself where nothing below it is replaced."""
+    if name in new:
+        return new[name]
+    if not any(key.startswith(f"{name}." if name else "") for key in new):
+        return value
+    parts = {key: _replace(part, new, f"{name}.{key}" if name else key) for key, part in _parts(value)}
+    return tuple(parts.values()) if isinstance(value, tuple) else dataclasses.replace(value, **parts)
 
 
 def _pack(value: Any) -> Any:
@@ -73,6 +96,17 @@ class State:
 
         self.map(collect)
         return found
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Every tensor by where it is, such as `layers.0.mixer.memories.1.w1`."""
+        return dict(_named(self, ""))
+
+    def replace(self, new: Mapping[str, Tensor]) -> Self:
+        """The same state with some of its `named_tensors` replaced. Raises ValueError for an unknown name."""
+        if unknown := new.keys() - self.named_tensors().keys():
+            raise ValueError(f"{type(self).__name__} has no tensor {sorted(unknown)[0]!r}")
+        replaced: Self = _replace(self, new, "")
+        return replaced
 
     def detach(self) -> Self:
         """Cut the gradient: later losses no longer reach earlier writes."""

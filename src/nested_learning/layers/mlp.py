@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from nested_learning.state import State
 
 
 def swiglu_width(dim: int, expansion: float = 8 / 3) -> int:
@@ -15,6 +19,14 @@ def swiglu_width(dim: int, expansion: float = 8 / 3) -> int:
     """
     wanted = round(expansion * dim, 3)  # 2.6666667 * 768 means 2048, not a hair more
     return 8 * math.ceil(wanted / 8)
+
+
+@dataclass(frozen=True)
+class SwiGLUState(State):
+    """A SwiGLU's weights, one set per sequence: `w_in [B, 2·hidden, D]`, `w_out [B, D, hidden]`."""
+
+    w_in: Tensor
+    w_out: Tensor
 
 
 class SwiGLU(nn.Module):
@@ -30,7 +42,27 @@ class SwiGLU(nn.Module):
         self.w_in = nn.Linear(dim, 2 * hidden, bias=False)  # rows: W_gate, then W_up
         self.w_out = nn.Linear(hidden, dim, bias=False)
 
-    def forward(self, x: Tensor, state: None = None) -> tuple[Tensor, None]:
-        """`x [B, T, D]` to `(y [B, T, D], None)`: this layer remembers nothing."""
-        gate, up = self.w_in(x).chunk(2, dim=-1)
-        return self.w_out(F.silu(gate) * up), None
+    def fast_state(self, batch: int) -> SwiGLUState:
+        """The parameters as fast weights of `batch` sequences, in float32 at least; they share memory until
+        something writes to them."""
+        return SwiGLUState(*(_repeat(linear.weight, batch) for linear in (self.w_in, self.w_out)))
+
+    def forward(self, x: Tensor, state: SwiGLUState | None = None) -> tuple[Tensor, SwiGLUState | None]:
+        """`x [B, T, D]` to `(y [B, T, D], state)`, by the parameters or, if `state` is given, by its weights.
+
+        The layer writes nothing: the state that comes back is the one that was given (see `adapt`).
+        """
+        if state is None:
+            gate, up = self.w_in(x).chunk(2, dim=-1)
+            return self.w_out(F.silu(gate) * up), None
+        if state.w_in.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"SwiGLU state must have the batch of x, {x.shape[0]}, got {state.w_in.shape[0]}"
+            )
+        gate, up = (x.to(state.w_in.dtype) @ state.w_in.mT).chunk(2, dim=-1)
+        return ((F.silu(gate) * up).to(state.w_out.dtype) @ state.w_out.mT).to(x.dtype), state
+
+
+def _repeat(weight: Tensor, batch: int) -> Tensor:
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return wide.expand(batch, *weight.shape)
