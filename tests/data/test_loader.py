@@ -87,14 +87,33 @@ def test_state_is_the_same_on_every_rank():
     assert states[0] == states[1]
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 1)])
+def test_resume_on_another_number_of_ranks(before, after):
+    def make(world_size):
+        size = 8 // world_size
+        return [
+            TokenLoader(windows(19), SEQ, size, 5, rank=r, world_size=world_size) for r in range(world_size)
+        ]
+
+    def step(loaders):
+        return torch.cat([next(loader) for loader in loaders])
+
+    straight, first, second = make(1), make(before), make(after)
+    expected = [step(straight) for _ in range(12)]
+    assert all(torch.equal(step(first), expected[i]) for i in range(5))
+    for loader in second:
+        loader.load_state_dict(json.loads(json.dumps(first[-1].state_dict())))
+    assert all(torch.equal(step(second), expected[i]) for i in range(5, 12))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"seq_len": 5}, "seq_len=4, this loader has seq_len=5"),
-        ({"batch_size": 2}, "batch_size=3, this loader has batch_size=2"),
+        ({"batch_size": 2}, "global_batch=3, this loader has global_batch=2"),
         ({"seed": 1}, "seed=0, this loader has seed=1"),
         ({"shuffle": False}, "shuffle=True, this loader has shuffle=False"),
-        ({"world_size": 2}, "world_size=1, this loader has world_size=2"),
+        ({"world_size": 2}, "global_batch=3, this loader has global_batch=6"),
         ({"tokens": windows(20)}, "num_tokens=98, this loader has num_tokens=103"),
     ],
 )
@@ -107,7 +126,7 @@ def test_state_of_another_loader_is_refused(change, message):
 
 def test_state_of_another_version_is_refused():
     loader = TokenLoader(windows(19), SEQ, 3, seed=0)
-    with pytest.raises(ValueError, match="version=0, this loader has version=1"):
+    with pytest.raises(ValueError, match="version=0, this loader has version=2"):
         loader.load_state_dict(loader.state_dict() | {"version": 0})
 
 

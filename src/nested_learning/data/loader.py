@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nested_learning.data.corpus import TokenArray
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class TokenLoader:
@@ -47,10 +47,9 @@ class TokenLoader:
         self._tokens = tokens
         self._settings = {
             "seq_len": seq_len,
-            "batch_size": batch_size,
+            "global_batch": batch_size * world_size,
             "seed": seed,
             "shuffle": shuffle,
-            "world_size": world_size,
             "num_tokens": len(tokens),
         }
         self._seq_len, self._batch_size, self._seed, self._shuffle = seq_len, batch_size, seed, shuffle
@@ -74,12 +73,16 @@ class TokenLoader:
         return _gather(self._tokens, windows, self._seq_len)
 
     def state_dict(self) -> dict[str, Any]:
-        """Position and settings as plain values; the same on every rank."""
+        """Position in the line and settings, as plain values: the same on every rank, and for every
+        number of ranks that share the same global batch."""
         epoch, position = divmod(self._used, self.num_windows)
         return {"version": STATE_VERSION, "epoch": epoch, "position": position, **self._settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken. Raises ValueError if it was made with other settings or data."""
+        """Continue where `state` was taken, on as many ranks as there are now.
+
+        Raises ValueError if it was made with other settings, data or `world_size * batch_size`.
+        """
         for name, mine in {"version": STATE_VERSION, **self._settings}.items():
             if state.get(name) != mine:
                 raise ValueError(
