@@ -1,0 +1,118 @@
+"""What the optimizers here share: the step around their rule, options in groups, exact state, shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+
+class DeepOptimizer(Optimizer):
+    """An optimizer whose rule is `_update(group, params)`, run without gradients on the params that have one.
+
+    Args:
+        params: parameters, or groups of them; a group may override every option.
+        lr: learning rate.
+        weight_decay: decoupled: W ← (1 − lr · weight_decay) W before the step.
+        options: the fields of the optimizer's options (a dataclass of `optim.config`), validated by it.
+
+    Raises:
+        ValueError: a negative rate or decay, or an option whose value is not allowed.
+        TypeError: an option that does not exist.
+    """
+
+    rule: type[Any]
+
+    def __init__(self, params: Any, lr: float, weight_decay: float, options: dict[str, Any]) -> None:
+        chosen = self.rule(**options)
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **asdict(chosen)})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its options are validated."""
+        full = {**self.defaults, **param_group}
+        for name in ("lr", "weight_decay"):
+            if full[name] < 0:
+                raise ValueError(f"{name} must be at least 0, got {full[name]}")
+        self.rule(**{field.name: full[field.name] for field in fields(self.rule)})
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient; returns what `closure` does, if given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            _check(params)
+            if params:
+                self._update(group, params)
+        return loss
+
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        raise NotImplementedError
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state as it was saved: in its own precision, also beside parameters of a lower one."""
+        super().load_state_dict(state_dict)
+        restore_precision(self, state_dict)
+
+
+def restore_precision(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Undo that `Optimizer.load_state_dict` casts states to the type of their parameters."""
+    ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, parameter in zip(ids, params, strict=True):
+        for name, value in state_dict["state"].get(i, {}).items():
+            loaded = optimizer.state[parameter]
+            if torch.is_tensor(value) and loaded[name].dtype != value.dtype:
+                loaded[name] = value.to(device=loaded[name].device, copy=True)
+
+
+def _check(params: list[Tensor]) -> None:
+    for p in params:
+        assert p.grad is not None
+        if p.grad.is_sparse or p.is_complex():
+            kind = "sparse gradients" if p.grad.is_sparse else "complex parameters"
+            raise RuntimeError(f"{kind} are not supported, got one of shape {tuple(p.shape)}")
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float32 at least: what sums up over many steps must not be rounded to bfloat16 in each of them."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def gradient(parameter: Tensor) -> Tensor:
+    """The gradient of a parameter that has one, `wide`."""
+    assert parameter.grad is not None
+    return wide(parameter.grad)
+
+
+def apply(parameter: Tensor, step: Tensor, group: dict[str, Any]) -> None:
+    """W ← (1 − lr · decay) W + step, rounded once."""
+    decayed = wide(parameter) * (1 - group["lr"] * group["weight_decay"])
+    parameter.copy_(decayed.add_(step))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that is spread over processes; other tensors as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def spread_like(full: Tensor, example: Tensor) -> Tensor:
+    """`full`, known to every process, spread as `example` is; nothing is sent."""
+    if isinstance(example, DTensor):
+        return distribute_tensor(full, example.device_mesh, example.placements, src_data_rank=None)
+    return full
+
+
+def refuse_shards(parameter: Tensor, name: str) -> None:
+    """Raises NotImplementedError for a parameter that is spread over processes."""
+    if isinstance(parameter, DTensor):
+        raise NotImplementedError(f"{name} needs whole matrices and does not take sharded parameters (FSDP)")

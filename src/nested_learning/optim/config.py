@@ -1,0 +1,193 @@
+"""What can be chosen about every optimizer: validated where it is made, defaults written once.
+
+The optimizers take these fields as keyword arguments; `OptimConfig` holds one of each for files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+POLYNOMIALS = ("quintic", "cubic")
+DTYPES = ("bfloat16", "float32", "param")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
+
+
+def _whole(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+
+
+@dataclass(kw_only=True, slots=True)
+class MuonConfig:
+    """Options of `torch.optim.Muon`, whose steps are scaled to the root mean square of AdamW's.
+
+    Args:
+        momentum, nesterov: of the momentum.
+        ns_steps: Newton–Schulz iterations.
+    """
+
+    momentum: float = 0.95
+    nesterov: bool = True
+    ns_steps: int = 5
+
+    def __post_init__(self) -> None:
+        _between("muon.momentum", self.momentum, 0, 1)
+        _whole("muon.ns_steps", self.ns_steps, 1)
+
+
+@dataclass(kw_only=True, slots=True)
+class M3Config:
+    """Options of `M3` (Algorithm 1). Where the paper leaves a choice, the other reading is a switch.
+
+    Args:
+        betas: β₁ of the fast momentum, β₂ of the second moment, β₃ of the slow momentum.
+        slow_weight: α, weight of the slow memory in the step. 0 leaves it out and keeps no state for it;
+            a negative weight is the minus sign of Eq. 75 taken literally.
+        slow_every: f, steps between two updates of the slow memory, and of its Newton–Schulz.
+        accumulation: "ema", M ← βM + (1 − β)g, or "sum", M ← M + βg, as Algorithm 1 prints it (the
+            second moment likewise).
+        second_moment: divide the step by √V.
+        eps: added to V.
+        eps_inside: √(V + ε) of Algorithm 1; False = √V + ε.
+        nesterov: orthogonalise (1 − β₁)g + β₁M instead of M, as Muon does by default ("ema" only).
+        ns_steps: T, Newton–Schulz iterations.
+        polynomial: "quintic" (Muon's) or "cubic".
+        ns_dtype: of the Newton–Schulz products: "bfloat16" (as in torch's Muon), "float32", or "param".
+        adjust: scale of a matrix's step before the learning rate: "rms", its root mean square made 0.2
+            (about AdamW's); "match_rms_adamw" and "original" as in torch's Muon; "none", as printed.
+        adamw: this group is for AdamW, matrices included.
+        adamw_betas, adamw_eps: of AdamW, which takes what is no matrix.
+    """
+
+    betas: tuple[float, float, float] = (0.95, 0.95, 0.9)
+    slow_weight: float = 0.5
+    slow_every: int = 16
+    accumulation: str = "ema"
+    second_moment: bool = True
+    eps: float = 1e-8
+    eps_inside: bool = True
+    nesterov: bool = False
+    ns_steps: int = 5
+    polynomial: str = "quintic"
+    ns_dtype: str = "bfloat16"
+    adjust: str = "rms"
+    adamw: bool = False
+    adamw_betas: tuple[float, float] = (0.9, 0.95)
+    adamw_eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        self.betas = (self.betas[0], self.betas[1], self.betas[2])
+        self.adamw_betas = (self.adamw_betas[0], self.adamw_betas[1])
+        for value in (*self.betas, *self.adamw_betas):
+            _between("m3.betas", value, 0, 1)
+        _whole("m3.slow_every", self.slow_every, 1)
+        _whole("m3.ns_steps", self.ns_steps, 1)
+        _positive("m3.eps", self.eps)
+        _one_of("m3.accumulation", self.accumulation, ("ema", "sum"))
+        _one_of("m3.polynomial", self.polynomial, POLYNOMIALS)
+        _one_of("m3.ns_dtype", self.ns_dtype, DTYPES)
+        _one_of("m3.adjust", self.adjust, ("rms", "match_rms_adamw", "original", "none"))
+        if self.nesterov and self.accumulation == "sum":
+            raise ValueError("m3.nesterov needs m3.accumulation = ema, got 'sum'")
+
+
+@dataclass(kw_only=True, slots=True)
+class DGDConfig:
+    """Options of `DeltaGradientDescent` (Eqs. 56–57).
+
+    Args:
+        step: "exact", the minimum of Eq. 56, (W − ηG)(I + ηS)⁻¹; or "paper", W(I − η′S) − η′G with
+            η′ = η/(1 + η), which is the minimum for one input of norm 1 only.
+        reduction: how the loss reduces its rows, "mean" or "sum"; S follows.
+    """
+
+    step: str = "exact"
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        _one_of("dgd.step", self.step, ("exact", "paper"))
+        _one_of("dgd.reduction", self.reduction, ("mean", "sum"))
+
+
+@dataclass(kw_only=True, slots=True)
+class DeltaMomentumConfig:
+    """Options of `DeltaMomentum` (Eqs. 46–49, 51–52).
+
+    Args:
+        momentum: α.
+        delta: the coefficient c of the decay term m(αI − c gᵀg): "literal" (1, Eq. 49), "eta" (the
+            learning rate), "normalized" (`beta`/‖g‖²), "capped" (the learning rate, at most α/‖g‖²), or
+            "off" (plain momentum).
+        side: "right", m gᵀg, or "left", ggᵀ m.
+        beta: strength of "normalized".
+        precondition: P of Eq. 47: "none" or "diagonal" (1/(√v + ε), v the second moment).
+        features: φ of Eq. 51: "identity", "signed_square" (g|g|), "cube", "sign" or "tanh".
+        output: σ of Eq. 52: "identity", "newton_schulz" or "sign". The latter two have no scale, so the
+            learning rate multiplies them.
+        beta2, eps: of the second moment.
+    """
+
+    momentum: float = 0.9
+    delta: str = "capped"
+    side: str = "right"
+    beta: float = 0.5
+    precondition: str = "none"
+    features: str = "identity"
+    output: str = "identity"
+    beta2: float = 0.99
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _between("delta_momentum.momentum", self.momentum, 0, 1)
+        _between("delta_momentum.beta2", self.beta2, 0, 1)
+        _positive("delta_momentum.beta", self.beta)
+        _positive("delta_momentum.eps", self.eps)
+        deltas = ("off", "literal", "eta", "normalized", "capped")
+        _one_of("delta_momentum.delta", self.delta, deltas)
+        _one_of("delta_momentum.side", self.side, ("right", "left"))
+        _one_of("delta_momentum.precondition", self.precondition, ("none", "diagonal"))
+        features = ("identity", "signed_square", "cube", "sign", "tanh")
+        _one_of("delta_momentum.features", self.features, features)
+        _one_of("delta_momentum.output", self.output, ("identity", "newton_schulz", "sign"))
+
+
+@dataclass(kw_only=True, slots=True)
+class DeepMomentumConfig:
+    """Options of `DeepMomentum` (Eqs. 50, 52).
+
+    Args:
+        decay: α, what is left of the memory after a step; it falls back to its initial weights.
+        inner_lr: step size of the memory's own gradient descent.
+        hidden: hidden width of the memory; 0 leaves its bias alone, which is plain momentum.
+        objective: what the memory learns from the gradient g: "l2", ½‖M(u) + g‖², or "dot", ⟨M(u), g⟩.
+        output: σ of Eq. 52: "identity" or "newton_schulz".
+        seed: of the memory's initial weights.
+    """
+
+    decay: float = 0.9
+    inner_lr: float = 1.0
+    hidden: int = 16
+    objective: str = "dot"
+    output: str = "identity"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _between("deep_momentum.decay", self.decay, 0, 1)
+        _positive("deep_momentum.inner_lr", self.inner_lr)
+        _whole("deep_momentum.hidden", self.hidden, 0)
+        _one_of("deep_momentum.objective", self.objective, ("l2", "dot"))
+        _one_of("deep_momentum.output", self.output, ("identity", "newton_schulz"))
