@@ -1,124 +1,204 @@
-"""The Continuum Memory System (Eqs. 70–73): a chain of MLP blocks, each with its own update period.
+"""The Continuum Memory System (Eqs. 70–74): MLP blocks, each with its own update period.
 
-A level without a `chunk_size` is an ordinary SwiGLU MLP. A level with one is a two-layer memory of each
-sequence, written every `chunk_size` tokens towards learned values of its input. Levels are applied in order,
-each with a norm before it and a residual around it, so one ordinary level is the MLP of a Transformer block.
+A level without a `chunk_size`, or with one longer than a training sequence, is an ordinary SwiGLU MLP.
+Another is a two-layer memory of each sequence, written every `chunk_size` tokens. Each level has a norm
+before it; in the chain (sequential and nested) each has a residual around it, so one ordinary level is the
+MLP of a Transformer block.
 
-Shapes: B batch, T tokens, D model width.
+Shapes: B batch, T tokens, D model width, L levels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from nested_learning.layers.memory import (
-    Fast,
-    MemoryMLP,
-    MemoryState,
-    Written,
-    rates_from_logits,
-    segments,
-    write_memories,
-)
+from nested_learning.layers.memory import Fast, MemoryMLP, MemoryState, Written, segments, write_memories
 from nested_learning.layers.mlp import SwiGLU, swiglu_width
 from nested_learning.layers.norm import RMSNorm, l2_normalize
-from nested_learning.layers.streams import split_rates, start_rates
-from nested_learning.levels import LevelSpec, kind_of
+from nested_learning.layers.streams import split_rates
+from nested_learning.levels import LevelSpec, kind_of, reset_periods
 from nested_learning.models.config import MemoryConfig
-from nested_learning.ops.memory_mlp.fused import read
+from nested_learning.ops.memory_mlp.fused import coefficients, read
+from nested_learning.ops.memory_mlp.read_write import read_write
 from nested_learning.state import State
 
 
 @dataclass(frozen=True)
 class FastLevelState(State):
-    """Fast weights of a level, and what its unfinished chunk will write (`[B, 1, n, …]`, None = nothing)."""
+    """Fast weights of a level, and where its sequence stands.
+
+    Args:
+        memory: the weights, one set per sequence.
+        pending: what the unfinished chunk will write (`[B, 1, n, …]`, None = nothing).
+        last: the key that waits for the next token `[B, 1, D]` (None where it is written with its own).
+        position: tokens since the start of the context.
+        writes, resets: how often the level was written, and put back to its initial state in between.
+    """
 
     memory: MemoryState
     pending: tuple[Tensor | None, ...] | None
-    position: int
+    last: Tensor | None
+    position: int = 0
+    writes: int = 0
+    resets: int = 0
 
 
 @dataclass(frozen=True)
 class CMSState(State):
-    """One state per level, None for ordinary levels."""
+    """One state per level; None for ordinary levels that are not adapted."""
 
     levels: tuple[Any, ...]
 
 
+class _Progress(NamedTuple):
+    memory: Fast
+    pending: Written | None
+    position: int
+    writes: int
+    resets: int
+
+
+def level_memory(spec: LevelSpec, memory: MemoryConfig) -> MemoryConfig:
+    """`memory` with the switches that `spec` sets."""
+    own = {name: getattr(spec, name) for name in ("retention", "delta", "momentum")}
+    return replace(memory, **{name: value for name, value in own.items() if value is not None})
+
+
 class FastLevel(nn.Module):
-    """y = W₁ σ̂(W₂ x̂), with W₁ and W₂ written every `chunk_size` tokens to map keys to values of x.
+    """y = W₁ σ̂(W₂ x̂), with W₁ and W₂ written every `chunk_size` tokens.
+
+    At its own input x̂ of one token it learns a projection of the next token's input (or what else
+    `spec.key` and `spec.target` say); all tokens of a chunk read the weights of its start (Eq. 90).
 
     Args:
         dim: model width.
-        spec: name, chunk size and expansion (hidden width over model width, 1 by default).
-        memory: the write's switches and rates.
+        spec: chunk size, expansion (hidden width over model width, 1 by default) and switches.
+        memory: switches and rates that `spec` leaves open.
+        reset_every: tokens after which the memory goes back to its initial state; None = never.
     """
 
-    def __init__(self, dim: int, spec: LevelSpec, memory: MemoryConfig) -> None:
+    def __init__(
+        self, dim: int, spec: LevelSpec, memory: MemoryConfig, reset_every: int | None = None
+    ) -> None:
         super().__init__()
         assert spec.chunk_size is not None
-        self.chunk_size, self.config = spec.chunk_size, memory
+        self.spec, self.chunk_size, self.reset_every = spec, spec.chunk_size, reset_every
+        self.config = config = level_memory(spec, memory)
         hidden = round(dim * (spec.expansion or 1))
         self.initial = MemoryMLP(1, dim, hidden, dim)
-        self.keys_values = nn.Linear(dim, 2 * dim, bias=False)
-        self.rates = nn.Linear(dim, 3 if memory.momentum else 2)
-        start_rates(self.rates, 1, memory.step_bias(spec.chunk_size), memory.alpha_bias)
+        self.values = nn.Linear(dim, dim, bias=False)
+        self.keys = nn.Linear(dim, dim, bias=False) if spec.key == "projected" else None
+        learned = {"eta": spec.eta is None, "alpha": config.retention, "beta": config.momentum}
+        self.learned = [name for name, is_learned in learned.items() if is_learned]
+        self.rates = nn.Linear(dim, len(self.learned)) if self.learned else None
+        if self.rates is not None:
+            bias = {"eta": config.step_bias(self.chunk_size), "alpha": config.alpha_bias, "beta": 0.0}
+            nn.init.normal_(self.rates.weight, std=0.02)
+            with torch.no_grad():
+                self.rates.bias.copy_(torch.tensor([bias[name] for name in self.learned]))
+        towards = config.retention and config.retention_target == "init"
+        self.fused = self.keys is None and config.delta and not config.momentum and not towards
 
     def init_state(self, batch: int) -> FastLevelState:
         """State at the start of a context."""
-        start = self.initial.start(batch, self.config.momentum)
-        return FastLevelState(MemoryState.pack(start, batch), None, 0)
+        weights = self.initial.initial_w2
+        wide = torch.promote_types(weights.dtype, torch.float32)
+        last = weights.new_zeros(batch, 1, weights.shape[-1], dtype=wide)
+        return FastLevelState(
+            MemoryState.pack(self._start(batch), batch), None, last if self.spec.target == "next" else None
+        )
 
     def forward(self, x: Tensor, state: FastLevelState | None = None) -> tuple[Tensor, FastLevelState]:
-        """`x [B, T, D]` → (`y [B, T, D]`, state). Tokens read the weights of their chunk's start."""
+        """`x [B, T, D]` → (`y [B, T, D]`, state)."""
         batch, tokens, _ = x.shape
         state = self.init_state(batch) if state is None else state
-        written = self._written(x)
-        memory, pending, position = state.memory.unpack(), Written.unpack(state.pending), state.position
+        queries = l2_normalize(x.to(torch.promote_types(x.dtype, torch.float32)))
+        written, last = self._written(x, queries, state.last)
+        pending = Written.unpack(state.pending)
+        at = _Progress(state.memory.unpack(), pending, state.position, state.writes, state.resets)
         answers = []
         with torch.autocast(x.device.type, enabled=False):  # fast weights stay in float32
-            queries = l2_normalize(x.to(written.k.dtype))
-            lengths = segments(tokens, position, self.chunk_size)
+            lengths = segments(tokens, at.position, self.chunk_size)
             for query, new in zip(torch.split(queries, lengths, 1), written.split(lengths), strict=True):
-                answers.append(read(memory.weights, query))
-                pending = new if pending is None else pending.join(new)
-                position += query.shape[1]
-                if position == self.chunk_size:
-                    memory, pending, position = self._write(memory, pending, batch), None, 0
-        after = FastLevelState(
-            MemoryState.pack(memory, batch), None if pending is None else pending.pack(batch), position
-        )
+                answer, at = self._advance(at, query, new)
+                answers.append(answer)
+        packed = None if at.pending is None else at.pending.pack(batch)
+        after = FastLevelState(MemoryState.pack(at.memory, batch), packed, last, *at[2:])
         return torch.cat(answers, 1).to(x.dtype), after
 
-    def _written(self, x: Tensor) -> Written:
-        projected = self.keys_values(x)
-        wide = projected.to(torch.promote_types(projected.dtype, torch.float32))
-        k, v = l2_normalize(wide.unflatten(-1, (2, x.shape[-1]))).unbind(-2)
-        logits = split_rates(self.rates(x), 1).to(wide.dtype)
-        return Written(k, v, *rates_from_logits(logits.unbind(0), self.config, self.chunk_size))
+    def _start(self, batch: int) -> Fast:
+        return self.initial.start(batch, self.config.momentum)
 
-    def _write(self, memory: Fast, tokens: Written, batch: int) -> Fast:
+    def _written(self, x: Tensor, queries: Tensor, last: Tensor | None) -> tuple[Written, Tensor | None]:
+        """Keys, targets and rates of every token's write, and the key that waits for its next token."""
+        keys = queries
+        if self.keys is not None:
+            keys = l2_normalize(self.keys(x).to(queries.dtype))
+        if last is not None:
+            keys, last = torch.cat([last.to(keys.dtype), keys[:, :-1]], 1), keys[:, -1:]
+        logits: dict[str, Tensor] = {}
+        if self.rates is not None:
+            logits = dict(zip(self.learned, split_rates(self.rates(x), 1).to(queries.dtype), strict=True))
+        like = queries[..., 0]
+        if self.spec.eta is None:
+            eta = self.config.step_limit(self.chunk_size) * torch.sigmoid(logits["eta"])
+        else:
+            eta = torch.full_like(like, self.spec.eta)
+        log_alpha = F.logsigmoid(logits["alpha"]) if "alpha" in logits else torch.zeros_like(like)
+        log_beta = F.logsigmoid(logits["beta"]) if "beta" in logits else None
+        return Written(keys, self.values(x).to(queries.dtype), eta, log_alpha, log_beta), last
+
+    def _advance(self, at: _Progress, query: Tensor, new: Written) -> tuple[Tensor, _Progress]:
+        """Answers to some tokens of one chunk, and the state after them."""
+        memory, pending, position, writes, resets = at
+        position += query.shape[1]
+        ends = position % self.chunk_size == 0
+        resets_now = self.reset_every is not None and position % self.reset_every == 0
+        if self.fused and ends and pending is None and not resets_now:
+            answer, memory = self._answer_and_write(memory, query, new)
+            return answer, _Progress(memory, None, position, writes + 1, resets)
+        answer = read(memory.weights, query)
+        if resets_now:
+            return answer, _Progress(self._start(query.shape[0]), None, position, writes, resets + 1)
+        pending = new if pending is None else pending.join(new)
+        if ends:
+            return answer, _Progress(self._write(memory, pending), None, position, writes + 1, resets)
+        return answer, _Progress(memory, pending, position, writes, resets)
+
+    def _answer_and_write(self, memory: Fast, query: Tensor, new: Written) -> tuple[Tensor, Fast]:
+        """A whole chunk whose keys are its inputs: the answers are the forward pass of the write."""
+        shifted = self.spec.target == "next"
+        x = torch.cat([new.k[:, :1], query], 1) if shifted else query
+        answers, weights = read_write(coefficients(new.eta, new.log_alpha), x, -new.v, memory.weights)
+        return answers[:, 1:] if shifted else answers, Fast(weights)
+
+    def _write(self, memory: Fast, tokens: Written) -> Fast:
         towards = self.config.retention and self.config.retention_target == "init"
-        initial = self.initial.initial(batch) if towards else None
+        initial = self.initial.initial(tokens.k.shape[0]) if towards else None
         # P = 0, so the residual is −v: the residual connection is outside the level
         return write_memories(tokens, [-tokens.v], [memory], self.config, [initial])[0]
 
 
 class CMS(nn.Module):
-    """A chain of levels, each with a norm before it and a residual around it.
+    """Levels with their own update periods, each with a norm before it.
 
     Args:
         dim: model width.
         levels: the levels, in the order they are applied.
-        variant: "sequential" (Eq. 73).
-        memory: how fast levels are written.
+        variant: "sequential" (Eq. 73): a chain, each level with a residual around it. "nested" (Eq. 72): the
+            same chain; when a fast level is written, the next faster one goes back to its initial state,
+            which learns from all the contexts that start with it. "independent" (Eq. 74): all levels see the
+            same input; x plus the sum of their outputs, weighted by a learned softmax.
+        memory: how fast levels are written, where they do not say it themselves.
         eps: added to mean squares in the norms.
         seq_len: tokens of a training sequence; a level with a longer period is slow. None = no level is.
+        heads: groups of channels with softmax weights of their own ("independent" only).
     """
 
     def __init__(
@@ -129,20 +209,23 @@ class CMS(nn.Module):
         memory: MemoryConfig | None = None,
         eps: float = 1e-6,
         seq_len: int | None = None,
+        heads: int = 1,
     ) -> None:
         super().__init__()
-        if variant != "sequential":
-            raise ValueError(f"CMS variant must be 'sequential', got {variant!r}")
         memory = memory or MemoryConfig()
-        self.specs = tuple(levels)
+        resets = reset_periods(levels, variant, seq_len)
+        if dim % heads:
+            raise ValueError(f"heads must divide dim = {dim}, got {heads}")
+        self.specs, self.variant = tuple(levels), variant
         self.kinds = tuple(kind_of(spec, seq_len) for spec in levels)
         self.norms = nn.ModuleList(RMSNorm(dim, eps) for _ in levels)
         self.levels = nn.ModuleList(
-            FastLevel(dim, spec, memory)
+            FastLevel(dim, spec, memory, reset)
             if kind == "fast"
             else SwiGLU(dim, swiglu_width(dim, spec.expansion or 8 / 3))
-            for spec, kind in zip(levels, self.kinds, strict=True)
+            for spec, kind, reset in zip(levels, self.kinds, resets, strict=True)
         )
+        self.shares = nn.Parameter(torch.zeros(len(levels), heads)) if variant == "independent" else None
 
     def slow_parameters(self) -> dict[str, list[str]]:
         """Names of the parameters of every slow level, its norm's included."""
@@ -153,16 +236,33 @@ class CMS(nn.Module):
                 names[spec.name] = [f"norms.{i}.weight", *level]
         return names
 
-    def init_state(self, batch: int) -> CMSState:
-        """State at the start of a context."""
-        return CMSState(tuple(m.init_state(batch) if isinstance(m, FastLevel) else None for m in self.levels))
+    def init_state(self, batch: int, plain: bool = False) -> CMSState:
+        """State at the start of a context. `plain` makes ordinary levels fast weights too (see `adapt`)."""
+        states: list[Any] = []
+        for level in self.levels:
+            if isinstance(level, FastLevel):
+                states.append(level.init_state(batch))
+            else:
+                assert isinstance(level, SwiGLU)
+                states.append(level.fast_state(batch) if plain else None)
+        return CMSState(tuple(states))
 
     def forward(self, x: Tensor, state: CMSState | None = None) -> tuple[Tensor, CMSState]:
         """`x [B, T, D]` → (x plus what the levels add, state)."""
         state = self.init_state(x.shape[0]) if state is None else state
         after: list[Any] = []
-        for norm, level, before in zip(self.norms, self.levels, state.levels, strict=True):
+        total = x
+        for i, (norm, level, before) in enumerate(zip(self.norms, self.levels, state.levels, strict=True)):
             y, new = level(norm(x), before)
-            x = x + y
             after.append(new)
-        return x, CMSState(tuple(after))
+            if self.shares is None:
+                x = total = x + y
+            else:
+                total = total + y * self._share(i, y)
+        return total, CMSState(tuple(after))
+
+    def _share(self, level: int, like: Tensor) -> Tensor:
+        """Softmax weight of a level for every channel `[D]`."""
+        assert self.shares is not None
+        share = torch.softmax(self.shares, 0)[level]
+        return share.repeat_interleave(like.shape[-1] // share.shape[0]).to(like.dtype)

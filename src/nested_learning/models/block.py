@@ -31,21 +31,34 @@ class HopeBlock(nn.Module):
     """x + mixer(norm(x)), then the Continuum Memory System.
 
     With attention and one ordinary level this is a pre-norm Transformer block.
+
+    Args:
+        config: of the model.
+        layer: number of the block, which decides which levels it has.
     """
 
-    def __init__(self, config: HopeConfig) -> None:
+    def __init__(self, config: HopeConfig, layer: int = 0) -> None:
         super().__init__()
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.mixer = build_mixer(config)
         self.memory = CMS(
-            config.dim, config.levels, memory=config.memory, eps=config.norm_eps, seq_len=config.seq_len
+            config.dim,
+            config.levels_of(layer),
+            config.cms_variant,
+            config.memory,
+            config.norm_eps,
+            config.seq_len,
+            config.num_heads if config.cms_per_head else 1,
         )
 
-    def init_state(self, batch: int) -> LayerState:
-        """State at the start of a context. Attention has none until it has read something."""
+    def init_state(self, batch: int, plain: bool = False) -> LayerState:
+        """State at the start of a context. Attention has none until it has read something.
+
+        `plain` makes ordinary MLPs fast weights of each sequence too (see `adapt`).
+        """
         mixer = self.mixer
         start = None if isinstance(mixer, Attention) else mixer.init_state(batch)  # type: ignore[operator]
-        return LayerState(start, self.memory.init_state(batch))
+        return LayerState(start, self.memory.init_state(batch, plain))
 
     def forward(self, x: Tensor, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
         """`x [B, T, D]` → (`y [B, T, D]`, state)."""

@@ -6,7 +6,15 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-from nested_learning.levels import LevelKind, LevelSpec, kind_of
+from nested_learning.levels import (
+    VARIANTS,
+    Event,
+    LevelKind,
+    LevelSpec,
+    calendar,
+    kind_of,
+    reset_periods,
+)
 
 Mixer = Literal["self_mod", "titans", "linear", "attention", "sliding_attention"]
 Read = Literal["chunk", "before_write", "after_write"]
@@ -93,6 +101,8 @@ class HopeConfig:
         num_layers, num_heads: blocks, and heads per mixer (`num_heads` divides `dim`).
         mixer: "self_mod" | "titans" | "linear" | "attention" | "sliding_attention".
         levels: the levels of the feed-forward memory, in the order they are applied.
+        cms_variant: how the levels are put together: "sequential", "nested" or "independent".
+        cms_per_head: softmax weights of their own for the channels of every head ("independent" only).
         seq_len: tokens of a training sequence (`train.seq_len` in files). A level with a longer period is
             slow: an ordinary MLP that the optimizer steps every `chunk_size / seq_len` steps. None = no
             level is slow.
@@ -112,6 +122,8 @@ class HopeConfig:
     num_heads: int = 4
     mixer: str = "self_mod"
     levels: tuple[LevelSpec, ...] = field(default_factory=lambda: (LevelSpec(),))
+    cms_variant: str = "sequential"
+    cms_per_head: bool = False
     seq_len: int | None = None
     chunk_size: int = 64
     read: str = "chunk"
@@ -139,8 +151,7 @@ class HopeConfig:
         names = [level.name for level in self.levels]
         if len(set(names)) != len(names):
             raise ValueError(f"model.levels must have different names, got {names}")
-        if self.seq_len is not None:
-            self._check_periods(self.seq_len)
+        self._check_levels()
         other = self.memory.projection_chunk_size
         if other is not None and (other < 1 or max(other, self.chunk_size) % min(other, self.chunk_size)):
             raise ValueError(
@@ -148,20 +159,43 @@ class HopeConfig:
                 f"got {other} and {self.chunk_size}"
             )
 
-    def _check_periods(self, seq_len: int) -> None:
-        if seq_len < 1:
-            raise ValueError(f"model.seq_len must be at least 1 or null, got {seq_len}")
+    def _check_levels(self) -> None:
+        _check("model.cms_variant", self.cms_variant, VARIANTS)
+        if self.cms_per_head and self.cms_variant != "independent":
+            raise ValueError(
+                f"model.cms_per_head needs model.cms_variant = independent, got {self.cms_variant!r}"
+            )
+        if self.seq_len is not None and self.seq_len < 1:
+            raise ValueError(f"model.seq_len must be at least 1 or null, got {self.seq_len}")
         for level in self.levels:
-            if level.chunk_size is not None and level.chunk_size > seq_len and level.chunk_size % seq_len:
+            where, period = f"model.levels.{level.name}", level.chunk_size
+            if self.seq_len and period and period > self.seq_len and period % self.seq_len:
                 raise ValueError(
-                    f"model.levels.{level.name}.chunk_size must be less than model.seq_len = {seq_len} or a "
-                    f"multiple of it, got {level.chunk_size}"
+                    f"{where}.chunk_size must be less than model.seq_len = {self.seq_len} or a multiple of "
+                    f"it, got {period}"
                 )
+            if level.layers is not None and max(level.layers) >= self.num_layers:
+                raise ValueError(
+                    f"{where}.layers must be less than model.num_layers = {self.num_layers}, "
+                    f"got {list(level.layers)}"
+                )
+        for layer in range(self.num_layers):
+            if not self.levels_of(layer):
+                raise ValueError(f"model.levels must leave every block a level, got none for block {layer}")
+            reset_periods(self.levels_of(layer), self.cms_variant, self.seq_len)
 
     @property
     def head_dim(self) -> int:
         """Width of one head."""
         return self.dim // self.num_heads
+
+    def levels_of(self, layer: int) -> tuple[LevelSpec, ...]:
+        """The levels that block number `layer` has."""
+        return tuple(level for level in self.levels if level.layers is None or layer in level.layers)
+
+    def calendar(self, tokens: int) -> list[Event]:
+        """Which level updates, and which resets, after which token; see `levels.calendar`."""
+        return calendar(self.levels, tokens, self.cms_variant, self.seq_len)
 
     def level_kind(self, level: LevelSpec) -> LevelKind:
         """How a level is updated: in the forward pass ("fast"), by the optimizer every `chunk_size` tokens

@@ -31,7 +31,7 @@ class HopeLM(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.blocks = nn.ModuleList(HopeBlock(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(HopeBlock(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
         self._initialise()
@@ -45,9 +45,12 @@ class HopeLM(nn.Module):
                 writes = name.endswith((".out", ".w_out"))
                 nn.init.normal_(module.weight, std=narrow if writes else INIT_STD)
 
-    def init_state(self, batch: int) -> ModelState:
-        """State at the start of a context: the meta-learned initial memories, one set per row."""
-        return ModelState(tuple(block.init_state(batch) for block in self._blocks()))
+    def init_state(self, batch: int, plain: bool = False) -> ModelState:
+        """State at the start of a context: the meta-learned initial memories, one set per row.
+
+        `plain` makes the ordinary MLPs fast weights of each sequence too (see `adapt`).
+        """
+        return ModelState(tuple(block.init_state(batch, plain) for block in self._blocks()))
 
     def slow_parameters(self) -> dict[str, list[str]]:
         """Names of the parameters of every slow level, over all blocks; the norm before it is one of them.
