@@ -19,7 +19,7 @@ ALLOWED = {
     "ops": {"levels", "state"},
     "layers": {"levels", "state", "ops", "models.config"},
     "models": {"levels", "state", "ops", "layers"},
-    "optim": {"levels", "state", "config"},
+    "optim": {"levels", "state", "ops", "config"},
     "data": {"levels", "state"},
 }
 

@@ -20,6 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
 from nested_learning.models.config import HopeConfig
+from nested_learning.optim.config import (
+    DeepMomentumConfig,
+    DeltaMomentumConfig,
+    DGDConfig,
+    M3Config,
+    MuonConfig,
+)
 
 SCHEMA = "run_schema"
 
@@ -74,11 +81,14 @@ class OptimConfig:
     """Optimizer and schedule of the outer loop.
 
     Args:
-        name: "adamw" or "sgd".
+        name: "adamw", "sgd", or a rule for matrices: "muon", "m3", "dgd", "delta_momentum" or
+            "deep_momentum". Beside these, AdamW takes what is no matrix (see `optim.build`).
         lr: highest learning rate.
-        betas, eps: of "adamw".
+        betas, eps: of AdamW.
+        adamw_lr_scale: learning rate of AdamW beside a rule for matrices, over `lr`.
         momentum: of "sgd".
-        weight_decay: on matrices only (see `optim.param_groups`).
+        muon, m3, dgd, delta_momentum, deep_momentum: of the rule of that name (see `optim.config`).
+        weight_decay: on matrices and heads only (see `optim.param_groups`).
         clip_norm: limit of the global norm of the gradient; None = no limit.
         schedule: "cosine" (to `min_lr_ratio * lr` at the last step) or "constant", after the warm-up.
         warmup_steps: steps of linear warm-up.
@@ -89,7 +99,13 @@ class OptimConfig:
     lr: float = 3e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
+    adamw_lr_scale: float = 1.0
     momentum: float = 0.9
+    muon: MuonConfig = field(default_factory=MuonConfig)
+    m3: M3Config = field(default_factory=M3Config)
+    dgd: DGDConfig = field(default_factory=DGDConfig)
+    delta_momentum: DeltaMomentumConfig = field(default_factory=DeltaMomentumConfig)
+    deep_momentum: DeepMomentumConfig = field(default_factory=DeepMomentumConfig)
     weight_decay: float = 0.1
     clip_norm: float | None = 1.0
     schedule: str = "cosine"
@@ -98,9 +114,10 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         self.betas = (self.betas[0], self.betas[1])
-        _one_of("optim.name", self.name, ("adamw", "sgd"))
+        rules = ("muon", "m3", "dgd", "delta_momentum", "deep_momentum")
+        _one_of("optim.name", self.name, ("adamw", "sgd", *rules))
         _one_of("optim.schedule", self.schedule, ("cosine", "constant"))
-        for name in ("lr", "eps"):
+        for name in ("lr", "eps", "adamw_lr_scale"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optim.{name} must be positive, got {getattr(self, name)}")
         if self.clip_norm is not None and self.clip_norm <= 0:
@@ -166,14 +183,71 @@ class TrainConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ParallelConfig:
-    """How a model is fitted to its devices.
+    """How a model is fitted to its devices. What a launcher does not name below, it does not read.
 
     Args:
         activation_checkpointing: keep only the inputs of blocks and compute the rest again in the
             backward pass: less memory, about a third more time, the same gradient.
+        gather_dtype: "fp32" or "bf16", in which FSDP gathers parameters ("bf16": half the traffic).
+        reduce_dtype: "fp32" or "bf16", in which FSDP reduces gradients.
+        reshard_after_forward: FSDP frees a block's gathered parameters after its forward pass, and
+            gathers them again for the backward pass: less memory, half as much traffic again.
+        cpu_offload: FSDP keeps parameters, gradients and optimizer state in the memory of the host.
+        deepspeed: DeepSpeed's JSON configuration; batch sizes and clipping are filled in.
+        async_save: checkpoints are copied and then written in the background (not with DeepSpeed).
+        timeout_minutes: how long a rank waits for the others before it gives up.
     """
 
     activation_checkpointing: bool = False
+    gather_dtype: str = "fp32"
+    reduce_dtype: str = "fp32"
+    reshard_after_forward: bool = True
+    cpu_offload: bool = False
+    deepspeed: str = "configs/deepspeed/zero1.json"
+    async_save: bool = False
+    timeout_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("gather_dtype", "reduce_dtype"):
+            _one_of(f"parallel.{name}", getattr(self, name), ("fp32", "bf16"))
+        if self.timeout_minutes <= 0:
+            raise ValueError(f"parallel.timeout_minutes must be positive, got {self.timeout_minutes}")
+
+
+@dataclass(kw_only=True, slots=True)
+class AdaptConfig:
+    """How fast weights learn from the loss of the language model while a text is read (Eq. 71).
+
+    Args:
+        paths: which weights: "titan" (memories of the mixers), "cms_fast" (fast levels), "cms" (fast and
+            ordinary levels) or "all".
+        chunk_size: tokens that are scored with the same weights, and then learned from.
+        steps: gradient steps on a chunk.
+        lr: step size, on the mean loss of a row's chunk. 0 = learn nothing: exactly the plain model.
+        surprise: what must reach `threshold` for a row to learn from a chunk: "none" (always learn), "l2"
+            (root mean square over tokens of the gradient of the loss at the logits), "loss" (nats per token)
+            or "logit_entropy" (nats per token).
+        threshold: in units of `surprise`.
+        reset: forget everything between samples; False = keep the weights that can learn.
+    """
+
+    paths: str = "cms"
+    chunk_size: int = 64
+    steps: int = 1
+    lr: float = 0.1
+    surprise: str = "none"
+    threshold: float = 0.0
+    reset: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("adapt.paths", self.paths, ("titan", "cms_fast", "cms", "all"))
+        _one_of("adapt.surprise", self.surprise, ("none", "l2", "loss", "logit_entropy"))
+        _at_least("adapt.chunk_size", self.chunk_size, 1)
+        _at_least("adapt.steps", self.steps, 1)
+        _at_least("adapt.lr", self.lr, 0)
+        _at_least("adapt.threshold", self.threshold, 0)
+        if self.threshold and self.surprise == "none":
+            raise ValueError(f"adapt.threshold must be 0 for adapt.surprise = none, got {self.threshold}")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -66,7 +66,9 @@ def newton_schulz_all(
     results: dict[int, Tensor] = {}
     for indices in shapes.values():
         wide = [matrices[i].mT if _is_tall(matrices[i]) else matrices[i] for i in indices]
-        for i, result in zip(indices, newton_schulz(torch.stack(wide), steps, polynomial, dtype), strict=True):
+        for i, result in zip(
+            indices, newton_schulz(torch.stack(wide), steps, polynomial, dtype), strict=True
+        ):
             results[i] = result.mT if _is_tall(matrices[i]) else result
     return [results[i] for i in range(len(matrices))]
 

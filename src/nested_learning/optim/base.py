@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 
@@ -100,19 +99,29 @@ def apply(parameter: Tensor, step: Tensor, group: dict[str, Any]) -> None:
     parameter.copy_(decayed.add_(step))
 
 
+def is_spread(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over processes: a `DTensor`, whose import would cost two seconds."""
+    return hasattr(tensor, "placements") and hasattr(tensor, "full_tensor")
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that is spread over processes; other tensors as they are."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    sharded: Any = tensor
+    full: Tensor = sharded.full_tensor() if is_spread(tensor) else tensor
+    return full
 
 
 def spread_like(full: Tensor, example: Tensor) -> Tensor:
     """`full`, known to every process, spread as `example` is; nothing is sent."""
-    if isinstance(example, DTensor):
-        return distribute_tensor(full, example.device_mesh, example.placements, src_data_rank=None)
-    return full
+    if not is_spread(example):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded: Any = example
+    return distribute_tensor(full, sharded.device_mesh, sharded.placements, src_data_rank=None)
 
 
 def refuse_shards(parameter: Tensor, name: str) -> None:
     """Raises NotImplementedError for a parameter that is spread over processes."""
-    if isinstance(parameter, DTensor):
+    if is_spread(parameter):
         raise NotImplementedError(f"{name} needs whole matrices and does not take sharded parameters (FSDP)")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from nested_learning.optim.combined import Combined
+from nested_learning.optim.deep_momentum import DeepMomentum
+from nested_learning.optim.delta_gd import DeltaGradientDescent
+from nested_learning.optim.delta_momentum import DeltaMomentum
+from nested_learning.optim.m3 import M3
 from nested_learning.optim.param_groups import param_groups
 from nested_learning.optim.schedules import constant, cosine
 
@@ -16,18 +22,49 @@ if TYPE_CHECKING:
     from nested_learning.config import OptimConfig
 
 Groups = list[dict[str, Any]]
+Rule = Callable[["OptimConfig", Groups, nn.Module], Optimizer]
 FUSED_DEVICES = ("cpu", "cuda")
 
 
-def _adamw(config: OptimConfig, groups: Groups, fused: bool) -> Optimizer:
+def _adamw(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
+    fused = _can_fuse(groups)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
-def _sgd(config: OptimConfig, groups: Groups, fused: bool) -> Optimizer:
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+def _sgd(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=_can_fuse(groups))
 
 
-OPTIMIZERS: dict[str, Callable[[OptimConfig, Groups, bool], Optimizer]] = {"adamw": _adamw, "sgd": _sgd}
+def _muon(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
+    return torch.optim.Muon(groups, lr=config.lr, adjust_lr_fn="match_rms_adamw", **asdict(config.muon))
+
+
+def _m3(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
+    return M3(groups, lr=config.lr, **asdict(config.m3))
+
+
+def _dgd(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
+    return DeltaGradientDescent(model, lr=config.lr, params=groups, **asdict(config.dgd))
+
+
+def _delta_momentum(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
+    return DeltaMomentum(groups, lr=config.lr, **asdict(config.delta_momentum))
+
+
+def _deep_momentum(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
+    return DeepMomentum(groups, lr=config.lr, **asdict(config.deep_momentum))
+
+
+OPTIMIZERS: dict[str, Rule] = {"adamw": _adamw, "sgd": _sgd}
+"""Rules for all parameters."""
+MATRIX_OPTIMIZERS: dict[str, Rule] = {
+    "muon": _muon,
+    "m3": _m3,
+    "dgd": _dgd,
+    "delta_momentum": _delta_momentum,
+    "deep_momentum": _deep_momentum,
+}
+"""Rules for 2-D weights; AdamW takes embeddings, heads, norms, filters and initial memories."""
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
@@ -38,10 +75,39 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     Raises:
         ValueError: an unknown `config.name`.
     """
-    if config.name not in OPTIMIZERS:
-        raise ValueError(f"optim.name must be one of {', '.join(OPTIMIZERS)}, got {config.name!r}")
-    fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in model.parameters())
-    return OPTIMIZERS[config.name](config, param_groups(model, config.weight_decay), fused)
+    groups = param_groups(model, config.weight_decay)
+    if config.name in OPTIMIZERS:
+        return OPTIMIZERS[config.name](config, groups, model)
+    if config.name not in MATRIX_OPTIMIZERS:
+        allowed = ", ".join((*OPTIMIZERS, *MATRIX_OPTIMIZERS))
+        raise ValueError(f"optim.name must be one of {allowed}, got {config.name!r}")
+    matrices, others = _split(groups, model if config.name == "dgd" else None)
+    parts = [MATRIX_OPTIMIZERS[config.name](config, matrices, model)] if matrices else []
+    if others:
+        parts.append(_adamw(config, [{**g, "lr_scale": config.adamw_lr_scale} for g in others], model))
+    return Combined(parts)
+
+
+def _split(groups: Groups, model: nn.Module | None) -> tuple[Groups, Groups]:
+    """Groups of 2-D weights of kind "matrix" (with `model`: of its linear layers only), and of the rest."""
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} if model else None
+    matrices: Groups = []
+    others: Groups = []
+    for group in groups:
+        fits = [_is_for_rule(p, linear) and group["name"] == "matrix" for p in group["params"]]
+        for side, wanted in ((matrices, True), (others, False)):
+            chosen = [p for p, fit in zip(group["params"], fits, strict=True) if fit is wanted]
+            side += [{**group, "params": chosen}] if chosen else []
+    return matrices, others
+
+
+def _is_for_rule(parameter: torch.Tensor, linear: set[int] | None) -> bool:
+    return parameter.ndim == 2 and (linear is None or id(parameter) in linear)
+
+
+def _can_fuse(groups: Groups) -> bool:
+    parameters = [p for group in groups for p in group["params"]]
+    return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
 
 
 def lr_at(config: OptimConfig, step: int, total_steps: int) -> float:

@@ -5,81 +5,84 @@ Shapes: N rows (tokens of all sequences), input width d, output width o.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from nested_learning.optim.base import wide
+from nested_learning.optim.base import is_spread, wide
 
 
-@dataclass(slots=True)
 class Caught:
-    """Of one linear layer, since the last `clear`: S = Σ x xᵀ `[d, d]`, the number of rows, and the rows."""
+    """What one linear layer has read since the last `clear`; itself the forward hook of that layer.
 
-    gram: Tensor | None = None
-    rows: int = 0
-    inputs: list[Tensor] = field(default_factory=list)
-    output_grads: list[Tensor] = field(default_factory=list)
-
-
-class InputCapture:
-    """Hooks on every `nn.Linear` of `model` that trains; forward passes without gradients are not seen.
-
-    A layer that is run several times in a step (accumulation, sharing) adds up. A forward pass that is run
-    again for activation checkpointing counts twice, which a mean does not notice.
+    A class and not a closure, so that model and optimizer can be copied together.
 
     Args:
-        model: the model; modules that use a layer's weight without calling the layer are not seen.
-        keep_rows: keep inputs and output gradients of all rows, not only S.
+        keep_rows: keep inputs and output gradients of all rows instead of S.
     """
 
-    def __init__(self, model: nn.Module, keep_rows: bool = False) -> None:
+    def __init__(self, keep_rows: bool) -> None:
         self.keep_rows = keep_rows
-        self.caught: dict[Tensor, Caught] = {}
-        for module in model.modules():
-            if isinstance(module, nn.Linear) and module.weight.requires_grad:
-                self.caught.setdefault(module.weight, Caught())
-                module.register_forward_hook(self._hook())
+        self.clear()
 
     def clear(self) -> None:
-        """Forget what was caught."""
-        for weight in self.caught:
-            self.caught[weight] = Caught()
+        """Forget it: S = Σ x xᵀ `[d, d]`, the number of rows, inputs `[n, d]`, output gradients `[n, o]`."""
+        self.gram: Tensor | None = None
+        self.rows = 0
+        self.inputs: list[Tensor] = []
+        self.output_grads: list[Tensor] = []
 
-    def _hook(self) -> Callable[..., None]:
-        def hook(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if torch.is_grad_enabled() and module.training and output.requires_grad:
-                self._catch(self.caught[module.weight], inputs[0].detach(), output)
-
-        return hook
-
-    def _catch(self, caught: Caught, x: Tensor, output: Tensor) -> None:
-        rows = wide(x.reshape(-1, x.shape[-1]))
-        caught.rows += rows.shape[0]
-        if not self.keep_rows:
-            gram = rows.T @ rows
-            caught.gram = gram if caught.gram is None else caught.gram.add_(gram)
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Look at a forward pass, unless it is without gradients."""
+        if not (torch.is_grad_enabled() and module.training and output.requires_grad):
             return
+        rows = wide(inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
+        if self.keep_rows:
+            output.register_hook(lambda grad: self._keep(rows, grad))
+            return
+        self.rows += rows.shape[0]
+        gram = rows.T @ rows
+        self.gram = gram if self.gram is None else self.gram.add_(gram)
 
-        def catch_gradient(grad: Tensor) -> None:
-            caught.inputs.append(rows)
-            caught.output_grads.append(wide(grad.reshape(-1, grad.shape[-1])))
+    def _keep(self, rows: Tensor, grad: Tensor) -> None:
+        self.rows += rows.shape[0]
+        self.inputs.append(rows)
+        self.output_grads.append(wide(grad.detach().reshape(-1, grad.shape[-1])))
 
-        output.register_hook(catch_gradient)
+
+def watch(model: nn.Module, weights: Iterable[Tensor], keep_rows: bool = False) -> dict[Tensor, Caught]:
+    """Hook every `nn.Linear` of `model` whose weight is one of `weights`; what they catch, by weight.
+
+    A layer that is run several times in a step (accumulation, sharing) adds up. A forward pass that is run
+    again for activation checkpointing counts twice, which a mean does not notice. Modules that use a
+    layer's weight without calling the layer are not seen.
+    """
+    wanted = {id(weight) for weight in weights}
+    caught: dict[Tensor, Caught] = {}
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and id(module.weight) in wanted:
+            hook = caught.setdefault(module.weight, Caught(keep_rows))
+            module.register_forward_hook(hook)
+    return caught
 
 
 def second_moment(caught: Caught, reduction: str) -> Tensor:
     """S of a layer, `[d, d]`: mean or sum of x xᵀ over the rows of all processes."""
     assert caught.gram is not None
-    gram, rows = caught.gram, torch.tensor(float(caught.rows), device=caught.gram.device)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        gram = gram.clone()
-        torch.distributed.all_reduce(gram)
-        torch.distributed.all_reduce(rows)
-    return gram / rows if reduction == "mean" else gram
+    if reduction == "sum":
+        return _over_processes(caught.gram.clone())
+    rows = torch.tensor(float(caught.rows), device=caught.gram.device)
+    return _over_processes(caught.gram.clone()) / _over_processes(rows)
+
+
+def _over_processes(tensor: Tensor) -> Tensor:
+    """Sum over all processes, in place."""
+    distributed: Any = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(tensor)
+    return tensor
 
 
 def local_rows(tensor: Tensor) -> Tensor:
@@ -88,8 +91,10 @@ def local_rows(tensor: Tensor) -> Tensor:
     Raises:
         NotImplementedError: it is spread by columns.
     """
-    if not isinstance(tensor, DTensor):
+    if not is_spread(tensor):
         return tensor
-    if any(placement.is_shard() and not placement.is_shard(0) for placement in tensor.placements):
-        raise NotImplementedError(f"only parameters sharded by rows are supported, got {tensor.placements}")
-    return tensor.to_local()
+    sharded: Any = tensor
+    if any(placement.is_shard() and not placement.is_shard(0) for placement in sharded.placements):
+        raise NotImplementedError(f"only parameters sharded by rows are supported, got {sharded.placements}")
+    local: Tensor = sharded.to_local()
+    return local

@@ -19,7 +19,7 @@ TINY = 1e-12
 
 
 class DeepMomentum(DeepOptimizer):
-    """Deep momentum gradient descent (Eq. 50): W ← (1 − lr λ) W + lr · σ(M(u)), M an MLP trained on gradients.
+    """Deep momentum (Eq. 50): W ← (1 − lr λ) W + lr · σ(M(u)), where M is an MLP trained on gradients.
 
     Each parameter has its own memory. It reads the rows u of the gradient, scaled to a mean norm of 1, and
     answers with a step for every row:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nested_learning.optim.base import DeepOptimizer, apply, gradient, wide
-from nested_learning.optim.capture import Caught, InputCapture, local_rows, second_moment
+from nested_learning.optim.capture import Caught, local_rows, second_moment, watch
 from nested_learning.optim.config import DGDConfig
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -32,22 +32,27 @@ class _InputAware(DeepOptimizer):
         options: dict[str, Any],
         keep_rows: bool,
     ) -> None:
-        self.capture = InputCapture(model, keep_rows)
         chosen = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(chosen, lr, weight_decay, options)
+        weights = (p for group in self.param_groups for p in group["params"])
+        self.caught = watch(model, weights, keep_rows)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget gradients and inputs."""
         super().zero_grad(set_to_none)
-        self.capture.clear()
+        for caught in self.caught.values():
+            caught.clear()
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
-            if p in self.capture.caught:
-                self._update_layer(group, p, self.capture.caught[p])
-                self.capture.caught[p] = Caught()
+            if p in self.caught:
+                self._update_layer(group, p, self.caught[p])
+                self.caught[p].clear()
             else:
-                apply(p, gradient(p).mul_(-group["lr"]), group)
+                apply(p, gradient(p) * -group["lr"], group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "caught": self.caught}
 
     def _update_layer(self, group: dict[str, Any], weight: Tensor, caught: Caught) -> None:
         raise NotImplementedError

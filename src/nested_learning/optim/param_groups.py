@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 MEMORY_MARK = ".initial_"
+HEADS = ("head", "lm_head", "classifier")
 
 
 def group_names(model: nn.Module) -> dict[str, list[str]]:
@@ -16,12 +17,13 @@ def group_names(model: nn.Module) -> dict[str, list[str]]:
       starts from towards zero, which is the memory's own retention gate to decide.
     * `embedding`: tables of `nn.Embedding` (a tied output head is the same tensor).
     * `vector`: norms, biases, scalars and depthwise filters: no matrix product, so no scale to shrink.
-    * `matrix`: all the rest; the only group that decays.
+    * `head`: weights of layers called `head`, `lm_head` or `classifier` that are no such table.
+    * `matrix`: all the rest. Matrices and heads decay; rules for matrices get the matrices only.
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     convolutions = [m for m in model.modules() if "conv" in type(m).__name__.lower()]
     filters = {id(p) for module in convolutions for p in module.parameters()}
-    kinds: dict[str, list[str]] = {"matrix": [], "vector": [], "embedding": [], "memory": []}
+    kinds: dict[str, list[str]] = {"matrix": [], "head": [], "vector": [], "embedding": [], "memory": []}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -31,6 +33,8 @@ def group_names(model: nn.Module) -> dict[str, list[str]]:
             kinds["embedding"].append(name)
         elif parameter.ndim < 2 or id(parameter) in filters:
             kinds["vector"].append(name)
+        elif any(part in HEADS for part in name.split(".")[:-1]):
+            kinds["head"].append(name)
         else:
             kinds["matrix"].append(name)
     return kinds
@@ -47,7 +51,7 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         {
             "name": kind,
             "params": [parameters[name] for name in names],
-            "weight_decay": weight_decay if kind == "matrix" else 0.0,
+            "weight_decay": weight_decay if kind in ("matrix", "head") else 0.0,
         }
         for kind, names in group_names(model).items()
         if names
