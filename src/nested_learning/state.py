@@ -43,6 +43,15 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
     return [(str(i), part) for i, part in enumerate(value)] if isinstance(value, tuple) else []
 
 
+def _children(value: Any, name: str = "") -> Iterator[tuple[str, State]]:
+    for key, part in _parts(value):
+        inner = f"{name}.{key}" if name else key
+        if isinstance(part, State):
+            yield inner, part
+        else:
+            yield from _children(part, inner)
+
+
 def _replace(value: Any, new: Mapping[str, Tensor], name: str) -> Any:
     """`value`, itself where nothing below it is replaced."""
     if name in new:
@@ -96,6 +105,10 @@ class State:
 
         self.map(collect)
         return found
+
+    def children(self) -> list[tuple[str, State]]:
+        """The states directly inside this one, by where they are, such as `layers.0`."""
+        return list(_children(self))
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Every tensor by where it is, such as `layers.0.mixer.memories.1.w1`."""

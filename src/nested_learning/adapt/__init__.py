@@ -1,0 +1,26 @@
+"""Learning at test time: the levels of a model driven by the gradient of its own next-token loss.
+
+What learns is state, never a parameter: the model stays as it is.
+
+    report, state = memorize(model, tokens)     # read, score, learn; `report.losses` are from before learning
+    losses, _ = score(model, tokens, restart(model, state))
+"""
+
+from nested_learning.adapt.memorize import Report, memorize, memorize_each, score
+from nested_learning.adapt.online import online_loss
+from nested_learning.adapt.paths import Adaptable, checksum, diff, fast_paths, restart
+from nested_learning.config import AdaptConfig
+
+__all__ = [
+    "AdaptConfig",
+    "Adaptable",
+    "Report",
+    "checksum",
+    "diff",
+    "fast_paths",
+    "memorize",
+    "memorize_each",
+    "online_loss",
+    "restart",
+    "score",
+]
