@@ -8,6 +8,8 @@ from nested_learning.levels import ChunkedUpdateScheduler, LevelSpec
 from nested_learning.models.block import HopeBlock
 from nested_learning.models.config import HopeConfig, MemoryConfig
 from nested_learning.models.lm import HopeLM
+from nested_learning.models.nested_mlp import NestedModel
+from nested_learning.optim.per_level import setup_optimizers
 from nested_learning.train.checkpoint import load_checkpoint
 
 __version__ = "0.1.0"
@@ -20,9 +22,11 @@ __all__ = [
     "HopeLM",
     "LevelSpec",
     "MemoryConfig",
+    "NestedModel",
     "SelfModifyingTitans",
     "TitansMemory",
     "load_checkpoint",
     "load_config",
     "set_seed",
+    "setup_optimizers",
 ]

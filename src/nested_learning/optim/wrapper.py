@@ -85,8 +85,9 @@ class OptimizerWrapper(Optimizer):
         inner = {number: entry for number, entry in state.items() if entry}
         self.optimizer.load_state_dict({**state_dict, "state": inner})
         self._share()
-        parameters = _parameters(self.param_groups)
-        self.kept = {parameters[i]: t.detach().to(parameters[i].device, copy=True) for i, t in kept.items()}
+        names = _parameters(state_dict["param_groups"])  # numbers, or names in distributed checkpoints
+        parameters = dict(zip(names, _parameters(self.param_groups), strict=True))
+        self.kept = {parameters[n]: t.detach().to(parameters[n].device, copy=True) for n, t in kept.items()}
 
 
 def split_groups(groups: Groups, level_of: Mapping[Tensor, str]) -> Groups:
@@ -124,5 +125,5 @@ def _level_of(levels: Mapping[str, Iterable[Tensor]]) -> dict[Tensor, str]:
     return level_of
 
 
-def _parameters(groups: Groups) -> list[Tensor]:
+def _parameters(groups: Groups) -> list[Any]:
     return [parameter for group in groups for parameter in group["params"]]
