@@ -138,7 +138,7 @@ def test_a_signal_finishes_the_step_saves_and_puts_handlers_back(make_trainer, n
     )
     result = trainer.fit()
     assert result.interrupted and result.step == 5
-    assert trainer.store.latest().name == "step_00000005.pt"
+    assert trainer.store.latest().name == "step_00000005"
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     whole, resumed = make_trainer("whole"), make_trainer(resume=trainer.store.latest())
     whole.fit(), resumed.fit()

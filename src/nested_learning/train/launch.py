@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from nested_learning.config import DataConfig, RunConfig, set_seed
 from nested_learning.data.corpus import Corpus, bundled_files, prepare_corpus
 from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
 from nested_learning.models.lm import HopeLM
-from nested_learning.train.checkpoint import CheckpointStore, find_checkpoint
+from nested_learning.train.checkpoint import CheckpointStore, find_checkpoint, load_checkpoint
 from nested_learning.train.plots import plot_losses
-from nested_learning.train.strategy import build_strategy
+from nested_learning.train.strategy import SingleStrategy, build_strategy
 from nested_learning.train.trainer import Trainer, TrainResult
 
 
@@ -28,35 +29,47 @@ def launch(config: RunConfig, strategy: str = "single") -> TrainResult:
 
     Args:
         config: the run.
-        strategy: "single" (one process).
+        strategy: "single", "ddp", "fsdp" or "deepspeed"; the last three in every process of `torchrun`.
 
     Raises:
         CheckpointError: `train.resume` names or finds a checkpoint that does not belong to this run.
         NonFiniteError: see `Trainer.fit`.
+        ValueError: see `build_strategy`.
     """
     keep_freed_memory()
-    spread = build_strategy(strategy)
+    spread = build_strategy(strategy, config)
+    try:
+        return run(config, spread)
+    finally:
+        spread.close()
+
+
+def run(config: RunConfig, spread: SingleStrategy) -> TrainResult:
+    """Train as `config` says, in the processes of `spread`; see `launch`."""
     say: Callable[[str], None] = print if spread.is_main else _silent
-    device = pick_device(config.train.device)
-    corpus = load_corpus(config.data)
+    with spread.local_main_first():
+        corpus = load_corpus(config.data)
     check_vocabulary(config, corpus.tokenizer)
     set_seed(config.seed)  # after the data, so that a cached corpus changes nothing; before the model
-    model = build_model(config, device)
-    resume = prepare_run_dir(config)
+    model = build_model(config, spread.device)
+    resume = spread.agree(prepare_run_dir(config) if spread.is_main else None)
+    lines = describe(config, model, corpus, spread)
     trainer = Trainer(config, model, corpus, spread, resume)
-    OmegaConf.save(OmegaConf.create(config.to_dict()), config.run_dir / "config.yaml")
-    say(describe(config, model, corpus))
+    if spread.is_main:
+        OmegaConf.save(OmegaConf.create(config.to_dict()), config.run_dir / "config.yaml")
+    say(lines)
     say(f"resumed from {resume} at step {trainer.step}" if resume else "starting anew")
     result = trainer.fit()
-    finish(config, model, corpus, result, say)
+    if spread.is_main:
+        finish(config, sample_model(config, model, spread), corpus, result)
     return result
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA if there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+def sample_model(config: RunConfig, model: HopeLM, spread: SingleStrategy) -> HopeLM:
+    """The model that writes the sample: the trained one, or the checkpoint's if it is cut over ranks."""
+    if spread.shards_parameters and config.train.sample_tokens:
+        return load_checkpoint(config.run_dir)[0]
+    return model
 
 
 def load_corpus(config: DataConfig) -> Corpus:
@@ -106,13 +119,16 @@ def prepare_run_dir(config: RunConfig) -> Path | None:
     folder = config.run_dir
     folder.mkdir(parents=True, exist_ok=True)
     store = CheckpointStore(folder / "checkpoints", config.train.keep_last)
+    store.clean()
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and (latest := store.latest()):
+        return latest  # torchrun started us again after a failure: whatever was asked for has begun
     if config.train.resume is None:
         store.clear()
         return None
     return store.latest() if config.train.resume == "auto" else find_checkpoint(config.train.resume)
 
 
-def describe(config: RunConfig, model: nn.Module, corpus: Corpus) -> str:
+def describe(config: RunConfig, model: nn.Module, corpus: Corpus, spread: SingleStrategy) -> str:
     """What is about to run, in a few lines."""
     train, levels = config.train, config.model.levels
     parameters = sum(p.numel() for p in model.parameters())
@@ -126,26 +142,25 @@ def describe(config: RunConfig, model: nn.Module, corpus: Corpus) -> str:
         f"data: {len(corpus.train):,} training and {len(corpus.valid):,} validation tokens, "
         f"vocabulary {corpus.tokenizer.vocab_size}",
         f"training: {train.steps} steps of {train.batch_size} x {train.seq_len} tokens "
-        f"on {next(model.parameters()).device}, {train.precision}",
+        f"on {spread.world_size} x {spread.device.type} ({spread.name}), {train.precision}",
     ]
     if fast:
-        bill = floats * config.model.num_layers * train.batch_size // train.accumulation * 4 / 2**20
+        rows = train.batch_size // train.accumulation // spread.world_size
+        bill = floats * config.model.num_layers * rows * 4 / 2**20
         lines.append(f"fast levels: {floats:,} floats per layer and sequence, {bill:.0f} MiB per micro-batch")
     return "\n".join(lines)
 
 
-def finish(
-    config: RunConfig, model: HopeLM, corpus: Corpus, result: TrainResult, say: Callable[[str], None]
-) -> None:
+def finish(config: RunConfig, model: HopeLM, corpus: Corpus, result: TrainResult) -> None:
     """Plot, report and write a sample of text."""
     folder = config.run_dir
     plot_losses(folder / "metrics.jsonl", folder / "loss.png", corpus.unigram_entropy)
     if result.interrupted:
-        say(f"interrupted and saved at step {result.step}; run the same command to continue")
+        print(f"interrupted and saved at step {result.step}; run the same command to continue")
         return
     if result.valid_loss is not None and result.bits_per_byte is not None:
         unigram_bits = corpus.unigram_entropy / math.log(2) / corpus.bytes_per_token
-        say(
+        print(
             f"step {result.step}: validation loss {result.valid_loss:.4f} nats/token "
             f"(unigram entropy {corpus.unigram_entropy:.4f}), "
             f"{result.bits_per_byte:.4f} bits/byte (unigram {unigram_bits:.4f})"
@@ -153,8 +168,8 @@ def finish(
     if config.train.sample_tokens:
         text = write_sample(config, model, corpus.tokenizer)
         (folder / "sample.txt").write_text(text, encoding="utf-8")
-        say(f"sample: {text}")
-    say(f"results in {folder.resolve()}")
+        print(f"sample: {text}")
+    print(f"results in {folder.resolve()}")
 
 
 def write_sample(config: RunConfig, model: HopeLM, tokenizer: Tokenizer) -> str:

@@ -93,8 +93,13 @@ class FanOut:
             writer.close()
 
 
-def build_writer(config: RunConfig, resume_step: int) -> FanOut:
-    """The writers of a run: `metrics.jsonl` in its directory, and W&B if the configuration asks for it."""
+def build_writer(config: RunConfig, resume_step: int, is_main: bool = True) -> FanOut:
+    """The writers of a run: `metrics.jsonl` in its directory, and W&B if the configuration asks for it.
+
+    Ranks other than the main one have none.
+    """
+    if not is_main:
+        return FanOut([])
     writers: list[Writer] = [JsonLinesWriter(config.run_dir / "metrics.jsonl", resume_step)]
     if config.logging.wandb != "none":
         writers.append(WandbWriter(config))

@@ -68,9 +68,14 @@ class StopSignals:
     """SIGINT and SIGTERM ask for a stop after the current step; a second one stops at once.
 
     Signals are Python's only in the main thread; in another one this does nothing.
+
+    Args:
+        insist: whether a second signal stops at once. Not under `torchrun`, which hands a Ctrl-C on to
+            processes that have had it from the terminal already; it kills them if they take too long.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, insist: bool = True) -> None:
+        self.insist = insist
         self.received: int | None = None
         self.former: dict[int, Any] = {}
 
@@ -87,5 +92,7 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
+        if not self.insist:
+            return
         for name, handler in self.former.items():  # the next one is not ours
             signal.signal(name, handler)

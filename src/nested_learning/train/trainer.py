@@ -19,12 +19,12 @@ from nested_learning.data.corpus import Corpus
 from nested_learning.data.loader import TokenLoader, sequential_batches
 from nested_learning.models.compile import compile_model
 from nested_learning.optim.build import build_optimizer, lr_at
-from nested_learning.train.checkpoint import CheckpointStore, Training, load_training_state
+from nested_learning.train.checkpoint import Checkpointer, CheckpointStore, Training
 from nested_learning.train.guard import NonFiniteError, UpdateGuard, find_nonfinite
 from nested_learning.train.metrics import build_writer, memory_gib
 from nested_learning.train.objective import count_targets, next_token_loss
 from nested_learning.train.progress import Clock, Progress, StopSignals
-from nested_learning.train.strategy import Strategy
+from nested_learning.train.strategy import SingleStrategy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,13 +59,13 @@ class Trainer:
         config: RunConfig,
         model: nn.Module,
         corpus: Corpus,
-        strategy: Strategy,
+        strategy: SingleStrategy,
         resume: Path | None = None,
     ) -> None:
         self.config, self.model, self.corpus, self.strategy = config, model, corpus, strategy
         train = config.train
-        self.device = next(model.parameters()).device
-        self.optimizer = build_optimizer(config.optim, model)
+        self.device = strategy.device
+        self.wrapped, self.optimizer = strategy.prepare(model, partial(build_optimizer, config.optim))
         self.loader = TokenLoader(
             corpus.train,
             train.seq_len,
@@ -74,7 +74,7 @@ class Trainer:
             rank=strategy.rank,
             world_size=strategy.world_size,
         )
-        self.state = Training(
+        saved = Training(
             config=config,
             model=model,
             optimizer=self.optimizer,
@@ -82,12 +82,12 @@ class Trainer:
             tokenizer=corpus.tokenizer,
         )
         self.store = CheckpointStore(config.run_dir / "checkpoints", train.keep_last)
+        self.checkpoints = Checkpointer(self.store, saved, strategy, config.parallel.async_save)
         self.step = self.saved_step = 0
         self.validated: dict[str, float] = {}
         if resume is not None:
-            self.step, self.validated = load_training_state(resume, self.state)
+            self.step, self.validated = self.checkpoints.load(resume)
             self.saved_step = self.step
-        self.wrapped = strategy.wrap(model)
         if train.compile:
             compile_model(self.wrapped)
         self.guard = UpdateGuard(self.optimizer, self.device)
@@ -103,12 +103,12 @@ class Trainer:
                 before the update, and the last checkpoint stays as it is.
         """
         train = self.config.train
-        self.writer = build_writer(self.config, self.step)
+        self.writer = build_writer(self.config, self.step, self.strategy.is_main)
         self.clock = Clock(self.step)  # what came before is not training
         progress = Progress(train.steps, self.step, self.config.logging.progress and self.strategy.is_main)
         try:
-            with StopSignals() as signals:
-                while self.step < train.steps and not signals.received:
+            with StopSignals(self.strategy.world_size == 1) as signals, self.strategy.watched():
+                while self.step < train.steps and not self.strategy.any(bool(signals.received)):
                     loss, norm = self.update(next(self.loader))
                     progress.advance()
                     if self._due(train.log_every):
@@ -118,7 +118,8 @@ class Trainer:
                     if self._due(train.save_every):
                         self.save()
                 self.save()
-                return self._result(bool(signals.received) and self.step < train.steps)
+                self.checkpoints.wait()
+                return self._result(self.step < train.steps)
         finally:
             progress.close()
             self.writer.close()
@@ -142,9 +143,11 @@ class Trainer:
         """Gradient of the mean loss over `tokens [B, T+1]`, micro-batch by micro-batch; that loss."""
         count = int(self.strategy.sum(count_targets(tokens[:, 1:])))  # on the host: no wait for the device
         total = torch.zeros((), device=self.device)
-        for part in tokens.chunk(self.config.train.accumulation):
-            loss = self._loss(self.wrapped, part, count)
-            loss.backward()  # type: ignore[no-untyped-call]
+        parts = tokens.chunk(self.config.train.accumulation)
+        for number, part in enumerate(parts, start=1):
+            with self.strategy.micro_step(last=number == len(parts)):
+                loss = self._loss(self.wrapped, part, count)
+                self.strategy.backward(loss)
             total = total + loss.detach()
         return total
 
@@ -162,27 +165,31 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Loss on the held-out part, nats per token. Reads one number from the device, at the end."""
-        train = self.config.train
+        """Loss on the held-out part, nats per token; every rank does its rows of every batch.
+
+        Reads one number from the device, at the end.
+        """
+        train, strategy = self.config.train, self.strategy
         self.model.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         tokens = 0
-        size = train.batch_size // train.accumulation  # what fits the device
+        size = train.batch_size // train.accumulation  # what fits the devices
         for batch in sequential_batches(self.corpus.valid, train.seq_len, size, train.eval_batches):
-            total += self._loss(self.wrapped, batch, 1).double()
+            own = batch.chunk(strategy.world_size)[strategy.rank]
+            total += self._loss(self.wrapped, own, 1).double()
             tokens += batch[:, 1:].numel()
         self.model.train()
-        return float(total) / tokens
+        return float(strategy.sum(total)) / tokens
 
     def save(self) -> None:
         """Write a checkpoint of the current step, unless there is one."""
-        if self.saved_step == self.step or not self.strategy.is_main:
+        if self.saved_step == self.step:
             return
         if not self.guard.check():
             self._stop_nonfinite()
         metrics = self.validated if self.validated.get("step") == self.step else {}
         with self.clock.paused():
-            self.store.save(self.state.payload(self.step, metrics))
+            self.checkpoints.save(self.step, metrics)
         self.saved_step = self.step
 
     def _due(self, every: int) -> bool:
@@ -224,9 +231,12 @@ class Trainer:
         )
 
     def _stop_nonfinite(self) -> None:
-        """Run the batch to blame again, with hooks, to name what went wrong first."""
+        """Run the batch to blame again, with hooks, to name what went wrong first (in one process only)."""
         step = self.first_step + int(self.guard.made)
-        cause = self._diagnose(self.recent[step]) or "not to be found by running the step again"
+        if self.strategy.world_size > 1:
+            cause = "to be named by train.py, from the last checkpoint with the same settings"
+        else:
+            cause = self._diagnose(self.recent[step]) or "not to be found by running the step again"
         raise NonFiniteError(
             f"step {step + 1}: the first tensor that is not finite is {cause}; the update was not made; "
             f"last good checkpoint: {self.store.latest() or 'none'}"

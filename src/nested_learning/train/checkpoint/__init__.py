@@ -1,0 +1,31 @@
+"""Self-describing checkpoints: written by any number of processes, read by any other number.
+
+A checkpoint of a run is a folder `checkpoints/step_00000100/`:
+
+    __0_0.distcp … .metadata   weights and optimizer state (torch.distributed.checkpoint), a file per rank
+    run.pt                     step, configuration, tokenizer, place in the data, metrics
+    random_00000.pt …          random states of every rank
+    manifest.json              size and SHA-256 of all of these
+
+`nl export` turns one into a single safetensors file, with configuration and tokenizer in its header.
+"""
+
+from nested_learning.train.checkpoint.checkpointer import Checkpointer, Training
+from nested_learning.train.checkpoint.errors import CheckpointError
+from nested_learning.train.checkpoint.export import export_checkpoint
+from nested_learning.train.checkpoint.manifest import verify
+from nested_learning.train.checkpoint.read import load_checkpoint, read_checkpoint
+from nested_learning.train.checkpoint.store import CheckpointStore, find_checkpoint, write_atomic
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointStore",
+    "Checkpointer",
+    "Training",
+    "export_checkpoint",
+    "find_checkpoint",
+    "load_checkpoint",
+    "read_checkpoint",
+    "verify",
+    "write_atomic",
+]

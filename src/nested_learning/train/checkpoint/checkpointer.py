@@ -1,0 +1,192 @@
+"""Saving a run and going on from what was saved, together with all other ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from nested_learning.config import RunConfig, run_config
+from nested_learning.data.loader import TokenLoader
+from nested_learning.data.tokenizer import Tokenizer, load_tokenizer
+from nested_learning.train.checkpoint.errors import CheckpointError
+from nested_learning.train.checkpoint.manifest import verify
+from nested_learning.train.checkpoint.read import RUN, VERSION, read_run
+from nested_learning.train.checkpoint.store import CheckpointStore, write_atomic
+from nested_learning.train.random_state import random_state, set_random_state
+
+if TYPE_CHECKING:
+    from nested_learning.train.strategy import SingleStrategy
+
+Metrics = dict[str, float]
+
+
+@dataclass(kw_only=True, slots=True)
+class Training:
+    """The parts of a run that a checkpoint saves and restores."""
+
+    config: RunConfig
+    model: nn.Module
+    optimizer: Optimizer
+    loader: TokenLoader
+    tokenizer: Tokenizer
+
+
+class Checkpointer:
+    """Writes and reads the checkpoints of a run. Every rank makes the same calls.
+
+    Args:
+        store: where they are.
+        training: what is in them.
+        strategy: how it is spread.
+        background: `save` returns when tensors are copied; the writing goes on until `wait`.
+    """
+
+    def __init__(
+        self, store: CheckpointStore, training: Training, strategy: SingleStrategy, background: bool = False
+    ) -> None:
+        self.store, self.training, self.strategy, self.background = store, training, strategy, background
+        self.pending: tuple[int, Future[Any]] | None = None
+
+    def save(self, step: int, metrics: Metrics) -> None:
+        """Write a checkpoint after `step` updates and make it the latest.
+
+        Raises:
+            CheckpointError: it cannot be written, on any rank. The former checkpoints stay as they are. With
+                `background`, the error of one save is raised by the next, or by `wait`.
+        """
+        self.wait()
+        strategy, training = self.strategy, self.training
+        folder = self.store.scratch(step)
+        self._together(step, lambda: self.store.begin(step) if strategy.is_main else None)
+        own_random = folder / f"random_{strategy.rank:05d}.pt"
+        self._together(step, lambda: write_atomic(own_random, random_state()))
+        try:
+            values, future = strategy.save_parts(
+                folder, training.model, training.optimizer, self.background
+            )
+        except CheckpointError:
+            if strategy.is_main:
+                self.store.abort(step)
+            raise
+        run = self._describe(step, metrics, values)
+        self._together(step, lambda: write_atomic(folder / RUN, run) if strategy.is_main else None)
+        if future is None:
+            self._together(step, partial(self._commit, step, metrics))
+        else:
+            self.pending = (step, _then(future, partial(self._commit, step, metrics)))
+
+    def wait(self) -> None:
+        """Until what is written in the background is done. CheckpointError if it failed, on any rank."""
+        if self.pending is not None:
+            (step, future), self.pending = self.pending, None
+            self._together(step, future.result)
+
+    def load(self, path: Path) -> tuple[int, Metrics]:
+        """Put the run back to where a checkpoint left it; the random states of this process included.
+
+        Returns:
+            The number of updates made, and the metrics saved with them.
+
+        Raises:
+            CheckpointError: a damaged checkpoint, or one of another model, optimizer, seed or text.
+        """
+        training = self.training
+        if path.is_file():
+            raise CheckpointError(
+                f"cannot resume from {path}: an exported file holds no optimizer state and no place in the data"
+            )
+        if problems := self.strategy.agree(verify(path) if self.strategy.is_main else []):
+            raise CheckpointError(f"checkpoint {path} is corrupt: {'; '.join(problems)}")
+        run = read_run(path)
+        _check_same_run(run, training, path)
+        self.strategy.load_parts(path, training.model, training.optimizer, run["optimizer"])
+        try:
+            training.loader.load_state_dict(run["loader"])
+        except ValueError as error:
+            raise CheckpointError(f"cannot resume from {path}: {error}") from error
+        own = path / f"random_{self.strategy.rank:05d}.pt"
+        if own.is_file():  # there may be more ranks now
+            set_random_state(torch.load(own, weights_only=True))
+        return run["step"], run["metrics"]
+
+    def _describe(self, step: int, metrics: Metrics, values: dict[str, Any]) -> dict[str, Any]:
+        """Everything but tensors and random states, as plain values."""
+        training = self.training
+        return {
+            "version": VERSION,
+            "step": step,
+            "strategy": self.strategy.name,
+            "world_size": self.strategy.world_size,
+            "optimizer": values,
+            "loader": training.loader.state_dict(),
+            "tokenizer": training.tokenizer.state(),
+            "config": training.config.to_dict(),
+            "metrics": metrics,
+        }
+
+    def _commit(self, step: int, metrics: Metrics) -> None:
+        if self.strategy.is_main:
+            self.store.commit(step, metrics)
+
+    def _together(self, step: int, action: Callable[[], object]) -> None:
+        """Do it on every rank; if it fails on one, clean up and raise on all."""
+        failure: Exception | None = None
+        try:
+            action()
+        except Exception as error:
+            failure = error
+        if not self.strategy.any(failure is not None):
+            return
+        if self.strategy.is_main:
+            self.store.abort(step)
+        cause = failure or "another rank failed, see its message"
+        latest = self.store.latest() or "none"
+        raise CheckpointError(f"cannot write the checkpoint of step {step}: {cause}; the last one: {latest}")
+
+
+def _then(future: Future[Any], action: Callable[[], None]) -> Future[None]:
+    """A future of `future` and, in its thread, `action` after it."""
+    done: Future[None] = Future()
+
+    def finish(written: Future[Any]) -> None:
+        try:
+            written.result()
+            action()
+        except Exception as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    future.add_done_callback(finish)
+    return done
+
+
+def _check_same_run(run: dict[str, Any], training: Training, path: Path) -> None:
+    """Refuse to mix two runs: a resumed one must continue as if it had never stopped."""
+    old, new = run_config(run["config"]).to_dict(), training.config.to_dict()
+    differing = [
+        f"{name}{key} is {new_value!r}, was {old_value!r}"
+        for name in ("model", "optim", "seed")
+        for key, old_value, new_value in _differences(old[name], new[name])
+    ]
+    if load_tokenizer(run["tokenizer"]).fingerprint != training.tokenizer.fingerprint:
+        differing.append("the tokenizer is another one")
+    if differing:
+        raise CheckpointError(
+            f"cannot resume from {path}: {'; '.join(differing)}; "
+            "train.resume=null starts anew, another name= keeps both"
+        )
+
+
+def _differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [(f".{k}{sub}", a, b) for k in old for sub, a, b in _differences(old[k], new.get(k))]
+    return [] if old == new else [("", old, new)]

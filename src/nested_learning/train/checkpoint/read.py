@@ -1,0 +1,93 @@
+"""Reading checkpoints, for evaluation and for those who are curious. One process, no optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nested_learning.config import RunConfig, run_config
+from nested_learning.data.tokenizer import Tokenizer, load_tokenizer
+from nested_learning.models.lm import HopeLM
+from nested_learning.train.checkpoint.errors import CheckpointError
+from nested_learning.train.checkpoint.single_file import load_single_file, read_single_file
+from nested_learning.train.checkpoint.manifest import verify
+from nested_learning.train.checkpoint.store import find_checkpoint
+from nested_learning.train.checkpoint.tensors import load_weights
+
+VERSION = 2
+KEYS = ("version", "step", "optimizer", "loader", "tokenizer", "config", "metrics")
+RUN = "run.pt"
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """What a checkpoint folder says about its run: step, configuration, tokenizer, place in the data.
+
+    Raises:
+        CheckpointError: an unreadable file, or one of another format.
+    """
+    try:
+        run = torch.load(path / RUN, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        raise CheckpointError(f"checkpoint {path} has no readable {RUN}: {error}") from error
+    if not isinstance(run, dict) or run.get("version") != VERSION:
+        found = run.get("version") if isinstance(run, dict) else type(run).__name__
+        raise CheckpointError(f"checkpoint {path} has format version {found}; this code reads {VERSION}")
+    if missing := [key for key in KEYS if key not in run]:
+        raise CheckpointError(f"checkpoint {path} lacks {', '.join(missing)}")
+    return run
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Contents of a checkpoint, tensors on the CPU: "model", "step", "config", "tokenizer", "metrics" …
+
+    Args:
+        path: a checkpoint folder, an exported file, or a run directory for its latest checkpoint.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or of another format.
+    """
+    path = find_checkpoint(path)
+    if path.is_file():
+        return read_single_file(path)
+    if problems := verify(path):
+        raise CheckpointError(f"checkpoint {path} is corrupt: {'; '.join(problems)}")
+    run = read_run(path)
+    model = HopeLM(run_config(run["config"]).model)
+    load_weights(path, model)
+    return {**run, "model": model.state_dict()}
+
+
+def load_checkpoint(
+    path: str | Path, device: torch.device | str = "cpu"
+) -> tuple[HopeLM, Tokenizer, RunConfig]:
+    """Model (in evaluation mode, on `device`), tokenizer and configuration of a checkpoint.
+
+    Args:
+        path: a checkpoint folder, a file made by `nl export`, or a run directory for its latest checkpoint.
+        device: where the model goes.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged or of another format; its weights do not fit its
+            configuration; or its tokenizer has another vocabulary than its weights.
+    """
+    path = find_checkpoint(path)
+    if path.is_file():
+        run = read_single_file(path, weights=False)
+    else:
+        if problems := verify(path):
+            raise CheckpointError(f"checkpoint {path} is corrupt: {'; '.join(problems)}")
+        run = read_run(path)
+    config, tokenizer = run_config(run["config"]), load_tokenizer(run["tokenizer"])
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise CheckpointError(
+            f"checkpoint {path}: its tokenizer has {tokenizer.vocab_size} tokens "
+            f"but its weights are for {config.model.vocab_size}"
+        )
+    model = HopeLM(config.model)
+    if path.is_file():
+        load_single_file(path, model)
+    else:
+        load_weights(path, model)
+    return model.to(device).eval(), tokenizer, config

@@ -1,0 +1,188 @@
+"""Weights and optimizer state in torch.distributed.checkpoint, by the names of the parameters.
+
+Names do not depend on how the model was wrapped or sharded, so what any strategy wrote on any number of
+ranks, any other can read. Keys: `model/<parameter>` and `optimizer/<parameter>/<entry>`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nested_learning.train.checkpoint.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+WRAPPER = "_checkpoint_wrapped_module."  # of activation checkpointing
+
+
+def save_tensors(
+    folder: Path,
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    group: ProcessGroup | None = None,
+    background: bool = False,
+) -> tuple[dict[str, Any], Future[Any] | None]:
+    """Write weights and optimizer state; every rank of `group` calls this and writes its part.
+
+    Returns:
+        The optimizer's plain values, for `load_tensors`; and with `background`, when the tensors have been
+        copied and training may go on, a future of the writing.
+    """
+    import torch.distributed.checkpoint as dcp
+
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    values: dict[str, Any] = {}
+    if optimizer is not None:
+        moments, values = _pack_optimizer(model, optimizer)
+        tensors |= moments
+    writer = dcp.FileSystemWriter(folder)
+    with _quiet():
+        if background:
+            future = dcp.async_save(tensors, storage_writer=writer, process_group=group)
+            assert isinstance(future, Future)
+            return values, future
+        try:
+            dcp.save(tensors, storage_writer=writer, process_group=group)
+        except Exception as error:  # of any rank, wrapped by torch
+            raise CheckpointError(f"cannot write {folder}: {_cause(error)}") from error
+    return values, None
+
+
+def load_tensors(folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str, Any]) -> None:
+    """Put weights and optimizer state back in place, each rank its part, however they were cut when saved.
+
+    Args:
+        folder: a checkpoint; all ranks call this.
+        values: what `save_tensors` returned.
+
+    Raises:
+        CheckpointError: other names, shapes or parameter groups.
+    """
+    saved = _saved(folder)
+    weights = _weights(folder, model, saved)
+    moments = _empty_moments(model, saved)
+    _read(folder, {**weights, **moments}, alone=False)
+    _unpack_optimizer(folder, model, optimizer, moments, values)
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Put weights into a model of this process alone. CheckpointError for other names or shapes."""
+    _read(folder, _weights(folder, model, _saved(folder)), alone=True)
+
+
+def parameter_names(model: nn.Module) -> dict[int, str]:
+    """`id` of a parameter → its name as in `state_dict`."""
+    return {id(p): name.replace(WRAPPER, "") for name, p in model.named_parameters()}
+
+
+def _pack_optimizer(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by parameter and entry; all the rest as plain values, parameters by name."""
+    packed, names = optimizer.state_dict(), _numbered(model, optimizer)
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for number, entries in packed["state"].items():
+        for entry, value in entries.items():
+            key = f"optimizer/{names[number]}/{entry}"
+            (tensors if isinstance(value, Tensor) else plain)[key] = value
+    groups = [{**group, "params": [names[i] for i in group["params"]]} for group in packed["param_groups"]]
+    return tensors, {"groups": groups, "plain": plain}
+
+
+def _unpack_optimizer(
+    folder: Path, model: nn.Module, optimizer: Optimizer, moments: dict[str, Tensor], values: dict[str, Any]
+) -> None:
+    names = _numbered(model, optimizer)
+    numbers = {name: number for number, name in names.items()}
+    present = [[names[i] for i in group["params"]] for group in optimizer.state_dict()["param_groups"]]
+    if present != [group["params"] for group in values["groups"]]:
+        raise CheckpointError(f"the optimizer of checkpoint {folder} has other parameter groups than this one")
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**moments, **values["plain"]}.items():
+        _, name, entry = key.split("/")
+        state.setdefault(numbers[name], {})[entry] = value
+    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in values["groups"]]
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    except ValueError as error:
+        raise CheckpointError(f"cannot resume from {folder}: {error}") from error
+
+
+def _numbered(model: nn.Module, optimizer: Optimizer) -> dict[int, str]:
+    """Number of a parameter in the optimizer's `state_dict` → its name."""
+    names = parameter_names(model)
+    numbers = [i for group in optimizer.state_dict()["param_groups"] for i in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {i: names[id(p)] for i, p in zip(numbers, parameters, strict=True)}
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    """Key → torch's metadata (size and dtype) of every tensor in a checkpoint."""
+    import torch.distributed.checkpoint as dcp
+
+    return dict(dcp.FileSystemReader(folder).read_metadata().state_dict_metadata)
+
+
+def _weights(folder: Path, model: nn.Module, saved: dict[str, Any]) -> dict[str, Tensor]:
+    """The model's own tensors by key, once they are known to fit those saved."""
+    wanted = {f"model/{name}": value for name, value in model.state_dict().items()}
+    there = {key for key in saved if key.startswith("model/")}
+    problems = [f"missing {key[6:]}" for key in wanted.keys() - there]
+    problems += [f"unexpected {key[6:]}" for key in there - wanted.keys()]
+    for key in wanted.keys() & there:
+        if wanted[key].shape != saved[key].size:
+            problems.append(f"{key[6:]} is {tuple(saved[key].size)}, not {tuple(wanted[key].shape)}")
+    if problems:
+        raise CheckpointError(
+            f"the weights of checkpoint {folder} do not fit its model: {', '.join(sorted(problems))}"
+        )
+    return wanted
+
+
+def _empty_moments(model: nn.Module, saved: dict[str, Any]) -> dict[str, Tensor]:
+    """Room for the saved optimizer state: sharded like the parameter where it has the parameter's shape."""
+    parameters = {name.replace(WRAPPER, ""): p for name, p in model.named_parameters()}
+    moments: dict[str, Tensor] = {}
+    for key, entry in saved.items():
+        if not key.startswith("optimizer/"):
+            continue
+        parameter, dtype = parameters.get(key.split("/")[1]), entry.properties.dtype
+        if parameter is not None and parameter.shape == entry.size:
+            moments[key] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+        else:
+            moments[key] = torch.empty(entry.size, dtype=dtype)
+    return moments
+
+
+def _read(folder: Path, tensors: dict[str, Tensor], alone: bool) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    try:
+        with _quiet():
+            dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=alone)
+    except Exception as error:  # of any rank, wrapped by torch
+        raise CheckpointError(f"cannot read checkpoint {folder}: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The first failure inside torch's own wrapping, in one line."""
+    failures = getattr(error, "failures", None)
+    inner = next(iter(failures.values()))[0] if failures else error
+    return f"{type(inner).__name__}: {inner}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warning that a single process is a single process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*single process.*")
+        yield

@@ -1,0 +1,38 @@
+"""How a run is spread over processes: one process, DDP, FSDP2 or DeepSpeed, behind one interface."""
+
+from __future__ import annotations
+
+from nested_learning.config import RunConfig
+from nested_learning.train.strategy.base import SingleStrategy, pick_device
+
+STRATEGIES = ("single", "ddp", "fsdp", "deepspeed")
+
+__all__ = ["STRATEGIES", "SingleStrategy", "build_strategy", "pick_device"]
+
+
+def build_strategy(name: str, config: RunConfig) -> SingleStrategy:
+    """The strategy called `name`; those of several processes join their process group here.
+
+    Args:
+        name: one of `STRATEGIES`.
+        config: the run; `train.device` and `parallel` matter here.
+
+    Raises:
+        ValueError: an unknown name; a batch that does not divide over the processes; settings that the
+            strategy does not support.
+    """
+    if name == "single":
+        return SingleStrategy(pick_device(config.train.device))
+    if name == "ddp":
+        from nested_learning.train.strategy.ddp import DDPStrategy
+
+        return DDPStrategy(config)
+    if name == "fsdp":
+        from nested_learning.train.strategy.fsdp import FSDPStrategy
+
+        return FSDPStrategy(config)
+    if name == "deepspeed":
+        from nested_learning.train.strategy.deepspeed import DeepSpeedStrategy
+
+        return DeepSpeedStrategy(config)
+    raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {name!r}")

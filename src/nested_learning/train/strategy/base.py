@@ -1,0 +1,114 @@
+"""What the trainer asks of a way to spread a run, and the simplest answer: one process, one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nested_learning.train.checkpoint.tensors import load_tensors, save_tensors
+
+T = TypeVar("T")
+CPU = torch.device("cpu")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is CUDA if there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+class SingleStrategy:
+    """One process, one device; the base of the others, which override what differs.
+
+    A loss is always divided by the number of targets of the whole step, over all micro-batches and ranks,
+    and gradients are summed: so the update does not depend on how the batch is cut.
+
+    Args:
+        device: where the model is.
+    """
+
+    name = "single"
+    rank = 0
+    local_rank = 0
+    world_size = 1
+    shards_parameters = False
+
+    def __init__(self, device: torch.device = CPU) -> None:
+        self.device = device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files of the run, and prints."""
+        return self.rank == 0
+
+    def prepare(
+        self, model: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer]
+    ) -> tuple[nn.Module, Optimizer]:
+        """The module to call in training, and the optimizer; `model` stays the one to save."""
+        return model, make_optimizer(model)
+
+    @contextmanager
+    def micro_step(self, last: bool) -> Iterator[None]:
+        """Around forward and backward pass of a micro-batch: only the last of a step reduces gradients."""
+        yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this rank's part of the loss."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def clip(self, model: nn.Module, max_norm: float | None) -> Tensor:
+        """Global norm of the gradient, a scalar; scales it down to `max_norm` if that is not None."""
+        limit = float("inf") if max_norm is None else max_norm
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """`value` summed over all ranks."""
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any rank."""
+        return flag
+
+    def agree(self, value: T) -> T:
+        """The main rank's `value`, on every rank."""
+        return value
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+    @contextmanager
+    def local_main_first(self) -> Iterator[None]:
+        """The first process of every machine goes through alone, then the others do."""
+        yield
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside, a failure that comes from another rank is reported with that rank's number."""
+        yield
+
+    def save_parts(
+        self, folder: Path, model: nn.Module, optimizer: Optimizer, background: bool
+    ) -> tuple[dict[str, Any], Future[Any] | None]:
+        """Write weights and optimizer state to `folder`, every rank its part.
+
+        Returns:
+            Plain values that belong to them, and what to wait for if the writing goes on in the background.
+        """
+        return save_tensors(folder, model, optimizer, background=background)
+
+    def load_parts(
+        self, folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str, Any]
+    ) -> None:
+        """Inverse of `save_parts`. CheckpointError if the checkpoint does not fit."""
+        load_tensors(folder, model, optimizer, values)
+
+    def close(self) -> None:
+        """Leave the group of processes."""

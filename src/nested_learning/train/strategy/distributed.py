@@ -1,0 +1,158 @@
+"""Several processes: who they are, how they agree, and how they find out who is gone.
+
+Started by `torchrun`, which sets RANK, WORLD_SIZE and LOCAL_RANK; without it, a world of one process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nested_learning.config import RunConfig
+from nested_learning.train.checkpoint.tensors import load_tensors, save_tensors
+from nested_learning.train.strategy.base import SingleStrategy, pick_device
+
+T = TypeVar("T")
+ANSWER_WITHIN = timedelta(seconds=5)
+
+
+class DistributedStrategy(SingleStrategy):
+    """Base of all strategies with several processes, each with its device and its rows of the batch.
+
+    Memory states belong to rows, so they never leave their rank. The backend is gloo for CPU tensors, nccl
+    for CUDA tensors. Gradients are *averaged* over ranks by DDP, FSDP and DeepSpeed alike; multiplying the
+    loss by the number of ranks makes that the sum which the objective asks for.
+
+    Raises:
+        ValueError: `train.batch_size` does not divide over ranks and micro-batches.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.rank, self.world_size, self.local_rank = (
+            int(os.environ.get(name, default))
+            for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        )
+        _check_batch(config, self.world_size)
+        super().__init__(pick_device(config.train.device))
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", self.local_rank)
+        self._join(timedelta(minutes=config.parallel.timeout_minutes))
+        self.saving: dist.ProcessGroup | None = None
+
+    def _join(self, timeout: timedelta) -> None:
+        backend = "gloo"
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            backend = "cpu:gloo,cuda:nccl"
+        if "MASTER_ADDR" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            store = dist.HashStore()
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this rank's part of the loss."""
+        (loss * self.world_size).backward()  # type: ignore[no-untyped-call]
+
+    def sum(self, value: Tensor) -> Tensor:
+        """`value` summed over all ranks."""
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any rank."""
+        return bool(self.sum(torch.tensor(int(flag))))
+
+    def agree(self, value: T) -> T:
+        """The main rank's `value`, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.sum(torch.zeros(()))
+
+    @contextmanager
+    def local_main_first(self) -> Iterator[None]:
+        """The first process of every machine goes through alone, then the others do."""
+        if self.local_rank != 0:
+            self.barrier()
+        yield
+        if self.local_rank == 0:
+            self.barrier()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside, a failure that comes from another rank is reported with that rank's number."""
+        try:
+            yield
+        except Exception as error:
+            report_failure(self.rank, self.world_size, error)
+            raise
+
+    def save_parts(
+        self, folder: Path, model: nn.Module, optimizer: Optimizer, background: bool
+    ) -> tuple[dict[str, Any], Future[Any] | None]:
+        """See `SingleStrategy.save_parts`. In the background, on a process group of its own."""
+        if background and self.saving is None:
+            self.saving = dist.new_group(backend="gloo")
+        return save_tensors(folder, model, optimizer, self.saving, background)
+
+    def load_parts(
+        self, folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str, Any]
+    ) -> None:
+        """Inverse of `save_parts`; the checkpoint may come from any number of ranks."""
+        load_tensors(folder, model, optimizer, values)
+
+    def close(self) -> None:
+        """Leave the group of processes."""
+        dist.destroy_process_group()
+
+
+def _check_batch(config: RunConfig, world_size: int) -> None:
+    train = config.train
+    if train.batch_size % (world_size * train.accumulation):
+        raise ValueError(
+            f"train.batch_size must be a multiple of processes x train.accumulation = {world_size} x "
+            f"{train.accumulation}, got {train.batch_size}"
+        )
+
+
+def report_failure(rank: int, world_size: int, error: Exception) -> None:
+    """Say on stderr which ranks failed, and how: by their own account, or none if they were killed.
+
+    Every rank leaves its error in the store that the processes met in, and looks for those of the others.
+    The lowest rank that is left speaks.
+    """
+    store = dist.distributed_c10d._get_default_store()
+    try:
+        store.set(f"failure/{rank}", f"{type(error).__name__}: {error}".splitlines()[0])
+        silent = [other for other in range(world_size) if not _answers(store, other)]
+    except (RuntimeError, OSError):  # the store has gone with the rank that held it
+        silent = [0]
+    if rank == min(set(range(world_size)) - set(silent), default=rank):
+        for other in silent:
+            print(f"rank {other} does not answer: it was killed or hangs", file=sys.stderr, flush=True)
+        print(f"rank {rank} stops: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def _answers(store: dist.Store, rank: int) -> bool:
+    try:
+        store.wait([f"failure/{rank}"], ANSWER_WITHIN)
+    except dist.DistStoreError:
+        return False
+    return True

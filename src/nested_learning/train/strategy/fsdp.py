@@ -1,0 +1,77 @@
+"""Fully sharded data parallel (FSDP2): parameters, gradients and optimizer state cut over the ranks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from nested_learning.config import ParallelConfig
+from nested_learning.train.strategy.distributed import DistributedStrategy
+
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # none is written to
+DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+
+
+class FSDPStrategy(DistributedStrategy):
+    """`fully_shard` on every block, then on the rest (embedding, norm, head).
+
+    A block starts its memories from its parameters inside its own forward pass, where they are whole.
+    """
+
+    name = "fsdp"
+    shards_parameters = True
+
+    def prepare(
+        self, model: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer]
+    ) -> tuple[nn.Module, Optimizer]:
+        """The model, sharded in place, and an optimizer of its shards."""
+        options = shard_options(self.config.parallel)
+        options["mesh"] = init_device_mesh(self.device.type, (self.world_size,))
+        for block in getattr(model, "blocks", ()):
+            fully_shard(block, reshard_after_forward=self.config.parallel.reshard_after_forward, **options)
+        fully_shard(model, reshard_after_forward=False, **options)  # needed again at once
+        assert isinstance(model, FSDPModule)
+        self.wrapped = model
+        model.init_state = _refuse_init_state  # type: ignore[assignment]
+        return model, make_optimizer(model)
+
+    @contextmanager
+    def micro_step(self, last: bool) -> Iterator[None]:
+        """Around forward and backward pass of a micro-batch: only the last of a step reduces gradients."""
+        self.wrapped.set_requires_gradient_sync(last)
+        yield
+
+    def clip(self, model: nn.Module, max_norm: float | None) -> Tensor:
+        """Global norm of the gradient, over all shards; see `SingleStrategy.clip`."""
+        norm = super().clip(model, max_norm)
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return whole.to(self.device)
+
+
+def shard_options(parallel: ParallelConfig) -> dict[str, Any]:
+    """Keyword arguments of `fully_shard`."""
+    policy = MixedPrecisionPolicy(
+        param_dtype=DTYPES[parallel.gather_dtype],
+        reduce_dtype=DTYPES[parallel.reduce_dtype] or torch.float32,
+        cast_forward_inputs=False,  # autocast decides, as in the other strategies
+    )
+    options: dict[str, Any] = {"mp_policy": policy}
+    if parallel.cpu_offload:
+        options["offload_policy"] = CPUOffloadPolicy()
+    return options
+
+
+def _refuse_init_state(batch: int) -> None:
+    raise RuntimeError(
+        "init_state is not available on a sharded model, whose parameters are whole inside of forward only; "
+        "call model(tokens) without a state, or load_checkpoint the run"
+    )
