@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from nested_learning.optim import LearnedRates, MultiFrequencyOptimizer
+from nested_learning.config import OptimConfig
+from nested_learning.optim import LearnedRates, MultiFrequencyOptimizer, build_optimizer
+from nested_learning.optim.combined import Combined
 
 SIZES = {"medium": 3, "slow": 5}
 MAKERS = {
@@ -280,7 +282,11 @@ def test_an_update_that_is_not_finite_is_skipped_by_a_fused_optimizer():
     [
         ({"slow": 2}, {"medium": []}, r"must have the same names, got \['slow'\] and \['medium'\]"),
         ({"slow": 0}, {"slow": []}, r"chunk_sizes\['slow'\] must be an integer of at least 1, got 0"),
-        ({"slow": 2}, {"slow": [nn.Parameter(torch.ones(1))]}, "some of slow are not its own"),
+        (
+            {"slow": 2},
+            {"slow": [nn.Parameter(torch.ones(1))]},
+            "a parameter of level 'slow' is not one of the optimizer",
+        ),
         ({"a": 2, "b": 3}, {"a": ["slow"], "b": ["slow"]}, "levels 'a' and 'b' must not share a parameter"),
     ],
 )
@@ -303,3 +309,32 @@ def test_loading_the_state_of_other_levels_is_refused():
     )
     with pytest.raises(ValueError, match=r"must be .*\('slow', 4\)\], the saved ones are .*\('slow', 5\)\]"):
         other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon", "m3", "delta_momentum", "deep_momentum"])
+def test_every_optimizer_of_the_configuration_leaves_a_slow_level_alone_until_it_is_due(name):
+    model = nn.ModuleDict({key: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)) for key in ("fast", "slow")})
+    names = [parameter for parameter, _ in model.named_parameters() if parameter.startswith("slow")]
+    optimizer = build_optimizer(OptimConfig(name=name, lr=1e-2), model, {"slow": (3, names)})
+    changed = {key: [] for key in model}
+    for step in range(1, 8):
+        before = copy.deepcopy(model.state_dict())
+        optimizer.zero_grad()
+        x = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
+        model["slow"](model["fast"](x)).square().sum().backward()
+        optimizer.step()
+        for key in model:
+            if any(not torch.equal(before[n], v) for n, v in model.state_dict().items() if n.startswith(key)):
+                changed[key].append(step)
+    assert changed == {"fast": [1, 2, 3, 4, 5, 6, 7], "slow": [3, 6]}
+
+
+def test_slow_levels_that_cannot_be_built():
+    model = net()
+    parts = Combined([torch.optim.SGD(list(model.parameters()), lr=0.1)])
+    with pytest.raises(ValueError, match="use split_by_level on the groups of an optimizer before"):
+        MultiFrequencyOptimizer(parts, {"slow": 2}, {"slow": [model["slow"].weight]})
+    with pytest.raises(ValueError, match="the model has no parameter 'b'"):
+        build_optimizer(OptimConfig(), nn.Linear(2, 2), {"slow": (3, ["weight", "b"])})
+    with pytest.raises(ValueError, match=r"optim.name = dgd cannot update slow levels \(slow\)"):
+        build_optimizer(OptimConfig(name="dgd"), nn.Linear(2, 2), {"slow": (3, ["weight"])})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,17 @@ from nested_learning.optim.deep_momentum import DeepMomentum
 from nested_learning.optim.delta_gd import DeltaGradientDescent
 from nested_learning.optim.delta_momentum import DeltaMomentum
 from nested_learning.optim.m3 import M3
+from nested_learning.optim.multi_frequency import MultiFrequencyOptimizer
 from nested_learning.optim.param_groups import param_groups
 from nested_learning.optim.schedules import constant, cosine
+from nested_learning.optim.wrapper import split_by_level
 
 if TYPE_CHECKING:
     from nested_learning.config import OptimConfig
 
 Groups = list[dict[str, Any]]
 Rule = Callable[["OptimConfig", Groups, nn.Module], Optimizer]
+SlowLevels = Mapping[str, tuple[int, Sequence[str]]]
 FUSED_DEVICES = ("cpu", "cuda")
 
 
@@ -67,15 +70,42 @@ MATRIX_OPTIMIZERS: dict[str, Rule] = {
 """Rules for 2-D weights; AdamW takes embeddings, heads, norms, filters and initial memories."""
 
 
-def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
+def build_optimizer(config: OptimConfig, model: nn.Module, slow: SlowLevels | None = None) -> Optimizer:
     """The optimizer `config.name` over the parameter groups of `model` (see `param_groups`).
 
     Kernels are fused where all parameters are floating point on a CPU or a CUDA device.
 
+    Args:
+        config: name and rates.
+        model: whose trainable parameters are updated.
+        slow: levels that are updated every so many steps only: name → (steps, names of its parameters);
+            see `MultiFrequencyOptimizer`. All other parameters are updated at every step.
+
     Raises:
-        ValueError: an unknown `config.name`.
+        ValueError: an unknown `config.name`, a parameter that `model` does not have, or slow levels with
+            "dgd", which knows the inputs of one step only.
     """
     groups = param_groups(model, config.weight_decay)
+    if not slow:
+        return _build(config, groups, model)
+    if config.name == "dgd":
+        raise ValueError(
+            f"optim.name = dgd cannot update slow levels ({', '.join(slow)}); use another optimizer"
+        )
+    levels = {name: _find(model, names) for name, (_, names) in slow.items()}
+    inner = _build(config, split_by_level(groups, levels), model)
+    return MultiFrequencyOptimizer(inner, {name: steps for name, (steps, _) in slow.items()}, levels)
+
+
+def _find(model: nn.Module, names: Iterable[str]) -> list[nn.Parameter]:
+    """The trainable ones among the parameters called `names`."""
+    parameters = dict(model.named_parameters())
+    if unknown := [name for name in names if name not in parameters]:
+        raise ValueError(f"the model has no parameter {unknown[0]!r}")
+    return [parameters[name] for name in names if parameters[name].requires_grad]
+
+
+def _build(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
     if config.name in OPTIMIZERS:
         return OPTIMIZERS[config.name](config, groups, model)
     if config.name not in MATRIX_OPTIMIZERS:

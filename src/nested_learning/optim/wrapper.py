@@ -16,8 +16,8 @@ class OptimizerWrapper(Optimizer):
     """Base of wrappers: shares `param_groups` and `state` with the inner optimizer.
 
     Every group holds parameters of one level only, whose name is `group["level"]` (absent outside of
-    levels); groups that hold several are split. What a subclass keeps per parameter in `kept` is saved
-    and loaded with the inner optimizer's state, as the entry `key`; so checkpoints need to know nothing.
+    levels); groups that hold several are split. What a subclass keeps per parameter in `kept` is saved and
+    loaded with the inner optimizer's state, as the entry `key`; so checkpoints need to know nothing.
 
     Args:
         optimizer: any torch optimizer that works parameter by parameter and skips those without a
@@ -25,18 +25,24 @@ class OptimizerWrapper(Optimizer):
         levels: name of a level → its parameters.
 
     Raises:
-        ValueError: a parameter of two levels, or one that `optimizer` does not have.
+        ValueError: a parameter of two levels, or one that `optimizer` does not have; or an optimizer made
+            of `parts`, whose groups must have been split by `split_by_level` before it was made.
     """
 
     key: ClassVar[str]
 
     def __init__(self, optimizer: Optimizer, levels: Mapping[str, Iterable[Tensor]]) -> None:
-        level_of = _level_of(levels)
-        strangers = level_of.keys() - set(_parameters(optimizer.param_groups))
-        if strangers:
-            names = ", ".join(sorted({level_of[p] for p in strangers}))
-            raise ValueError(f"levels must hold parameters of the optimizer; some of {names} are not its own")
-        optimizer.param_groups[:] = split_groups(optimizer.param_groups, level_of)
+        levels = {name: list(parameters) for name, parameters in levels.items()}
+        own = set(_parameters(optimizer.param_groups))
+        for name, parameters in levels.items():
+            if not own.issuperset(parameters):
+                raise ValueError(f"a parameter of level {name!r} is not one of the optimizer")
+        groups = split_by_level(optimizer.param_groups, levels)
+        if len(groups) != len(optimizer.param_groups) and hasattr(optimizer, "parts"):
+            raise ValueError(
+                "use split_by_level on the groups of an optimizer before it is combined of parts"
+            )
+        optimizer.param_groups[:] = groups
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self.optimizer = optimizer
         self.kept: dict[Tensor, Tensor] = {}
@@ -44,6 +50,10 @@ class OptimizerWrapper(Optimizer):
 
     def _share(self) -> None:
         self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of the last step, as the inner optimizer does; not what is gathered."""
+        self.optimizer.zero_grad(set_to_none)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -90,9 +100,13 @@ class OptimizerWrapper(Optimizer):
         self.kept = {parameters[n]: t.detach().to(parameters[n].device, copy=True) for n, t in kept.items()}
 
 
-def split_groups(groups: Groups, level_of: Mapping[Tensor, str]) -> Groups:
-    """Parameter groups of one level each; a group with several is split, its settings are copied."""
-    made: Groups = []
+def split_by_level(groups: Groups, levels: Mapping[str, Iterable[Tensor]]) -> Groups:
+    """Parameter groups of one level each; a group with several is split, its settings are copied.
+
+    Raises:
+        ValueError: a parameter of two levels.
+    """
+    level_of, made = _level_of(levels), list[dict[str, Any]]()
     for group in groups:
         parts: dict[str | None, list[int]] = {}
         for i, parameter in enumerate(group["params"]):
