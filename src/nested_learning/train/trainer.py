@@ -18,6 +18,8 @@ from nested_learning.config import RunConfig
 from nested_learning.data.corpus import Corpus
 from nested_learning.data.loader import TokenLoader, sequential_batches
 from nested_learning.models.compile import compile_model
+from nested_learning.models.config import HopeConfig
+from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer, lr_at
 from nested_learning.train.checkpoint import Checkpointer, CheckpointStore, Training
 from nested_learning.train.guard import NonFiniteError, UpdateGuard, find_nonfinite
@@ -65,7 +67,10 @@ class Trainer:
         self.config, self.model, self.corpus, self.strategy = config, model, corpus, strategy
         train = config.train
         self.device = strategy.device
-        self.wrapped, self.optimizer = strategy.prepare(model, partial(build_optimizer, config.optim))
+        slow = slow_levels(config.model, model)
+        self.wrapped, self.optimizer = strategy.prepare(
+            model, partial(build_optimizer, config.optim, slow=slow)
+        )
         self.loader = TokenLoader(
             corpus.train,
             train.seq_len,
@@ -249,3 +254,17 @@ class Trainer:
                 if found := find_nonfinite(self.model, partial(self._loss, self.model, part, count)):
                     return found
         return None
+
+
+def slow_levels(config: HopeConfig, model: nn.Module) -> dict[str, tuple[int, list[str]]]:
+    """Levels that are not updated at every step: name → (steps between two updates, names of parameters)."""
+    periods = {
+        level.name: level.chunk_size // config.seq_len
+        for level in config.levels
+        if config.seq_len and level.chunk_size and config.level_kind(level) == "slow"
+    }
+    if not periods:
+        return {}
+    assert isinstance(model, HopeLM)
+    names = model.slow_parameters()
+    return {name: (period, names[name]) for name, period in periods.items()}
