@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from nested_learning.adapt.paths import Adaptable
 from nested_learning.config import AdaptConfig
-from nested_learning.train.objective import IGNORE
 
 Graph = Literal["cut", "first_order", "through"]
 Weights = dict[str, Tensor]
@@ -30,7 +29,7 @@ Weights = dict[str, Tensor]
 class Chunk(NamedTuple):
     """What came of a chunk.
 
-    losses: `[B, t]` nats, from before learning from it; 0 for ignored targets. surprise: `[B]`. wrote: `[B]`,
+    losses: `[B, t]` nats, from before learning from it. surprise: `[B]`. wrote: `[B]`,
     whether the row learned. state: after the chunk.
     """
 
@@ -59,36 +58,32 @@ class Learner:
 
     def read(self, inputs: Tensor, targets: Tensor, state: Any) -> Chunk:
         """Score `targets [B, t]` given `inputs [B, t]`, then learn from them."""
+
+        def read_with(weights: Weights) -> tuple[Tensor, Tensor, Any]:
+            logits, after = self.model(inputs, state.replace(weights))
+            return token_losses(logits, targets), logits, after
+
         with torch.set_grad_enabled(self.graph != "cut" or bool(self.names)):
             tensors = state.named_tensors()
             weights = {name: self._open(tensors[name]) for name in self.names}
-            logits, after = self.model(inputs, state.replace(weights))
-            losses = token_losses(logits, targets)
-            amount = surprise(self.config.surprise, logits.detach(), targets, losses.detach())
+            losses, logits, after = read_with(weights)
+            amount = surprise(self.config.surprise, logits.detach(), losses.detach())
             wrote = (amount >= self.config.threshold) & bool(self.names)
-            if self.names:
-
-                def objective(moved: Weights | None) -> Tensor:
-                    now = losses if moved is None else self._losses(inputs, targets, state.replace(moved))
-                    return row_means(now, targets).sum()
-
-                change = self._change(weights, objective, wrote)
-                losses, after = (losses, after) if self.graph != "cut" else (losses.detach(), after.detach())
-                tensors = after.named_tensors()
-                after = after.replace({name: tensors[name] + change[name] for name in self.names})
+            change = self._change(weights, losses, wrote, lambda moved: read_with(moved)[0])
+            if self.names and self.graph == "cut":
+                losses, after = losses.detach(), after.detach()
+            tensors = after.named_tensors()
+            after = after.replace({name: tensors[name] + change[name] for name in self.names})
         return Chunk(losses, amount, wrote, after)
 
-    def _losses(self, inputs: Tensor, targets: Tensor, state: Any) -> Tensor:
-        return token_losses(self.model(inputs, state)[0], targets)
-
     def _change(
-        self, weights: Weights, objective: Callable[[Weights | None], Tensor], wrote: Tensor
+        self, weights: Weights, losses: Tensor, wrote: Tensor, losses_with: Callable[[Weights], Tensor]
     ) -> Weights:
-        """What `steps` gradient steps from `weights` change; `objective(None)` is that of `weights`."""
+        """What `steps` gradient steps change, of which the first uses `losses`, those of `weights`."""
         now, total = weights, dict.fromkeys(weights, torch.zeros((), device=wrote.device))
-        for step in range(self.config.steps):
+        for step in range(self.config.steps if weights else 0):
             gradients = torch.autograd.grad(
-                objective(now if step else None),
+                (losses_with(now) if step else losses).mean(1).sum(),
                 list(now.values()),
                 retain_graph=self.graph != "cut",
                 create_graph=self.graph == "through",
@@ -114,19 +109,12 @@ def _like(rows: Tensor, tensor: Tensor) -> Tensor:
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """−log p of every target in nats, `[B, t]`, in float32 at least; 0 for ignored ones."""
+    """−log p of every target in nats, `[B, t]`, in float32 at least."""
     wide = logits.float() if logits.dtype.itemsize < 4 else logits
-    losses = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
-    return losses.view(targets.shape)
+    return F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 
 
-def row_means(values: Tensor, targets: Tensor) -> Tensor:
-    """Mean of `values [B, t]` over the targets that are not ignored, for every row; 0 without any."""
-    counted = targets != IGNORE
-    return torch.where(counted, values, 0).sum(1) / counted.sum(1).clamp(min=1)
-
-
-def surprise(kind: str, logits: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
+def surprise(kind: str, logits: Tensor, losses: Tensor) -> Tensor:
     """How much a chunk surprised every row, `[B]`; zeros for "none".
 
     "l2": root mean square over tokens of ‖softmax(logits) − onehot(target)‖, the gradient of a token's loss
@@ -136,10 +124,10 @@ def surprise(kind: str, logits: Tensor, targets: Tensor, losses: Tensor) -> Tens
     if kind == "none":
         return torch.zeros_like(losses[:, 0])
     if kind == "loss":
-        return row_means(losses, targets)
+        return losses.mean(1)
     log_p = torch.log_softmax(logits.to(losses.dtype), -1)
     p = log_p.exp()
     if kind == "logit_entropy":
-        return row_means(-(p * log_p).sum(-1), targets)
+        return -(p * log_p).sum(-1).mean(1)
     error = p.square().sum(-1) - 2 * torch.exp(-losses) + 1
-    return row_means(error, targets).sqrt()
+    return error.mean(1).clamp(min=0).sqrt()

@@ -22,7 +22,7 @@ from nested_learning.config import AdaptConfig
 class Report:
     """What came of reading a text.
 
-    losses: `[B, T]` nats of every target, by weights that had not learned from it; 0 for targets of -100.
+    losses: `[B, T]` nats of every target, by weights that had not learned from it.
     surprise: `[B, chunks]`, in units of `AdaptConfig.surprise`.
     wrote: `[B, chunks]`, whether the row learned from the chunk.
     """

@@ -8,6 +8,7 @@ that learns well. What is written belongs to one sequence: with several processe
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from nested_learning.adapt.learn import Learner
 from nested_learning.adapt.memorize import memorize, split_chunks
 from nested_learning.adapt.paths import learning_names, start
 from nested_learning.config import AdaptConfig
-from nested_learning.train.objective import count_targets
 
 
 def online_loss(
@@ -40,7 +40,7 @@ def online_loss(
     Returns:
         A scalar. Without gradients enabled, its value only.
     """
-    divisor = count_targets(tokens[:, 1:]).clamp(min=1) if count is None else max(1, count)
+    divisor = tokens[:, 1:].numel() if count is None else count
     inside: Any = getattr(model, "module", model)
     if not torch.is_grad_enabled():
         return memorize(inside, tokens, None, config)[0].losses.sum() / divisor
@@ -51,8 +51,10 @@ def online_loss(
     )
     losses = []
     with sdpa_kernel(SDPBackend.MATH) if through_write else nullcontext():
-        for inputs, wanted in split_chunks(tokens, config.chunk_size):
-            chunk = learner.read(inputs, wanted, state)
-            state = chunk.state
+        *chunks, last = split_chunks(tokens, config.chunk_size)
+        for inputs, targets in chunks:
+            chunk = learner.read(inputs, targets, state)
             losses.append(chunk.losses.sum())
+            state = chunk.state
+        losses.append(replace(learner, names=[]).read(*last, state).losses.sum())
     return torch.stack(losses).sum() / divisor
