@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
+from nested_learning.data.config import LoaderConfig, MixtureConfig
 from nested_learning.models.config import HopeConfig
 from nested_learning.optim.config import (
     DeepMomentumConfig,
@@ -62,13 +63,20 @@ class DataConfig:
         files: UTF-8 text files; the word "bundled" stands for the text that comes with the package.
         tokenizer: how text becomes tokens.
         cache_dir: where tokenizers and token files are kept; None = `~/.cache/nested_learning`.
-        valid_fraction: part of the text held out for validation, in (0, 1).
+        valid_fraction: part of the text of `files` held out for validation, in (0, 1).
+        shards: a folder made by `scripts/data/process_mixture.py`; it is used instead of `files`, with the
+            tokenizer and the held-out documents in it.
+        mixture: the sources of such shards; only the scripts in `scripts/data/` read it.
+        loader: how tokens become rows of a batch.
     """
 
     files: tuple[str, ...] = ("bundled",)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     cache_dir: str | None = None
     valid_fraction: float = 0.05
+    shards: str | None = None
+    mixture: MixtureConfig | None = None
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
 
     def __post_init__(self) -> None:
         self.files = tuple(self.files)
@@ -341,6 +349,23 @@ def run_config(values: DictConfig | dict[str, Any]) -> RunConfig:
     config = OmegaConf.to_object(merged)
     assert isinstance(config, RunConfig)
     return config
+
+
+def load_data_config(path: str | Path, overrides: list[str] | None = None) -> DataConfig:
+    """The data section of a run from a file of its own, such as `configs/data/refinedweb_mixture.yaml`.
+
+    Args:
+        path: a YAML file with the fields of `DataConfig`.
+        overrides: `["mixture.seed=1", ...]`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a key that `DataConfig` does not have, or a value that is not allowed.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no configuration file {path}")
+    given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
+    return run_config(OmegaConf.create({"data": given})).data
 
 
 def load_config(path_or_name: str | Path, overrides: list[str] | None = None) -> RunConfig:

@@ -1,7 +1,10 @@
 """Text and synthetic data: tokenizers, cached corpora, resumable batches."""
 
-from nested_learning.data.corpus import Corpus, bundled_files, prepare_corpus
-from nested_learning.data.loader import TokenLoader, sequential_batches
+from nested_learning.data.config import LoaderConfig, MixtureConfig, SourceConfig
+from nested_learning.data.corpus import Corpus, bundled_files, open_corpus, prepare_corpus
+from nested_learning.data.loader import TokenLoader, WorkerBatches, sequential_batches, split_batch
+from nested_learning.data.mixture import TokenMixture
+from nested_learning.data.shards import ShardFolder, ShardSet
 from nested_learning.data.synthetic import parity_batch, recall_batch
 from nested_learning.data.tokenizer import (
     ByteTokenizer,
@@ -15,15 +18,24 @@ from nested_learning.data.tokenizer import (
 __all__ = [
     "ByteTokenizer",
     "Corpus",
+    "LoaderConfig",
+    "MixtureConfig",
     "SentencePieceTokenizer",
+    "ShardFolder",
+    "ShardSet",
+    "SourceConfig",
     "TokenLoader",
+    "TokenMixture",
     "Tokenizer",
     "TokenizerSpec",
+    "WorkerBatches",
     "bundled_files",
     "load_tokenizer",
+    "open_corpus",
     "parity_batch",
     "prepare_corpus",
     "recall_batch",
     "sequential_batches",
+    "split_batch",
     "train_sentencepiece",
 ]

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
-
-TokenArray = npt.NDArray[np.unsignedinteger[Any]]
+from nested_learning.data.mixture import TokenMixture
+from nested_learning.data.shards import ShardFolder, TokenArray, Tokens
+from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer, token_dtype
 
 DOCUMENT_SEPARATOR = "\n\f\n"
 """A line that holds a form feed and nothing else: rare in real text, so user files are not cut by chance."""
@@ -34,7 +34,7 @@ _WHITESPACE = re.compile(r"\s+")
 class Corpus:
     """Tokenized text in two disjoint parts, with what is needed to judge a loss on it.
 
-    train, valid: memory-mapped token ids, uint16 or uint32 by vocabulary size.
+    train, valid: memory-mapped token ids, uint16 or uint32 by vocabulary size; from shards, a `TokenMixture`.
     unigram_entropy: nats per validation token under the train part's unigrams; a model that uses any context
         at all must fall below it.
     bytes_per_token: UTF-8 bytes per validation token (end tokens counted); loss / ln 2 / bytes_per_token is
@@ -42,8 +42,8 @@ class Corpus:
     provenance: cache key, tokenizer fingerprint, validation fraction; name, size and SHA-256 of each file.
     """
 
-    train: TokenArray
-    valid: TokenArray
+    train: TokenArray | Tokens
+    valid: TokenArray | Tokens
     tokenizer: Tokenizer
     unigram_entropy: float
     bytes_per_token: float
@@ -110,6 +110,29 @@ def prepare_corpus(
     )
 
 
+def open_corpus(folder: str | Path) -> Corpus:
+    """The corpus in a folder of shards: training tokens by source weight, validation tokens of all.
+
+    `unigram_entropy` is under the unigrams of the training mixture.
+    Raises FileNotFoundError if the folder is not complete, ValueError if it holds no validation document.
+    """
+    shards = ShardFolder(folder)
+    train, valid = shards.open("train"), shards.open("valid")
+    if not valid:
+        raise ValueError(f"{shards.path} holds no validation document; raise mixture.valid_share")
+    counts = [source["splits"]["valid"] for source in shards.manifest["sources"].values()]
+    held_out = TokenMixture(list(valid.values()))
+    tokenizer = shards.tokenizer()
+    return Corpus(
+        train=TokenMixture(list(train.values()), [shards.weights[name] for name in train]),
+        valid=held_out,
+        tokenizer=tokenizer,
+        unigram_entropy=_cross_entropy(shards.unigrams(), held_out),
+        bytes_per_token=sum(c["bytes"] for c in counts) / sum(c["tokens"] for c in counts),
+        provenance={"shards": str(shards.path), "settings": shards.manifest["settings"]},
+    )
+
+
 def split_documents(text: str) -> list[str]:
     """The documents of a text, without those that hold only white space."""
     return [document for document in text.split(DOCUMENT_SEPARATOR) if document.strip()]
@@ -134,6 +157,15 @@ def unigram_entropy(train: TokenArray, valid: TokenArray, vocab_size: int) -> fl
     counts = np.bincount(train, minlength=vocab_size) + 1
     log_p = np.log(counts / counts.sum())
     return float(-(np.bincount(valid, minlength=vocab_size) * log_p).sum() / len(valid))
+
+
+def _cross_entropy(share: npt.NDArray[np.float64], tokens: Tokens) -> float:
+    """Mean of `-ln share[v]` over `tokens [N]`; a token that never occurs counts as if it did once."""
+    counts = np.zeros(len(share), np.int64)
+    for start in range(0, len(tokens), 1 << 20):
+        counts += np.bincount(tokens[start : start + (1 << 20)], minlength=len(share))
+    smoothed = share + share[share > 0].min()
+    return float(-(counts * np.log(smoothed / smoothed.sum())).sum() / len(tokens))
 
 
 def _read_source(path: Path) -> _Source:
@@ -202,7 +234,7 @@ def _build(
 
 def _encode_documents(documents: list[str], tokenizer: Tokenizer) -> TokenArray:
     """All documents one after another, each followed by the end token: `[N]`."""
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    dtype = token_dtype(tokenizer.vocab_size)
     pieces = [np.asarray([*tokenizer.encode(text), tokenizer.eos_id], dtype=dtype) for text in documents]
     return np.concatenate(pieces)
 

@@ -1,7 +1,7 @@
-"""Batches from a token array: reshuffled every epoch, split over ranks, and resumable to the exact batch.
+"""Batches from tokens: reshuffled every epoch, split over ranks and workers, resumable to the exact batch.
 
-Shapes: a window is `seq_len + 1` consecutive tokens; a batch is `[B, seq_len + 1]`, int64. Inputs are
-`batch[:, :-1]`, targets `batch[:, 1:]`.
+Shapes: a row is `seq_len + 1` token ids; a batch is `[B, seq_len + 1]`, int64. Inputs and targets of a model
+are `split_batch(batch)`.
 """
 
 from __future__ import annotations
@@ -10,76 +10,118 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from nested_learning.data.corpus import TokenArray
+from nested_learning.data.config import LoaderConfig
+from nested_learning.data.mixture import Line, as_mixture
+from nested_learning.data.shards import TokenArray, Tokens
 
-STATE_VERSION = 2
+STATE_VERSION = 3
+BUCKET_BATCHES = 64
+"""With bucketing, rows are sorted by length inside of groups of so many global batches."""
+TRIM = 32
+"""Batches are trimmed to a multiple of this many tokens, so that few shapes occur."""
 
 
 class TokenLoader:
-    """Endless iterator over the windows of `tokens [N]`.
+    """Endless iterator over the rows of `tokens`.
 
-    The array is cut into `N // (seq_len + 1)` windows that do not overlap. Epoch after epoch they are laid
-    out in one endless line, every epoch in its own order drawn from `(seed, epoch)`; each step takes the next
-    `world_size * batch_size` windows of that line, and rank r takes the r-th group of `batch_size`. So every
-    window is used exactly once per epoch over all ranks, with no window left out; the last batch of an epoch
-    may reach into the next. `shuffle=False` keeps the order of the array in every epoch.
+    Rows stand in one endless line, every epoch in its own order drawn from `(seed, epoch)` (for several sets
+    of tokens see `data.mixture`); each step takes the next `world_size * batch_size` rows of that line, and
+    rank r takes the r-th group of `batch_size`. So every row is used exactly once per epoch over all ranks,
+    with none left out; the last batch of an epoch may reach into the next. `shuffle=False` keeps the order of
+    the rows in every epoch. With `options.bucketing` the rows of `BUCKET_BATCHES` steps are put in another
+    order, so an epoch is used up only at the end of such a group.
 
-    Raises ValueError for a size below 1, a rank outside the world, or too few tokens for one global batch.
+    Raises ValueError for a size below 1, a rank outside the world, too few tokens for one global batch, and
+    stages of a curriculum whose length does not divide `seq_len`.
     """
 
     def __init__(
         self,
-        tokens: TokenArray,
+        tokens: TokenArray | Tokens,
         seq_len: int,
         batch_size: int,
         seed: int,
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        options: LoaderConfig | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} must be at least 0 and below world_size={world_size}")
-        self.num_windows = _count_windows(tokens, seq_len, batch_size, world_size)
-        self._tokens = tokens
+        options = options or LoaderConfig()
+        _check_sizes(seq_len, batch_size)
+        _check_curriculum(options, seq_len)
+        mixture = as_mixture(tokens)
+        self._line = Line(mixture, seq_len, options.crossing, seed, shuffle)
+        self.num_windows = len(self._line)
+        self._global = batch_size * world_size
+        if self.num_windows < self._global:
+            raise ValueError(
+                f"{len(tokens)} tokens make {self.num_windows} windows of seq_len={seq_len} plus 1, fewer "
+                f"than one batch of batch_size={batch_size} on world_size={world_size}"
+            )
         self._settings = {
             "seq_len": seq_len,
-            "global_batch": batch_size * world_size,
+            "global_batch": self._global,
             "seed": seed,
             "shuffle": shuffle,
             "num_tokens": len(tokens),
+            "windows": self._line.counts,
+            "weights": mixture.weights,
+            "crossing": options.crossing,
+            "bucketing": options.bucketing,
+            "curriculum": [[stage.until_step, stage.seq_len] for stage in options.curriculum],
         }
-        self._seq_len, self._batch_size, self._seed, self._shuffle = seq_len, batch_size, seed, shuffle
-        self._rank, self._world_size = rank, world_size
-        self._used = 0  # windows used by all ranks since the start
-        self._order: tuple[int, npt.NDArray[np.int64]] = (0, self._draw_order(0))
+        self._seq_len, self._batch_size, self._seed, self._options = seq_len, batch_size, seed, options
+        self._rank = rank
+        self._step = 0
+        self._group: tuple[int, list[int]] = (-1, [])
+        self._reader: Iterator[Tensor] | None = None
 
     @property
     def epoch(self) -> int:
-        """How many times all windows have been used."""
-        return self._used // self.num_windows
+        """How many times as many rows as there are have been used."""
+        return self._step * self._global // self.num_windows
 
     def __iter__(self) -> TokenLoader:
         return self
 
     def __next__(self) -> Tensor:
-        """The next batch of this rank, `[B, seq_len + 1]`."""
-        first = self._used + self._rank * self._batch_size
-        windows = [self._window(place) for place in range(first, first + self._batch_size)]
-        self._used += self._batch_size * self._world_size
-        return _gather(self._tokens, windows, self._seq_len)
+        """The next batch of this rank, `[B, seq_len + 1]` (other shapes with bucketing or a curriculum)."""
+        if not self._options.workers:
+            batch = self.batch(self._step)
+        else:
+            if self._reader is None:
+                self._reader = iter(_read_ahead(self, self._step))
+            batch = next(self._reader)
+        self._step += 1
+        return batch
+
+    def batch(self, step: int) -> Tensor:
+        """The batch of this rank at any step, counted from 0."""
+        first = step * self._global
+        places = self._bucketed(step) if self._options.bucketing else range(first, first + self._global)
+        mine = places[self._rank * self._batch_size : (self._rank + 1) * self._batch_size]
+        batch = torch.from_numpy(np.stack([self._line[place] for place in mine]))
+        if self._options.bucketing:  # by the rows of all ranks, so that all have the same shape
+            longest = int(self._line.lengths(places).max()) - 1
+            return batch[:, : min(self._seq_len, -(-longest // TRIM) * TRIM) + 1]
+        for stage in self._options.curriculum:
+            if step < stage.until_step:
+                return cut_rows(batch, stage.seq_len)
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the line and settings, as plain values: the same on every rank, and for every
         number of ranks that share the same global batch."""
-        epoch, position = divmod(self._used, self.num_windows)
-        return {"version": STATE_VERSION, "epoch": epoch, "position": position, **self._settings}
+        return {"version": STATE_VERSION, "used": self._step * self._global, **self._settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken, on as many ranks as there are now.
+        """Continue where `state` was taken, on as many ranks and workers as there are now.
 
         Raises ValueError if it was made with other settings, data or `world_size * batch_size`.
         """
@@ -89,23 +131,59 @@ class TokenLoader:
                     f"loader state has {name}={state.get(name)!r}, this loader has {name}={mine!r}; "
                     "they must be equal to resume"
                 )
-        self._used = state["epoch"] * self.num_windows + state["position"]
+        self._step = state["used"] // self._global
+        self._reader = None
 
-    def _window(self, place: int) -> int:
-        """Which window stands at `place` of the endless line."""
-        epoch, position = divmod(place, self.num_windows)
-        if self._order[0] != epoch:
-            self._order = (epoch, self._draw_order(epoch))
-        return int(self._order[1][position])
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_reader": None}  # for workers that are not forked
 
-    def _draw_order(self, epoch: int) -> npt.NDArray[np.int64]:
-        if not self._shuffle:
-            return np.arange(self.num_windows)
-        return np.random.default_rng([self._seed, epoch]).permutation(self.num_windows)
+    def _bucketed(self, step: int) -> list[int]:
+        """The places of the global batch of `step`: like lengths together, batches in random order."""
+        number, offset = divmod(step, BUCKET_BATCHES)
+        if self._group[0] != number:
+            size = BUCKET_BATCHES * self._global
+            places = np.arange(number * size, (number + 1) * size)
+            by_length = places[np.argsort(self._line.lengths(places.tolist()), kind="stable")]
+            batches = by_length.reshape(BUCKET_BATCHES, self._global)
+            shuffled = np.random.default_rng([self._seed, number, 1]).permutation(batches)
+            self._group = (number, shuffled.ravel().tolist())
+        return self._group[1][offset * self._global : (offset + 1) * self._global]
+
+
+class WorkerBatches(IterableDataset[Tensor]):
+    """The batches of a loader from a step on, for a `DataLoader(..., batch_size=None)`.
+
+    Worker w of n makes the steps w, w + n, …; a DataLoader takes them in turn, so the order stays that of the
+    loader, whatever the number of workers.
+    """
+
+    def __init__(self, loader: TokenLoader, first_step: int = 0, num_steps: int | None = None) -> None:
+        """`num_steps`: how many steps in all; None = endless."""
+        self._loader, self._first, self._count = loader, first_step, num_steps
+
+    def __iter__(self) -> Iterator[Tensor]:
+        info = get_worker_info()
+        step, stride = (info.id, info.num_workers) if info is not None else (0, 1)
+        while self._count is None or step < self._count:
+            yield self._loader.batch(self._first + step)
+            step += stride
+
+
+def split_batch(batch: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs and targets `[B, T]` of a batch `[B, T + 1]`; padding is 0 in the inputs, `IGNORE` in targets.
+
+    Padding stands at the end of a row, so no causal model sees it before the last target.
+    """
+    return batch[:, :-1].clamp(min=0), batch[:, 1:]
+
+
+def cut_rows(batch: Tensor, seq_len: int) -> Tensor:
+    """Rows `[B, T + 1]` as more and shorter ones, `[B * T / seq_len, seq_len + 1]`, with the same targets."""
+    return batch.unfold(1, seq_len + 1, seq_len).reshape(-1, seq_len + 1)
 
 
 def sequential_batches(
-    tokens: TokenArray, seq_len: int, batch_size: int, max_batches: int | None = None
+    tokens: TokenArray | Tokens, seq_len: int, batch_size: int, max_batches: int | None = None
 ) -> Iterator[Tensor]:
     """Validation batches `[B, seq_len + 1]`: the same windows in the same order at every call.
 
@@ -113,33 +191,43 @@ def sequential_batches(
     the array and taken in its order, so that a capped validation still sees every file of the corpus.
     Raises ValueError for a size below 1 or too few tokens for one batch.
     """
-    num_windows = _count_windows(tokens, seq_len, batch_size, world_size=1)
+    _check_sizes(seq_len, batch_size)
+    width = seq_len + 1
+    num_windows = len(tokens) // width
+    if num_windows < batch_size:
+        raise ValueError(
+            f"{len(tokens)} tokens make {num_windows} windows of seq_len={seq_len} plus 1, fewer than one "
+            f"batch of batch_size={batch_size}"
+        )
     num_batches = num_windows // batch_size
     if max_batches is not None:
         if max_batches < 1:
             raise ValueError(f"max_batches={max_batches} must be at least 1, or None")
         num_batches = min(num_batches, max_batches)
     count = num_batches * batch_size
-    windows = [place * num_windows // count for place in range(count)]
-    starts = range(0, count, batch_size)
-    return (_gather(tokens, windows[start : start + batch_size], seq_len) for start in starts)
+    starts = [place * num_windows // count * width for place in range(count)]
+    rows = (tokens[start : start + width].astype(np.int64) for start in starts)
+    return (torch.from_numpy(np.stack([next(rows) for _ in range(batch_size)])) for _ in range(num_batches))
 
 
-def _count_windows(tokens: TokenArray, seq_len: int, batch_size: int, world_size: int) -> int:
+def _read_ahead(loader: TokenLoader, first_step: int) -> DataLoader[Tensor]:
+    return DataLoader(
+        WorkerBatches(loader, first_step),
+        batch_size=None,
+        num_workers=loader._options.workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _check_sizes(seq_len: int, batch_size: int) -> None:
     for name, value in (("seq_len", seq_len), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
-    num_windows = len(tokens) // (seq_len + 1)
-    if num_windows < batch_size * world_size:
-        raise ValueError(
-            f"{len(tokens)} tokens make {num_windows} windows of seq_len={seq_len} plus 1, fewer than one "
-            f"batch of batch_size={batch_size} on world_size={world_size}"
-        )
-    return num_windows
 
 
-def _gather(tokens: TokenArray, windows: list[int], seq_len: int) -> Tensor:
-    """The given windows as int64 `[len(windows), seq_len + 1]`."""
-    width = seq_len + 1
-    rows = [tokens[window * width : (window + 1) * width] for window in windows]
-    return torch.from_numpy(np.stack(rows).astype(np.int64))
+def _check_curriculum(options: LoaderConfig, seq_len: int) -> None:
+    for stage in options.curriculum:
+        if stage.seq_len < 1 or seq_len % stage.seq_len:
+            raise ValueError(
+                f"loader.curriculum: the seq_len of a stage must divide {seq_len}, got {stage.seq_len}"
+            )

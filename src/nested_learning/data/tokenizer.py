@@ -10,8 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 MODEL_TYPES = ("bpe", "unigram")
 DEFAULT_VOCAB_SIZE = 4096
+SEGMENT_CHARS = 1 << 14
+WHOLE_CHARS = 1 << 20
 
 
 class Tokenizer(Protocol):
@@ -26,6 +31,11 @@ class Tokenizer(Protocol):
     @property
     def fingerprint(self) -> str:
         """Short string, equal for two tokenizers exactly when they encode alike."""
+        ...
+
+    @property
+    def segment_chars(self) -> int:
+        """Longer texts may be encoded in segments (see `text_segments`) of at most so many characters."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -47,6 +57,7 @@ class ByteTokenizer:
     vocab_size = 257
     eos_id = 256
     fingerprint = "byte"
+    segment_chars = WHOLE_CHARS
 
     def encode(self, text: str) -> list[int]:
         """The UTF-8 bytes of `text`."""
@@ -90,6 +101,7 @@ class SentencePieceTokenizer:
         self.vocab_size = int(processor.vocab_size())
         self.eos_id = int(processor.eos_id())
         self.fingerprint = "sentencepiece-" + hashlib.sha256(model).hexdigest()[:16]
+        self.segment_chars = SEGMENT_CHARS if self._cuts_exactly() else WHOLE_CHARS
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. Control pieces such as `</s>` written out in the text are plain text."""
@@ -103,6 +115,11 @@ class SentencePieceTokenizer:
                 raise ValueError(f"token id {token} is outside the vocabulary, 0 to {self.vocab_size - 1}")
         text: str = self._processor.decode(ids)
         return text
+
+    def _cuts_exactly(self) -> bool:
+        """Whether segments encode as they do inside a text; not so for models that put a space before it."""
+        parts = ["one two\n", "three  four\n", "  five", " six\n"]
+        return self.encode("".join(parts)) == [token for part in parts for token in self.encode(part)]
 
     def state(self) -> dict[str, Any]:
         """`{"kind": "sentencepiece", "model": bytes}`."""
@@ -172,6 +189,41 @@ def train_sentencepiece(
     except RuntimeError as error:
         raise _training_error(vocab_size, str(error)) from error
     return SentencePieceTokenizer(model.getvalue())
+
+
+def text_segments(text: str, limit: int) -> Iterator[str]:
+    """`text` in pieces of at most `limit` characters, cut behind a newline if there is one, else before a
+    space, else anywhere. Encoding takes time (BPE) and memory by the length of a text; pieces keep both low.
+
+    Tokens of a model from `train_sentencepiece` never reach over a newline nor from a word to the next, so
+    only a run of more than `limit` characters without white space is encoded otherwise than as a whole.
+    """
+    start = 0
+    while len(text) - start > limit:
+        cut = text.rfind("\n", start, start + limit) + 1
+        if not cut:
+            cut = text.rfind(" ", start + 1, start + limit)
+            while cut > start and text[cut - 1] == " ":  # not inside a run of spaces
+                cut -= 1
+        cut = cut if cut > start else start + limit
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
+    """Little-endian uint16 if every id fits, else uint32."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def encode_document(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """Token ids of a document and `eos_id` behind them, `[N]` of `token_dtype`; memory by its tokens only."""
+    dtype = token_dtype(tokenizer.vocab_size)
+    pieces = [
+        np.asarray(tokenizer.encode(segment), dtype=dtype)
+        for segment in text_segments(text, tokenizer.segment_chars)
+    ]
+    return np.concatenate([*pieces, np.asarray([tokenizer.eos_id], dtype=dtype)])
 
 
 def load_tokenizer(source: Mapping[str, Any] | str | Path) -> Tokenizer:

@@ -1,0 +1,204 @@
+"""What a mixture of text sources is, how it is cleaned and split, and how a loader serves it.
+
+Plain dataclasses; `nested_learning.config.DataConfig` holds them. A file of `configs/data/` with a `mixture`
+is both the manifest that `scripts/data/` reads and a `data=` choice of a training run.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+SOURCE_KINDS = ("text", "jsonl", "parquet", "hub")
+LANGUAGES = ("en",)
+
+
+@dataclass(kw_only=True, slots=True)
+class FilterConfig:
+    """Which documents are kept. Every rule but `min_chars` is off when it is None; shares lie in [0, 1].
+
+    Args:
+        min_chars, max_chars: length of a document in characters.
+        language: "en" keeps documents in which at least `min_stop_words` of the words are among the most
+            frequent English function words; cheap, offline, and enough to tell English prose from others.
+        min_stop_words: that share. English prose has about 0.4, other languages and code below 0.1.
+        max_symbols: share of characters that are neither letters, digits, white space nor common punctuation.
+        max_duplicate_lines: share of the non-empty lines that repeat an earlier line.
+        max_repeated_grams: share of the word 5-grams that repeat an earlier one.
+        max_boilerplate: share of the lines that hold a phrase of web furniture (cookies, JavaScript, log-in).
+    """
+
+    min_chars: int = 200
+    max_chars: int | None = None
+    language: str | None = None
+    min_stop_words: float = 0.1
+    max_symbols: float | None = 0.1
+    max_duplicate_lines: float | None = 0.3
+    max_repeated_grams: float | None = 0.3
+    max_boilerplate: float | None = 0.2
+
+    def __post_init__(self) -> None:
+        if self.min_chars < 1:
+            raise ValueError(f"filter.min_chars must be at least 1, got {self.min_chars}")
+        if self.max_chars is not None and self.max_chars < self.min_chars:
+            raise ValueError(
+                f"filter.max_chars must be at least min_chars = {self.min_chars}, got {self.max_chars}"
+            )
+        if self.language not in (None, *LANGUAGES):
+            raise ValueError(f"filter.language must be en or null, got {self.language!r}")
+        shares = "min_stop_words max_symbols max_duplicate_lines max_repeated_grams max_boilerplate"
+        for name in shares.split():
+            _share(f"filter.{name}", getattr(self, name))
+
+
+@dataclass(kw_only=True, slots=True)
+class DedupConfig:
+    """Which documents count as copies of an earlier one, over all sources in their order.
+
+    Args:
+        exact: drop a document whose text (ends stripped) was seen before.
+        near: drop a document that shares a band of its MinHash signature with an earlier one (Broder, 1997).
+            Two documents with Jaccard similarity s of their word 5-grams meet with probability
+            `1 - (1 - s^rows)^bands`: 0.08 at s = 0.5, 0.77 at 0.75, 0.999 at 0.9 for the defaults.
+        bands, rows: bands of a signature and hashes in a band.
+    """
+
+    exact: bool = True
+    near: bool = True
+    bands: int = 14
+    rows: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("bands", "rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"dedup.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceConfig:
+    """One source of documents.
+
+    Args:
+        name: used in logs and as a folder; letters, digits, `_` and `-`.
+        kind: "text" (UTF-8 files, documents separated by a line with a form feed), "jsonl", "parquet", or
+            "hub" (a data set for Hugging Face `datasets`, streamed). Files may end in .gz or .zst.
+        path: a file, a folder or a pattern such as `corpus/*.jsonl.gz`; "bundled" stands for the text that
+            comes with the package; for "hub" the name of the data set, or of a builder such as "json".
+        subset: for "hub", the configuration of the data set.
+        data_files: for "hub", the files of a builder such as "json".
+        split, fallback_split: for "hub", the split, and the one to use if there is no such split.
+        text: the field or column that holds the text.
+        weight: share of the training windows, relative to the other sources.
+        limit: records to read at most; None = all.
+        filter: which documents are kept; None = every one that is not empty.
+    """
+
+    name: str
+    kind: str
+    path: str
+    subset: str | None = None
+    data_files: str | None = None
+    split: str = "train"
+    fallback_split: str | None = None
+    text: str = "text"
+    weight: float = 1.0
+    limit: int | None = None
+    filter: FilterConfig | None = None
+
+    def __post_init__(self) -> None:
+        where = f"source {self.name}"
+        if not re.fullmatch(r"[\w-]+", self.name):
+            raise ValueError(f"{where}: name may hold letters, digits, _ and - only, got {self.name!r}")
+        if self.kind not in SOURCE_KINDS:
+            raise ValueError(f"{where}: kind must be one of {', '.join(SOURCE_KINDS)}, got {self.kind!r}")
+        if not self.weight > 0:
+            raise ValueError(f"{where}: weight must be positive, got {self.weight}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"{where}: limit must be at least 1 or null, got {self.limit}")
+
+
+@dataclass(kw_only=True, slots=True)
+class MixtureConfig:
+    """A weighted mixture of sources and how it becomes shards.
+
+    Args:
+        sources: at least one; names differ.
+        dedup: which documents are dropped as copies.
+        seed: of the choice of held-out documents and of the MinHash functions.
+        valid_share: share of the documents held out for validation, chosen by a hash of their text.
+        long_share: share of the long documents held out besides, to measure long contexts.
+        long_chars: a document is long from this number of characters on.
+        shard_tokens: tokens of a shard (the last one of a source may hold fewer).
+    """
+
+    sources: tuple[SourceConfig, ...]
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    seed: int = 0
+    valid_share: float = 0.005
+    long_share: float = 0.02
+    long_chars: int = 40_000
+    shard_tokens: int = 1 << 24
+
+    def __post_init__(self) -> None:
+        self.sources = tuple(self.sources)
+        if not self.sources:
+            raise ValueError("mixture.sources is empty; give at least one source")
+        names = [source.name for source in self.sources]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"mixture.sources: the name {sorted(twice)[0]!r} is used twice")
+        _share("mixture.valid_share", self.valid_share)
+        _share("mixture.long_share", self.long_share)
+        if self.valid_share + self.long_share >= 1:
+            raise ValueError(
+                "mixture.valid_share + long_share must be below 1, "
+                f"got {self.valid_share} + {self.long_share}"
+            )
+        for name in ("long_chars", "shard_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"mixture.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True, slots=True)
+class Stage:
+    """A stage of a length curriculum: until `until_step` sequences have `seq_len` tokens."""
+
+    until_step: int
+    seq_len: int
+
+
+@dataclass(kw_only=True, slots=True)
+class LoaderConfig:
+    """How tokens become rows of a batch.
+
+    Args:
+        crossing: rows are windows over the stream of documents, with an end token between them. If false
+            (needs shards, which know where documents start) a row holds tokens of one document only, the
+            rest of it is padding that no loss counts; long documents are cut into rows in order.
+        bucketing: with crossing=false, rows of similar length share a batch and batches are trimmed to
+            their longest row: less padding.
+        workers: processes that read ahead; 0 = read in the training process.
+        curriculum: stages of shorter sequences at the start of training. A batch keeps its number of
+            tokens: its rows are cut into shorter ones.
+    """
+
+    crossing: bool = True
+    bucketing: bool = False
+    workers: int = 0
+    curriculum: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.curriculum = tuple(self.curriculum)
+        if self.workers < 0:
+            raise ValueError(f"loader.workers must be at least 0, got {self.workers}")
+        if self.bucketing and self.crossing:
+            raise ValueError("loader.bucketing needs loader.crossing = false: otherwise no row has padding")
+        if self.bucketing and self.curriculum:
+            raise ValueError("loader.bucketing and loader.curriculum both change the length: use one")
+        steps = [stage.until_step for stage in self.curriculum]
+        if steps != sorted(set(steps)) or (steps and steps[0] < 1):
+            raise ValueError(f"loader.curriculum: until_step must grow from 1 on, got {steps}")
+
+
+def _share(name: str, value: float | None) -> None:
+    if value is not None and not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")

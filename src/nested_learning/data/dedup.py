@@ -1,0 +1,108 @@
+"""Copies of documents: exact ones by hash, near ones by MinHash (Broder, 1997) and locality-sensitive bands.
+
+Signatures come from `datasketch`. Its LSH index takes kilobytes per document, as much as
+many documents do, so bands are kept here as sets of 64-bit keys of 8 to 20 bytes each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nested_learning.data.config import DedupConfig
+
+UIntArray = npt.NDArray[np.unsignedinteger[Any]]
+
+GRAM = 5
+"""Words of a shingle."""
+
+DIGEST_BYTES = 16
+_WORD = re.compile(r"\w+")
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_BATCH = 4096
+
+
+def document_digest(text: str) -> bytes:
+    """The identity of a document: 16 bytes of BLAKE2b of its text without white space at the ends."""
+    return hashlib.blake2b(text.strip().encode("utf-8"), digest_size=DIGEST_BYTES).digest()
+
+
+def words_of(text: str) -> list[str]:
+    """The words of `text` in lower case, in order."""
+    return _WORD.findall(text.lower())
+
+
+def gram_hashes(words: list[str]) -> UIntArray:
+    """32-bit hashes `[max(1, N - 4)]` of the runs of five words; fewer words are one run, no word none."""
+    if not words:
+        return np.zeros(0, np.uint32)
+    base = np.fromiter((zlib.crc32(word.encode()) for word in words), np.uint64, len(words))
+    count, size = max(1, len(words) - GRAM + 1), min(GRAM, len(words))
+    total = np.zeros(count, np.uint64)
+    for i in range(size):  # a polynomial in an odd factor, modulo 2^64
+        total = total * _FACTOR + base[i : i + count]
+    return ((total * _FACTOR) >> np.uint64(32)).astype(np.uint32)
+
+
+class BandKeys:
+    """From a text to its band keys; equal settings give equal keys in every process."""
+
+    def __init__(self, config: DedupConfig, seed: int) -> None:
+        """`seed`: of the hash functions."""
+        from datasketch import MinHash
+
+        self._bands = config.bands
+        self._empty = MinHash(num_perm=config.bands * config.rows, seed=seed, hashfunc=int, scheme="affine32")
+
+    def signature(self, text: str) -> UIntArray:
+        """MinHash signature `[bands * rows]`: two texts agree at a position with the probability of the
+        Jaccard similarity of their sets of five-word runs."""
+        sketch = self._empty.copy()
+        grams = np.unique(gram_hashes(words_of(text)))
+        for start in range(0, len(grams), _BATCH):  # datasketch takes memory for a whole batch times num_perm
+            sketch.update_batch(grams[start : start + _BATCH].tolist())
+        return np.asarray(sketch.hashvalues, dtype=np.uint32)
+
+    def __call__(self, text: str) -> UIntArray:
+        """One key `[bands]` uint64 for each band of the signature, different in different bands."""
+        bands = self.signature(text).reshape(self._bands, -1)
+        keys = [
+            hashlib.blake2b(
+                band.astype("<u4").tobytes(), digest_size=8, salt=i.to_bytes(2, "little")
+            ).digest()
+            for i, band in enumerate(bands)
+        ]
+        return np.frombuffer(b"".join(keys), dtype="<u8")
+
+
+class KeySet:
+    """A growing set of 64-bit keys: a sorted array, and a small set for those that came last."""
+
+    def __init__(self) -> None:
+        self._sorted: UIntArray = np.zeros(0, np.uint64)
+        self._recent: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._sorted) + len(self._recent)
+
+    def contains_any(self, keys: UIntArray) -> bool:
+        """Whether one of `keys [N]` uint64 is in the set."""
+        if not self._recent.isdisjoint(keys.tolist()):
+            return True
+        if not len(self._sorted):
+            return False
+        found = np.searchsorted(self._sorted, keys).clip(max=len(self._sorted) - 1)
+        return bool((self._sorted[found] == keys).any())
+
+    def add(self, keys: UIntArray) -> None:
+        """Put `keys [N]` uint64 into the set; merging costs a sort, at most once per eighth of growth."""
+        self._recent.update(keys.tolist())
+        if len(self._recent) > max(1 << 15, len(self._sorted) // 8):
+            recent = np.fromiter(self._recent, np.uint64, len(self._recent))
+            self._sorted = np.union1d(self._sorted, recent)
+            self._recent = set()

@@ -1,0 +1,105 @@
+"""Rules that decide whether a document is kept: cheap, language-aware only for English, all by counting.
+
+The measures follow Gopher (Rae et al., 2021, appendix A) and C4 (Raffel et al., 2020); the thresholds are
+`FilterConfig`'s.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nested_learning.data.config import FilterConfig
+from nested_learning.data.dedup import gram_hashes, words_of
+
+STOP_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "the of and to in a is that for it as was with be by on not he his but at are this have from or had "
+        "an they which one you were all her she there would their we him been has when who will no more if "
+        "out so up said what its about than into them can only other time new some could these two may first "
+        "then do any",
+    )
+)
+BOILERPLATE = (
+    "cookie",
+    "javascript",
+    "lorem ipsum",
+    "all rights reserved",
+    "terms of use",
+    "terms of service",
+    "privacy policy",
+    "sign up",
+    "log in",
+    "subscribe",
+    "newsletter",
+    "click here",
+    "powered by",
+    "follow us",
+    "add to cart",
+    "share this",
+)
+_PROSE = re.compile(r"[\w\s.,;:!?'\"()\-\u2013\u2014\u2018\u2019\u201c\u201d\u2026]+")
+
+
+def rejection(text: str, rules: FilterConfig) -> str | None:
+    """The name of the first rule that rejects `text`, None if it is kept. Cheap rules come first."""
+    if len(text) < rules.min_chars:
+        return "too_short"
+    if rules.max_chars is not None and len(text) > rules.max_chars:
+        return "too_long"
+    measures: tuple[tuple[str, float | None, Callable[[str], float]], ...] = (
+        ("symbols", rules.max_symbols, symbol_share),
+        ("duplicate_lines", rules.max_duplicate_lines, duplicate_line_share),
+        ("boilerplate", rules.max_boilerplate, boilerplate_share),
+    )
+    for name, limit, measure in measures:
+        if limit is not None and measure(text) > limit:
+            return name
+    if rules.language is None and rules.max_repeated_grams is None:
+        return None
+    words = words_of(text)
+    if rules.language == "en" and stop_word_share(words) < rules.min_stop_words:
+        return "language"
+    if rules.max_repeated_grams is not None and repeated_share(gram_hashes(words)) > rules.max_repeated_grams:
+        return "repetition"
+    return None
+
+
+def symbol_share(text: str) -> float:
+    """Share of characters that are neither letters, digits, white space nor punctuation of prose."""
+    return len(_PROSE.sub("", text)) / len(text)
+
+
+def duplicate_line_share(text: str) -> float:
+    """Share of the non-empty lines that repeat an earlier line of the text."""
+    lines = _lines(text)
+    return 1 - len(set(lines)) / len(lines) if lines else 0.0
+
+
+def boilerplate_share(text: str) -> float:
+    """Share of the non-empty lines that hold a phrase of web furniture."""
+    lower = text.lower()
+    present = [phrase for phrase in BOILERPLATE if phrase in lower]  # mostly none: no look at the lines
+    if not present:
+        return 0.0
+    lines = _lines(lower)
+    return sum(any(phrase in line for phrase in present) for line in lines) / len(lines)
+
+
+def stop_word_share(words: list[str]) -> float:
+    """Share of lower-case `words` that are among the most frequent English function words."""
+    return sum(word in STOP_WORDS for word in words) / len(words) if words else 0.0
+
+
+def repeated_share(grams: npt.NDArray[np.unsignedinteger[Any]]) -> float:
+    """Share of `grams [N]` that repeat an earlier one."""
+    return 1 - len(np.unique(grams)) / len(grams) if len(grams) else 0.0
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in map(str.strip, text.split("\n")) if line]

@@ -1,0 +1,183 @@
+"""Rows of a batch from one or several token sets: which row stands at which place of an endless line.
+
+A row is `seq_len + 1` token ids. Rows of a set are cut either as windows over its stream of tokens, or
+document by document (`crossing=False`), where the end of a row may be padding, `IGNORE`. Several sets are
+laid in one line either whole (every row of all sets once per epoch) or by weight (every row of a set once
+per epoch of that set, sets taking turns in the ratio of their weights).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nested_learning.data.shards import ShardSet, TokenArray, Tokens
+
+IGNORE = -100
+"""A place of a row that holds no token: no loss counts it as a target."""
+
+PATTERN = 4096
+"""Places after which a weighted mixture repeats; weights are exact to 1 in 4096."""
+
+IntArray = npt.NDArray[np.int64]
+
+
+class TokenMixture(Tokens):
+    """Token sets with weights; read as one array, it is the sets one behind the other.
+
+    sets: the token sets. weights: relative shares of the rows; None = every row of all sets equally often.
+    """
+
+    def __init__(self, sets: Sequence[TokenArray | ShardSet], weights: Sequence[float] | None = None) -> None:
+        """Raises ValueError for no set, and for weights that do not fit the sets or are not positive."""
+        if not sets:
+            raise ValueError("a mixture needs at least one set of tokens")
+        if weights is not None and (len(weights) != len(sets) or not all(weight > 0 for weight in weights)):
+            raise ValueError(
+                f"weights must be positive, one for each of {len(sets)} token sets, got {list(weights)}"
+            )
+        super().__init__(sets)
+        self.sets = list(sets)
+        self.weights = None if weights is None else [float(weight) for weight in weights]
+
+
+class Rows:
+    """The rows of one token set: `rows[k]` is `[seq_len + 1]` int64, `lengths` excludes padding."""
+
+    def __init__(self, tokens: TokenArray | Tokens, seq_len: int, crossing: bool) -> None:
+        """Raises ValueError for `crossing=False` if the set does not know where its documents start."""
+        self._tokens, self._seq_len, self._crossing = tokens, seq_len, crossing
+        if crossing:
+            self._count = len(tokens) // (seq_len + 1)
+            return
+        if not isinstance(tokens, ShardSet):
+            raise ValueError(
+                "loader.crossing = false needs tokens that know their documents: data.shards, not data.files"
+            )
+        self._starts = np.append(tokens.starts, np.uint64(len(tokens))).astype(np.int64)
+        targets = np.diff(self._starts) - 1  # the first token of a document is nobody's target
+        self._first = np.concatenate([[0], np.cumsum(np.maximum(1, -(-targets // seq_len)))])
+        self._count = int(self._first[-1])
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row: int) -> IntArray:
+        """Row `row`, padded with `IGNORE`; the last token of a row of a long document begins the next row."""
+        width = self._seq_len + 1
+        if self._crossing:
+            return self._tokens[row * width : (row + 1) * width].astype(np.int64)
+        start, length = self._piece(np.asarray([row]))
+        full = np.full(width, IGNORE, np.int64)
+        full[: length[0]] = self._tokens[int(start[0]) : int(start[0] + length[0])]
+        return full
+
+    def lengths(self, rows: IntArray) -> IntArray:
+        """Tokens in each of `rows [N]` before the padding."""
+        return np.full(len(rows), self._seq_len + 1) if self._crossing else self._piece(rows)[1]
+
+    def padding(self) -> float:
+        """Share of the places of all rows that hold no token."""
+        if self._crossing or not self._count:
+            return 0.0
+        used = sum(int(self.lengths(part).sum()) for part in np.array_split(np.arange(self._count), 64))
+        return 1 - used / (self._count * (self._seq_len + 1))
+
+    def _piece(self, rows: IntArray) -> tuple[IntArray, IntArray]:
+        document = np.searchsorted(self._first, rows, side="right") - 1
+        start = self._starts[document] + (rows - self._first[document]) * self._seq_len
+        return start, np.minimum(self._starts[document + 1] - start, self._seq_len + 1)
+
+
+class Line:
+    """The endless line of rows of a mixture: what stands at a place does not depend on who asks, or when."""
+
+    def __init__(self, mixture: TokenMixture, seq_len: int, crossing: bool, seed: int, shuffle: bool) -> None:
+        """Raises ValueError for a set that gives no row."""
+        self._rows = [Rows(tokens, seq_len, crossing) for tokens in mixture.sets]
+        self.counts = [len(rows) for rows in self._rows]
+        self._seed, self._shuffle = seed, shuffle
+        self._pattern = None
+        self._orders: dict[int, tuple[int, IntArray]] = {}
+        if mixture.weights is not None and len(mixture.sets) > 1:
+            if 0 in self.counts:
+                number = self.counts.index(0)
+                raise ValueError(
+                    f"token set {number} of the mixture has {len(mixture.sets[number])} tokens, "
+                    f"no row of seq_len={seq_len} plus 1"
+                )
+            self._pattern = interleave(mixture.weights)
+            self._before = np.stack([np.cumsum(self._pattern == i) for i in range(len(self.counts))], axis=1)
+        self._ends = np.cumsum(self.counts)
+
+    def __len__(self) -> int:
+        """Rows of all sets."""
+        return int(self._ends[-1])
+
+    def find(self, place: int) -> tuple[int, int]:
+        """Set, and row of that set, at `place`."""
+        if self._pattern is None:
+            epoch, position = divmod(place, len(self))
+            row = int(self._order(0, len(self), epoch)[position])
+            number = int(np.searchsorted(self._ends, row, side="right"))
+            return number, row - int(self._ends[number]) + self.counts[number]
+        period, position = divmod(place, PATTERN)
+        number = int(self._pattern[position])
+        turn = period * int(self._before[-1, number]) + int(self._before[position, number]) - 1
+        epoch, position = divmod(turn, self.counts[number])
+        return number, int(self._order(number, self.counts[number], epoch)[position])
+
+    def __getitem__(self, place: int) -> IntArray:
+        """The row at `place`, `[seq_len + 1]`."""
+        number, row = self.find(place)
+        return self._rows[number][row]
+
+    def lengths(self, places: Sequence[int]) -> IntArray:
+        """Tokens before the padding of the rows at `places`, `[N]`."""
+        found = np.asarray([self.find(place) for place in places]).reshape(-1, 2)
+        lengths = np.zeros(len(found), np.int64)
+        for number, rows in enumerate(self._rows):
+            mine = found[:, 0] == number
+            lengths[mine] = rows.lengths(found[mine, 1])
+        return lengths
+
+    def _order(self, number: int, count: int, epoch: int) -> IntArray:
+        """The order of `count` rows in an epoch of a set; the last one drawn is kept."""
+        if not self._shuffle:
+            epoch = 0
+        if number not in self._orders or self._orders[number][0] != epoch:
+            self._orders[number] = (epoch, self._draw(number, count, epoch))
+        return self._orders[number][1]
+
+    def _draw(self, number: int, count: int, epoch: int) -> IntArray:
+        if not self._shuffle:
+            return np.arange(count)
+        seed = [self._seed, epoch] if self._pattern is None else [self._seed, epoch, number]
+        return np.random.default_rng(seed).permutation(count)
+
+
+def interleave(weights: Sequence[float]) -> npt.NDArray[np.intp]:
+    """Which set takes each of `PATTERN` turns, `[PATTERN]`: every run of turns follows the weights closely.
+
+    A set gets the nearest number of turns to its share, at least one. Raises ValueError for more sets than
+    turns.
+    """
+    if len(weights) > PATTERN:
+        raise ValueError(f"a weighted mixture may have {PATTERN} token sets, got {len(weights)}")
+    share = np.asarray(weights) / np.sum(weights) * PATTERN
+    turns = np.maximum(1, np.floor(share)).astype(np.int64)
+    while turns.sum() > PATTERN:  # the smallest were given more than their share
+        turns[np.argmax(turns)] -= 1
+    while turns.sum() < PATTERN:
+        turns[np.argmax(share - turns)] += 1
+    middle = np.concatenate([(np.arange(n) + 0.5) / n for n in turns])  # turn k of n belongs at (k + 1/2) / n
+    owner = np.repeat(np.arange(len(turns)), turns)
+    return owner[np.lexsort((owner, middle))]
+
+
+def as_mixture(tokens: Any) -> TokenMixture:
+    """`tokens` itself if it is a mixture, else a mixture of that one set."""
+    return tokens if isinstance(tokens, TokenMixture) else TokenMixture([tokens])

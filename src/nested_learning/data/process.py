@@ -1,0 +1,368 @@
+"""From raw sources to shards: read, filter, drop copies, split, tokenize, write; resumable and deterministic.
+
+One process reads and writes in order; blocks of documents are filtered, hashed and tokenized by workers in
+between. What is written depends on the texts, the settings and the tokenizer only, not on the number of
+workers nor on how often the run was killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from nested_learning.data.config import DedupConfig, MixtureConfig, SourceConfig
+from nested_learning.data.dedup import BandKeys, UIntArray, document_digest
+from nested_learning.data.filters import rejection
+from nested_learning.data.parallel import ordered_map
+from nested_learning.data.shards import (
+    MANIFEST,
+    SHARD_VERSION,
+    TOKENIZER_FILE,
+    TokenArray,
+    shard_file,
+)
+from nested_learning.data.sources import Document, Place, Problem, read_source, source_bytes, source_files
+from nested_learning.data.store import ShardStore, SourceProgress, SplitCounts, check_settings, write_json
+from nested_learning.data.tokenizer import Tokenizer, encode_document, load_tokenizer, token_dtype
+
+PROVENANCE = "provenance.json"
+BLOCK_CHARS = 1 << 19
+COMMIT_CHARS = 1 << 24
+
+Log = Callable[[str], None]
+
+
+class Block(NamedTuple):
+    """Consecutive documents and problems of a source, and the place behind them."""
+
+    texts: list[str]
+    problems: list[Problem]
+    place: Place
+    consumed: int
+
+
+class Made(NamedTuple):
+    """A document that passed the filter, to be written unless it is a copy; `keys [bands]` or None."""
+
+    tokens: TokenArray
+    digest: bytes
+    keys: UIntArray | None
+    num_chars: int
+    num_bytes: int
+
+
+@dataclass(kw_only=True, slots=True)
+class Job:
+    """What to process and how; `workers` and `log` change nothing in the result.
+
+    mixture, tokenizer: what decides the content. folder: where shards go. workers: processes that tokenize;
+    0 = none besides this one. progress: show a bar. log: gets one line per event.
+    """
+
+    mixture: MixtureConfig
+    tokenizer: Tokenizer
+    folder: Path
+    workers: int = 0
+    progress: bool = True
+    log: Log = print
+
+    def settings(self) -> dict[str, Any]:
+        """What the content depends on, as JSON holds it."""
+        mixture = asdict(self.mixture)
+        sources = {source["name"]: _plain(source) for source in mixture.pop("sources")}
+        order = {"order": list(sources), "tokenizer": self.tokenizer.fingerprint, "version": SHARD_VERSION}
+        return {**_plain(mixture), **{f"source {k}": v for k, v in sources.items()}, **order}
+
+
+def process_mixture(job: Job) -> dict[str, Any]:
+    """Make the shards of a mixture in `job.folder`, going on where a former run stopped; the manifest.
+
+    Raises:
+        SourceError, FileNotFoundError: a source cannot be read; what was saved stays.
+        DiskFullError: no room; what was saved stays.
+        OtherSettingsError: the folder was begun with other settings.
+    """
+    if (done := _finished(job)) is not None:
+        job.log(f"{job.folder} is complete already")
+        return done
+    dtype = token_dtype(job.tokenizer.vocab_size)
+    settings = job.settings() | {"files": {s.name: _files(s) for s in job.mixture.sources}}
+    store = ShardStore(job.folder, settings, dtype, job.mixture.shard_tokens)
+    try:
+        for source in job.mixture.sources:
+            progress = store.sources.setdefault(source.name, SourceProgress())
+            if progress.read:
+                job.log(f"{source.name}: going on after record {progress.read}")
+            if not progress.done:
+                _process_source(job, source, store, progress)
+            job.log(f"{source.name}: {summary(progress)}")
+        _write_tokenizer(job)
+        manifest = _manifest(job, store)
+        write_json(job.folder / PROVENANCE, _provenance(job, store))
+        store.complete(manifest)
+    finally:
+        store.close()
+    return manifest
+
+
+def summary(progress: SourceProgress) -> str:
+    """Records, documents and tokens of a source in one line."""
+    kept = sum(counts.documents for counts in progress.splits.values())
+    dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(progress.dropped.items()))
+    tokens = ", ".join(
+        f"{name} {c.documents} documents, {c.tokens} tokens" for name, c in progress.splits.items()
+    )
+    return f"{progress.read} records, {kept} kept ({tokens}); dropped: {dropped or 'none'}"
+
+
+def _process_source(job: Job, source: SourceConfig, store: ShardStore, progress: SourceProgress) -> None:
+    state = (job.tokenizer.state(), source, job.mixture.dedup, job.mixture.seed)
+    blocks = read_blocks(source, progress)
+    total = source_bytes(source)
+    bar = tqdm(
+        total=total,
+        initial=progress.consumed,
+        unit="B",
+        unit_scale=True,
+        desc=source.name,
+        disable=None if job.progress else True,
+    )
+    pending, since = 0, time.monotonic()
+    with bar:
+        for block, made in ordered_map(make_documents, blocks, job.workers, _set_up, state):
+            _write_block(job, source, store, block, made)
+            bar.update(block.consumed - progress.consumed)
+            progress.place, progress.consumed = block.place, block.consumed
+            progress.seconds, since = progress.seconds + time.monotonic() - since, time.monotonic()
+            tokens = sum(counts.tokens for counts in progress.splits.values())
+            bar.set_postfix(records=progress.read, tokens=tokens, refresh=False)
+            pending += sum(len(text) for text in block.texts)
+            if pending > COMMIT_CHARS:
+                store.commit()
+                pending = 0
+    progress.done = True
+    store.commit()
+
+
+def read_blocks(source: SourceConfig, progress: SourceProgress) -> Iterator[Block]:
+    """What is left of a source in blocks of about `BLOCK_CHARS` characters (longer documents stay whole)."""
+    left = None if source.limit is None else source.limit - progress.read
+    texts: list[str] = []
+    problems: list[Problem] = []
+    size, place, consumed = 0, progress.place, progress.consumed
+    for item in read_source(source, progress.place) if left is None or left > 0 else ():
+        place, consumed = item.place, item.consumed
+        if isinstance(item, Document):
+            texts.append(item.text)
+            size += len(item.text)
+        else:
+            problems.append(item)
+        count = len(texts) + len(problems)
+        last = left is not None and count >= left
+        if size >= BLOCK_CHARS or count >= BLOCK_CHARS // 64 or last:
+            yield Block(texts, problems, place, consumed)
+            left = None if left is None else left - count
+            texts, problems, size = [], [], 0
+        if last:
+            return
+    if texts or problems:
+        yield Block(texts, problems, place, consumed)
+
+
+class _Worker:
+    """What `make_documents` needs, once per process."""
+
+    tokenizer: Tokenizer
+    source: SourceConfig
+    band_keys: BandKeys | None
+
+
+def _set_up(state: dict[str, Any], source: SourceConfig, dedup: DedupConfig, seed: int) -> None:
+    _Worker.tokenizer = load_tokenizer(state)
+    _Worker.source = source
+    _Worker.band_keys = BandKeys(dedup, seed) if dedup.near else None
+
+
+def make_documents(block: Block) -> tuple[Block, list[Made | str]]:
+    """For each text of a block the finished document, or the name of the rule that rejects it."""
+    return block, [_make(text) for text in block.texts]
+
+
+def _make(text: str) -> Made | str:
+    rules = _Worker.source.filter
+    if rules is not None and (reason := rejection(text, rules)) is not None:
+        return reason
+    return Made(
+        encode_document(_Worker.tokenizer, text),
+        document_digest(text),
+        None if _Worker.band_keys is None else _Worker.band_keys(text),
+        len(text),
+        len(text.encode("utf-8")),
+    )
+
+
+def _write_block(
+    job: Job, source: SourceConfig, store: ShardStore, block: Block, made: list[Made | str]
+) -> None:
+    progress = store.sources[source.name]
+    for problem in block.problems:
+        if progress.drop(problem.kind, problem.message):
+            job.log(
+                f"{source.name}: {problem.kind}: {problem.message} (others of this kind are counted only)"
+            )
+    progress.read += len(block.texts) + sum(problem.kind != "corrupt_file" for problem in block.problems)
+    for document in made:
+        if isinstance(document, str):
+            progress.drop(document)
+        elif (reason := _copy_of(document, store, job.mixture.dedup)) is not None:
+            progress.drop(reason)
+        else:
+            split = split_of(document.digest, document.num_chars, job.mixture)
+            store.append(source.name, split, document.tokens, document.digest, document.num_bytes)
+            store.exact.add(_digest_key(document.digest))
+            if document.keys is not None:
+                store.append_keys(document.keys)
+
+
+def _copy_of(document: Made, store: ShardStore, dedup: DedupConfig) -> str | None:
+    if dedup.exact and store.exact.contains_any(_digest_key(document.digest)):
+        return "exact_copy"
+    if document.keys is not None and store.near.contains_any(document.keys):
+        return "near_copy"
+    return None
+
+
+def _digest_key(digest: bytes) -> UIntArray:
+    return np.frombuffer(digest[:8], "<u8")
+
+
+def split_of(digest: bytes, num_chars: int, mixture: MixtureConfig) -> str:
+    """Which split a document belongs to: by its hash, so copies of a text are never on both sides."""
+    salted = hashlib.blake2b(digest, digest_size=8, key=str(mixture.seed).encode()).digest()
+    draw = int.from_bytes(salted, "little") / 2**64
+    long_share = mixture.long_share if num_chars >= mixture.long_chars else 0.0
+    if draw < long_share:
+        return "long"
+    return "valid" if draw < long_share + mixture.valid_share else "train"
+
+
+def _files(source: SourceConfig) -> list[list[Any]]:
+    """Name and size of each file of a local source: a run must not go on with other ones."""
+    if source.kind == "hub":
+        return []
+    return [[file.name, file.stat().st_size] for file in source_files(source)]
+
+
+def _finished(job: Job) -> dict[str, Any] | None:
+    file = job.folder / MANIFEST
+    if not file.is_file():
+        return None
+    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    check_settings(manifest["settings"], job.settings(), job.folder)
+    return manifest
+
+
+def _write_tokenizer(job: Job) -> None:
+    model = job.tokenizer.state().get("model")
+    if model is not None:
+        (job.folder / TOKENIZER_FILE).write_bytes(model)
+
+
+def _manifest(job: Job, store: ShardStore) -> dict[str, Any]:
+    """What `mixture.json` holds; nothing that differs between two runs with equal settings."""
+    sources: dict[str, Any] = {}
+    for source in job.mixture.sources:
+        progress = store.sources[source.name]
+        folder = job.folder / source.name
+        splits = {name: _split_entry(job, folder, name, counts) for name, counts in progress.splits.items()}
+        sources[source.name] = {
+            "weight": source.weight,
+            "records": progress.read,
+            "dropped": progress.dropped,
+            "examples": progress.examples,
+            "splits": splits,
+        }
+        _write_unigrams(job, folder, splits["train"]["shards"])
+    if not any(entry["splits"]["train"]["tokens"] for entry in sources.values()):
+        reasons = {reason: count for s in store.sources.values() for reason, count in s.dropped.items()}
+        raise ValueError(f"no document is left for training; dropped: {reasons or 'none, nothing was read'}")
+    return {
+        "version": SHARD_VERSION,
+        "dtype": token_dtype(job.tokenizer.vocab_size).str,
+        "shard_tokens": job.mixture.shard_tokens,
+        "tokenizer": {
+            "fingerprint": job.tokenizer.fingerprint,
+            "vocab_size": job.tokenizer.vocab_size,
+            "eos_id": job.tokenizer.eos_id,
+        },
+        "settings": job.settings(),
+        "sources": sources,
+    }
+
+
+def _split_entry(job: Job, folder: Path, split: str, counts: SplitCounts) -> dict[str, Any]:
+    full, rest = divmod(counts.tokens, job.mixture.shard_tokens)
+    sizes = [job.mixture.shard_tokens] * full + ([rest] if rest else [])
+    files = [shard_file(folder, split, number) for number in range(len(sizes))]
+    if sizes:
+        files += [folder / f"{split}.starts", folder / f"{split}.hashes"]
+    return {
+        "tokens": counts.tokens,
+        "documents": counts.documents,
+        "bytes": counts.bytes,
+        "shards": sizes,
+        "sha256": {file.name: file_sha256(file) for file in files},
+    }
+
+
+def _write_unigrams(job: Job, folder: Path, sizes: list[int]) -> None:
+    """Counts of every token in the training split, `[V]` int64."""
+    size = job.tokenizer.vocab_size
+    counts = np.zeros(size, np.int64)
+    for number in range(len(sizes)):
+        shard = np.memmap(shard_file(folder, "train", number), token_dtype(size), "r")
+        for start in range(0, len(shard), 1 << 20):
+            counts += np.bincount(shard[start : start + (1 << 20)], minlength=size)
+    if sizes:
+        np.save(folder / "unigrams.npy", counts)
+
+
+def _provenance(job: Job, store: ShardStore) -> dict[str, Any]:
+    """Where the shards come from and when, for people; nothing reads it."""
+    packages = ("nested-learning", "sentencepiece", "datasketch", "numpy")
+    return {
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "workers": job.workers,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "settings": job.settings(),
+        "sources": {name: progress.to_dict() for name, progress in store.sources.items()},
+        "files": {
+            source.name: {str(file): file_sha256(file) for file in source_files(source)}
+            for source in job.mixture.sources
+            if source.kind != "hub"
+        },
+    }
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

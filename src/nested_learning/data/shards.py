@@ -1,0 +1,143 @@
+"""Token shards on disk: reading them as one long array, memory-mapped, that knows where documents start.
+
+A folder of shards holds `mixture.json` (the last file written: without it the folder is not complete),
+`tokenizer.model` unless tokens are bytes, and a folder for every source with, for each split in `SPLITS`,
+    SPLIT-00000.bin …   token ids, little-endian, `shard_tokens` in each but the last
+    SPLIT.starts        uint64, where each document starts, in tokens of the split
+    SPLIT.hashes        16 bytes per document, `dedup.document_digest`
+Every document ends with the end token; documents may reach over shards.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nested_learning.data.dedup import DIGEST_BYTES
+from nested_learning.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+
+TokenArray = npt.NDArray[np.unsignedinteger[Any]]
+
+SPLITS = ("train", "valid", "long")
+MANIFEST = "mixture.json"
+TOKENIZER_FILE = "tokenizer.model"
+SHARD_VERSION = 1
+
+
+class Tokens:
+    """Arrays one behind the other, read as one: `len(tokens)` and `tokens[a:b]`, a copy only where it crosses
+    from one to the next."""
+
+    def __init__(self, parts: Sequence[TokenArray | Tokens]) -> None:
+        """`parts`: may be empty."""
+        self._parts = list(parts)
+        self._ends = list(accumulate(len(part) for part in self._parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, item: slice) -> TokenArray:
+        """Tokens `[stop - start]`; only slices without a step."""
+        start, stop, step = item.indices(len(self))
+        if step != 1:
+            raise ValueError(f"tokens can be sliced with step 1 only, got {step}")
+        found, number = [], bisect_right(self._ends, start)
+        while start < stop:
+            before = self._ends[number - 1] if number else 0
+            end = min(stop, self._ends[number])
+            found.append(self._parts[number][start - before : end - before])
+            start, number = end, number + 1
+        return found[0] if len(found) == 1 else np.concatenate(found or [np.zeros(0, np.uint16)])
+
+
+class ShardSet(Tokens):
+    """The shards of one split of one source; see `Tokens`.
+
+    starts: `[documents]` uint64, memory-mapped. hashes: `[documents, 16]` uint8, memory-mapped.
+    """
+
+    def __init__(self, folder: Path, split: str, dtype: str, shard_sizes: Sequence[int]) -> None:
+        """Raises FileNotFoundError for a missing file, ValueError for one of another size than expected."""
+        self._arguments = (folder, split, dtype, list(shard_sizes))
+        files = [shard_file(folder, split, number) for number in range(len(shard_sizes))]
+        super().__init__([_map(f, dtype, size) for f, size in zip(files, shard_sizes, strict=True)])
+        self.starts = _map(folder / f"{split}.starts", "<u8", None)
+        hashes = _map(folder / f"{split}.hashes", "u1", DIGEST_BYTES * len(self.starts))
+        self.hashes = hashes.reshape(-1, DIGEST_BYTES)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardSet, self._arguments  # other processes map the files themselves
+
+
+class ShardFolder:
+    """A complete folder of shards.
+
+    manifest: what `mixture.json` holds. weights: source name → its weight.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises FileNotFoundError if there is no complete folder, ValueError for one of another format."""
+        self.path = Path(path).expanduser()
+        file = self.path / MANIFEST
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"no complete shards in {self.path} ({MANIFEST} is missing); make them with "
+                "scripts/data/process_mixture.py"
+            )
+        self.manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if self.manifest.get("version") != SHARD_VERSION:
+            raise ValueError(
+                f"{file} has version {self.manifest.get('version')}, this code reads {SHARD_VERSION}"
+            )
+        self.weights = {name: float(entry["weight"]) for name, entry in self.manifest["sources"].items()}
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer the shards were made with. Raises ValueError if its file was replaced."""
+        wanted = self.manifest["tokenizer"]["fingerprint"]
+        if wanted == ByteTokenizer.fingerprint:
+            return ByteTokenizer()
+        tokenizer = load_tokenizer(self.path / TOKENIZER_FILE)
+        if tokenizer.fingerprint != wanted:
+            raise ValueError(f"{self.path / TOKENIZER_FILE} is not the tokenizer of these shards, {wanted}")
+        return tokenizer
+
+    def open(self, split: str) -> dict[str, ShardSet]:
+        """The tokens of a split by source name, sources without any left out."""
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        found = {}
+        for name, entry in self.manifest["sources"].items():
+            sizes = entry["splits"][split]["shards"]
+            if sizes:
+                found[name] = ShardSet(self.path / name, split, self.manifest["dtype"], sizes)
+        return found
+
+    def unigrams(self) -> npt.NDArray[np.float64]:
+        """How often each token occurs in a training batch, `[V]`, summing to 1: counts by source weight."""
+        share: npt.NDArray[np.float64] = np.zeros(self.manifest["tokenizer"]["vocab_size"])
+        for name in self.open("train"):
+            counts = np.load(self.path / name / "unigrams.npy")
+            share += self.weights[name] * counts / counts.sum()
+        share /= share.sum()
+        return share
+
+
+def shard_file(folder: Path, split: str, number: int) -> Path:
+    """Where shard `number` of a split is."""
+    return folder / f"{split}-{number:05d}.bin"
+
+
+def _map(file: Path, dtype: str, size: int | None) -> npt.NDArray[Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"shard file {file} is missing")
+    found = file.stat().st_size // np.dtype(dtype).itemsize
+    if size is not None and found != size:
+        raise ValueError(f"shard file {file} has {found} entries, {MANIFEST} says {size}")
+    return np.memmap(file, dtype, "r") if found else np.zeros(0, dtype)

@@ -1,0 +1,314 @@
+"""Writing shards so that a kill at any moment loses nothing and doubles nothing.
+
+Files grow by appending under a name that ends in `.part`. `commit` first makes their content durable, then
+replaces `progress.json`, which says how long each one is, and only then gives finished shards their name.
+Opening the folder again cuts every file to its committed length, so that the run goes on as if it had never
+stopped, and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from nested_learning.data.dedup import DIGEST_BYTES, KeySet, UIntArray
+from nested_learning.data.shards import MANIFEST, SPLITS, TokenArray, shard_file
+from nested_learning.data.sources import Place
+
+PROGRESS = "progress.json"
+KEYS = "near.keys"
+LOCK = ".lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFullError(OSError):
+    """There is no room for the shards; nothing committed is lost."""
+
+
+class OtherSettingsError(ValueError):
+    """The folder was begun with other settings."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SplitCounts:
+    """Tokens, documents and UTF-8 bytes of a split so far."""
+
+    tokens: int = 0
+    documents: int = 0
+    bytes: int = 0
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceProgress:
+    """How far a source is.
+
+    place: where reading goes on. read: records read. dropped: reason → documents rejected, copies and records
+    that could not be used. examples: reason → the first message. seconds: time spent on it, over all runs.
+    done: nothing is left to read.
+    """
+
+    place: Place = Place()  # noqa: RUF009 (a tuple)
+    read: int = 0
+    consumed: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, SplitCounts] = field(default_factory=lambda: {name: SplitCounts() for name in SPLITS})
+    seconds: float = 0.0
+    done: bool = False
+
+    def drop(self, reason: str, message: str | None = None) -> bool:
+        """Count a document that is not kept; True if it is the first for this reason."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        if message is not None:
+            self.examples.setdefault(reason, message)
+        return self.dropped[reason] == 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        counts = {
+            n: {"tokens": s.tokens, "documents": s.documents, "bytes": s.bytes}
+            for n, s in self.splits.items()
+        }
+        plain = {
+            name: getattr(self, name)
+            for name in ("read", "consumed", "dropped", "examples", "seconds", "done")
+        }
+        return plain | {"place": list(self.place), "splits": counts}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SourceProgress:
+        """Inverse of `to_dict`."""
+        splits = {name: SplitCounts(**counts) for name, counts in values["splits"].items()}
+        return cls(**(values | {"place": Place(*values["place"]), "splits": splits}))
+
+
+class ShardStore:
+    """A folder of shards being written; see the top of the file. Not for two processes at once.
+
+    sources: name → progress. exact, near: keys of the documents kept so far, over all sources.
+    """
+
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], dtype: np.dtype[Any], shard_tokens: int
+    ) -> None:
+        """Begin `folder`, or go on where it was left.
+
+        settings: what decides the content, as JSON holds it; a folder begun with others is refused.
+        Raises OtherSettingsError.
+        """
+        self.folder, self._settings, self._dtype, self._shard_tokens = folder, settings, dtype, shard_tokens
+        self.sources: dict[str, SourceProgress] = {}
+        self.exact, self.near = KeySet(), KeySet()
+        self._near_count = 0
+        self._files: dict[Path, BinaryIO] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(folder)
+        if (folder / PROGRESS).is_file():
+            saved = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+            check_settings(saved["settings"], settings, folder)
+            self.sources = {name: SourceProgress.from_dict(v) for name, v in saved["sources"].items()}
+            self._near_count = saved["near_keys"]
+        self._recover()
+
+    def append(self, name: str, split: str, tokens: TokenArray, digest: bytes, num_bytes: int) -> None:
+        """A document: `tokens [N]` with its end token. Raises DiskFullError."""
+        counts = self.sources[name].splits[split]
+        with _room(self.folder):
+            starts, hashes = (self._file(path) for path in self._index_files(name, split))
+            starts.write(np.asarray([counts.tokens], "<u8").tobytes())
+            hashes.write(digest)
+            while len(tokens):
+                number, used = divmod(counts.tokens, self._shard_tokens)
+                now = tokens[: self._shard_tokens - used]
+                self._file(_part(shard_file(self.folder / name, split, number))).write(now.tobytes())
+                counts.tokens += len(now)
+                tokens = tokens[len(now) :]
+        counts.documents += 1
+        counts.bytes += num_bytes
+
+    def append_keys(self, keys: UIntArray) -> None:
+        """Band keys of a kept document. Raises DiskFullError."""
+        self.near.add(keys)
+        self._near_count += len(keys)
+        with _room(self.folder):
+            self._file(self.folder / KEYS).write(keys.astype("<u8").tobytes())
+
+    def commit(self) -> None:
+        """Make all that was appended last, whatever happens next. Raises DiskFullError."""
+        with _room(self.folder):
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
+            saved = {name: progress.to_dict() for name, progress in self.sources.items()}
+            content = {"settings": self._settings, "sources": saved, "near_keys": self._near_count}
+            write_json(self.folder / PROGRESS, content)
+        self._name_finished()
+
+    def complete(self, manifest: dict[str, Any]) -> None:
+        """All sources are done: write the manifest, which makes the folder whole, and drop what is spent."""
+        with _room(self.folder):
+            write_json(self.folder / MANIFEST, manifest)
+        self.close()
+        (self.folder / KEYS).unlink(missing_ok=True)
+        (self.folder / PROGRESS).unlink(missing_ok=True)
+        (self.folder / LOCK).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the files and give up the lock; what was not committed is given up."""
+        self._lock.close()
+        for file in self._files.values():
+            try:
+                file.close()
+            except OSError as error:  # the same full disk, when what is buffered is written
+                if error.errno not in FULL:
+                    raise
+        self._files = {}
+
+    def _recover(self) -> None:
+        """Make the folder what the last commit says."""
+        for path in self.folder.glob("*/*.part"):
+            if path.parent.name not in self.sources:
+                path.unlink()
+        for name, progress in self.sources.items():
+            for split, counts in progress.splits.items():
+                self._recover_split(name, split, counts, progress.done)
+        self._trim(self.folder / KEYS, 8 * self._near_count)
+        if self._near_count:
+            self.near.add(np.fromfile(self.folder / KEYS, "<u8"))
+        for name in self.sources:
+            for split in SPLITS:
+                self._load_hashes(name, split)
+        self._name_finished()
+
+    def _recover_split(self, name: str, split: str, counts: SplitCounts, done: bool) -> None:
+        folder, width = self.folder / name, self._dtype.itemsize
+        for path, size in zip(self._index_files(name, split), (8, DIGEST_BYTES), strict=True):
+            if path.exists() or not done:
+                self._trim(path, size * counts.documents)
+        full, rest = divmod(counts.tokens, self._shard_tokens)
+        if rest and not (done and shard_file(folder, split, full).exists()):
+            self._trim(_part(shard_file(folder, split, full)), width * rest)
+        for path in folder.glob(f"{split}-*.bin.part"):
+            number = int(path.name.removeprefix(f"{split}-").removesuffix(".bin.part"))
+            if number < full:
+                self._trim(path, width * self._shard_tokens)
+            elif number > full or not rest:
+                path.unlink()
+
+    def _load_hashes(self, name: str, split: str) -> None:
+        path = self._index_files(name, split)[1]
+        path = path if path.exists() else _final(path)
+        if path.exists() and path.stat().st_size:
+            digests = np.fromfile(path, np.uint8).reshape(-1, DIGEST_BYTES)
+            self.exact.add(np.ascontiguousarray(digests[:, :8]).view("<u8")[:, 0])
+
+    def _name_finished(self) -> None:
+        """Give finished shards, and all files of finished sources, their names."""
+        for name, progress in self.sources.items():
+            for split, counts in progress.splits.items():
+                full, rest = divmod(counts.tokens, self._shard_tokens)
+                finished = full + bool(progress.done and rest)
+                paths = [_part(shard_file(self.folder / name, split, n)) for n in range(finished)]
+                for path in [*paths, *(self._index_files(name, split) if progress.done else [])]:
+                    if file := self._files.pop(path, None):
+                        file.close()
+                    if path.exists():
+                        path.rename(_final(path))
+
+    def _trim(self, path: Path, size: int) -> None:
+        """Cut a file to its committed size; an empty one is deleted."""
+        if not size:
+            path.unlink(missing_ok=True)
+            return
+        with path.open("ab") as file:
+            if file.tell() < size:
+                raise ValueError(f"{path} has {file.tell()} bytes, fewer than the {size} that were committed")
+            file.truncate(size)
+
+    def _file(self, path: Path) -> BinaryIO:
+        if path not in self._files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._files[path] = path.open("ab")
+        return self._files[path]
+
+    def _index_files(self, name: str, split: str) -> tuple[Path, Path]:
+        folder = self.folder / name
+        return _part(folder / f"{split}.starts"), _part(folder / f"{split}.hashes")
+
+
+def _lock(folder: Path) -> BinaryIO:
+    """Keep other processes out until the file is closed or the process ends; ValueError if one is in."""
+    file = (folder / LOCK).open("ab")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by worker processes
+    except OSError:
+        file.close()
+        raise ValueError(f"another process is writing to {folder}") from None
+    return file
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `path` as a whole or not at all."""
+    scrap = path.with_name(path.name + ".tmp")
+    try:
+        with scrap.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        scrap.replace(path)
+    finally:
+        scrap.unlink(missing_ok=True)
+
+
+def clear_folder(folder: Path) -> None:
+    """Delete a folder of shards, complete or not. Raises ValueError if it does not look like one."""
+    if not folder.is_dir():
+        return
+    if any(folder.iterdir()) and not any((folder / name).is_file() for name in (MANIFEST, PROGRESS)):
+        raise ValueError(f"{folder} is not empty and holds no shards; give another folder")
+    shutil.rmtree(folder)
+
+
+def check_settings(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    differing = [
+        f"{key} is {new.get(key)!r}, was {old.get(key)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+    if differing:
+        raise OtherSettingsError(
+            f"{folder} was begun with other settings: {'; '.join(differing)[:500]}; "
+            "use another folder, or --overwrite to start anew"
+        )
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise DiskFullError(
+                error.errno,
+                f"no room to write in {folder} ({error.strerror}); make some and run the same "
+                "command again: it goes on from the last saved place",
+            ) from error
+        raise
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _final(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".part"))
