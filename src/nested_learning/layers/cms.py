@@ -175,7 +175,7 @@ class FastLevel(nn.Module):
         """A whole chunk whose keys are its inputs: the answers are the forward pass of the write."""
         shifted = self.spec.target == "next"
         x = torch.cat([new.k[:, :1], query], 1) if shifted else query
-        answers, weights = read_write(coefficients(new.eta, new.log_alpha), x, -new.v, memory.weights)
+        answers, weights = read_write(coefficients(new.eta, new.log_alpha), x, new.v, memory.weights)
         return answers[:, 1:] if shifted else answers, Fast(weights)
 
     def _write(self, memory: Fast, tokens: Written) -> Fast:
