@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
+from nested_learning.adapt.config import AdaptConfig, check_online
 from nested_learning.data.config import LoaderConfig, MixtureConfig
 from nested_learning.models.config import HopeConfig
 from nested_learning.optim.config import (
@@ -155,6 +156,9 @@ class TrainConfig:
         resume: "auto" = go on from the newest checkpoint of the run if there is one; a path = from
             that checkpoint; None = start anew, replacing what the run directory holds.
         sample_prompt, sample_tokens: prompt and length of the text written at the end; 0 = none.
+        inner: "none", or "online": fast weights also learn from the loss of every chunk, as `adapt` says, in
+            training and validation. Every sequence starts from the parameters.
+        grad_through_write: differentiate through those gradients too (second order); False = first order.
     """
 
     steps: int = 200
@@ -173,9 +177,14 @@ class TrainConfig:
     resume: str | None = "auto"
     sample_prompt: str = "The "
     sample_tokens: int = 64
+    inner: str = "none"
+    grad_through_write: bool = False
 
     def __post_init__(self) -> None:
         _one_of("train.precision", self.precision, ("fp32", "bf16"))
+        _one_of("train.inner", self.inner, ("none", "online"))
+        if self.grad_through_write and self.inner == "none":
+            raise ValueError("train.grad_through_write must be false for train.inner = none, got true")
         positive = "steps seq_len batch_size accumulation log_every eval_every save_every keep_last"
         for name in positive.split():
             _at_least(f"train.{name}", getattr(self, name), 1)
@@ -223,42 +232,6 @@ class ParallelConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class AdaptConfig:
-    """How fast weights learn from the loss of the language model while a text is read (Eq. 71).
-
-    Args:
-        paths: which weights: "titan" (memories of the mixers), "cms_fast" (fast levels), "cms" (fast and
-            ordinary levels) or "all".
-        chunk_size: tokens that are scored with the same weights, and then learned from.
-        steps: gradient steps on a chunk.
-        lr: step size, on the mean loss of a row's chunk. 0 = learn nothing: exactly the plain model.
-        surprise: what must reach `threshold` for a row to learn from a chunk: "none" (always learn), "l2"
-            (root mean square over tokens of the gradient of the loss at the logits), "loss" (nats per token)
-            or "logit_entropy" (nats per token).
-        threshold: in units of `surprise`.
-        reset: forget everything between samples; False = keep the weights that can learn.
-    """
-
-    paths: str = "cms"
-    chunk_size: int = 64
-    steps: int = 1
-    lr: float = 0.1
-    surprise: str = "none"
-    threshold: float = 0.0
-    reset: bool = True
-
-    def __post_init__(self) -> None:
-        _one_of("adapt.paths", self.paths, ("titan", "cms_fast", "cms", "all"))
-        _one_of("adapt.surprise", self.surprise, ("none", "l2", "loss", "logit_entropy"))
-        _at_least("adapt.chunk_size", self.chunk_size, 1)
-        _at_least("adapt.steps", self.steps, 1)
-        _at_least("adapt.lr", self.lr, 0)
-        _at_least("adapt.threshold", self.threshold, 0)
-        if self.threshold and self.surprise == "none":
-            raise ValueError(f"adapt.threshold must be 0 for adapt.surprise = none, got {self.threshold}")
-
-
-@dataclass(kw_only=True, slots=True)
 class LoggingConfig:
     """Where metrics go besides `metrics.jsonl`.
 
@@ -288,10 +261,14 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
         length = self.train.seq_len
+        if self.train.inner == "online":
+            again = self.train.compile or self.parallel.activation_checkpointing
+            check_online(self.adapt, self.model, length, self.train.grad_through_write, again)
         if self.model.seq_len not in (None, length):
             raise ValueError(
                 f"model.seq_len must be train.seq_len = {length} or null, got {self.model.seq_len}"

@@ -6,10 +6,10 @@ What learns is state, never a parameter: the model stays as it is.
     losses, _ = score(model, tokens, restart(model, state))
 """
 
+from nested_learning.adapt.config import AdaptConfig
 from nested_learning.adapt.memorize import Report, memorize, memorize_each, score
 from nested_learning.adapt.online import online_loss
 from nested_learning.adapt.paths import Adaptable, checksum, diff, fast_paths, restart
-from nested_learning.config import AdaptConfig
 
 __all__ = [
     "AdaptConfig",

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nested_learning.adapt.config import AdaptConfig
 from nested_learning.adapt.paths import Adaptable
-from nested_learning.config import AdaptConfig
+from nested_learning.train.objective import IGNORE
 
 Graph = Literal["cut", "first_order", "through"]
 Weights = dict[str, Tensor]
@@ -29,7 +30,7 @@ Weights = dict[str, Tensor]
 class Chunk(NamedTuple):
     """What came of a chunk.
 
-    losses: `[B, t]` nats, from before learning from it. surprise: `[B]`. wrote: `[B]`,
+    losses: `[B, t]` nats, from before learning from it; 0 for padding. surprise: `[B]`. wrote: `[B]`,
     whether the row learned. state: after the chunk.
     """
 
@@ -67,9 +68,11 @@ class Learner:
             tensors = state.named_tensors()
             weights = {name: self._open(tensors[name]) for name in self.names}
             losses, logits, after = read_with(weights)
-            amount = surprise(self.config.surprise, logits.detach(), losses.detach())
-            wrote = (amount >= self.config.threshold) & bool(self.names)
-            change = self._change(weights, losses, wrote, lambda moved: read_with(moved)[0])
+            amount = surprise(self.config.surprise, logits.detach(), targets, losses.detach())
+            wrote = (amount >= self.config.threshold) & (targets != IGNORE).any(1) & bool(self.names)
+            change = self._change(
+                weights, row_means(losses, targets), wrote, lambda now: row_means(read_with(now)[0], targets)
+            )
             if self.names and self.graph == "cut":
                 losses, after = losses.detach(), after.detach()
             tensors = after.named_tensors()
@@ -77,13 +80,13 @@ class Learner:
         return Chunk(losses, amount, wrote, after)
 
     def _change(
-        self, weights: Weights, losses: Tensor, wrote: Tensor, losses_with: Callable[[Weights], Tensor]
+        self, weights: Weights, means: Tensor, wrote: Tensor, means_with: Callable[[Weights], Tensor]
     ) -> Weights:
-        """What `steps` gradient steps change, of which the first uses `losses`, those of `weights`."""
+        """What `steps` gradient steps change; `means [B]` are the losses of rows with `weights`."""
         now, total = weights, dict.fromkeys(weights, torch.zeros((), device=wrote.device))
         for step in range(self.config.steps if weights else 0):
             gradients = torch.autograd.grad(
-                (losses_with(now) if step else losses).mean(1).sum(),
+                (means_with(now) if step else means).sum(),
                 list(now.values()),
                 retain_graph=self.graph != "cut",
                 create_graph=self.graph == "through",
@@ -109,12 +112,19 @@ def _like(rows: Tensor, tensor: Tensor) -> Tensor:
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """−log p of every target in nats, `[B, t]`, in float32 at least."""
+    """−log p of every target in nats, `[B, t]`, in float32 at least; 0 for targets that are padding."""
     wide = logits.float() if logits.dtype.itemsize < 4 else logits
-    return F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    losses = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    return losses.view(targets.shape)
 
 
-def surprise(kind: str, logits: Tensor, losses: Tensor) -> Tensor:
+def row_means(values: Tensor, targets: Tensor) -> Tensor:
+    """Mean of `values [B, t]` over the targets of every row that are not padding; 0 without any."""
+    counted = targets != IGNORE
+    return torch.where(counted, values, 0).sum(1) / counted.sum(1).clamp(min=1)
+
+
+def surprise(kind: str, logits: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
     """How much a chunk surprised every row, `[B]`; zeros for "none".
 
     "l2": root mean square over tokens of ‖softmax(logits) − onehot(target)‖, the gradient of a token's loss
@@ -124,10 +134,10 @@ def surprise(kind: str, logits: Tensor, losses: Tensor) -> Tensor:
     if kind == "none":
         return torch.zeros_like(losses[:, 0])
     if kind == "loss":
-        return losses.mean(1)
+        return row_means(losses, targets)
     log_p = torch.log_softmax(logits.to(losses.dtype), -1)
     p = log_p.exp()
     if kind == "logit_entropy":
-        return -(p * log_p).sum(-1).mean(1)
+        return row_means(-(p * log_p).sum(-1), targets)
     error = p.square().sum(-1) - 2 * torch.exp(-losses) + 1
-    return error.mean(1).clamp(min=0).sqrt()
+    return row_means(error, targets).clamp(min=0).sqrt()

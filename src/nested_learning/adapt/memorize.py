@@ -1,7 +1,8 @@
 """Read a text and learn from it: every token is scored before anything is learned from it.
 
 Shapes: as in training, a text is tokens `[B, T+1]`: T of them are read, and the last T are targets. To go on
-with a longer text, give the next tokens from the last one of before on.
+with a longer text, give the next tokens from the last one of before on. Rows may end in padding of -100,
+which is neither scored nor learned from.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nested_learning.adapt.config import AdaptConfig
 from nested_learning.adapt.learn import Learner, token_losses
 from nested_learning.adapt.paths import Adaptable, learning_names, restart, start
-from nested_learning.config import AdaptConfig
+from nested_learning.data.loader import split_batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """What came of reading a text.
 
-    losses: `[B, T]` nats of every target, by weights that had not learned from it.
+    losses: `[B, T]` nats of every target, by weights that had not learned from it; 0 for padding.
     surprise: `[B, chunks]`, in units of `AdaptConfig.surprise`.
     wrote: `[B, chunks]`, whether the row learned from the chunk.
     """
@@ -91,14 +93,15 @@ def memorize_each(
 def score(model: Adaptable, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
     """Read `tokens [B, T+1]` at once, learning nothing: losses `[B, T]` in nats, and the state after it."""
     _check(tokens)
-    logits, after = model(tokens[:, :-1], state)
-    return token_losses(logits, tokens[:, 1:]), after
+    inputs, targets = split_batch(tokens)
+    logits, after = model(inputs, state)
+    return token_losses(logits, targets), after
 
 
 def split_chunks(tokens: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
     """Inputs and targets of the chunks of `tokens [B, T+1]`, `size` targets each but for the last."""
-    pairs = zip(tokens[:, :-1].split(size, 1), tokens[:, 1:].split(size, 1), strict=True)
-    return list(pairs)
+    inputs, targets = split_batch(tokens)
+    return list(zip(inputs.split(size, 1), targets.split(size, 1), strict=True))
 
 
 def _check(tokens: Tensor) -> None:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nested_learning.adapt.config import AdaptConfig
 from nested_learning.adapt.learn import Learner
 from nested_learning.adapt.memorize import memorize, split_chunks
 from nested_learning.adapt.paths import learning_names, start
-from nested_learning.config import AdaptConfig
+from nested_learning.train.objective import count_targets
 
 
 def online_loss(
@@ -40,7 +41,7 @@ def online_loss(
     Returns:
         A scalar. Without gradients enabled, its value only.
     """
-    divisor = tokens[:, 1:].numel() if count is None else count
+    divisor = count_targets(tokens[:, 1:]).clamp(min=1) if count is None else max(1, count)
     inside: Any = getattr(model, "module", model)
     if not torch.is_grad_enabled():
         return memorize(inside, tokens, None, config)[0].losses.sum() / divisor

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nested_learning.config import AdaptConfig
+from nested_learning.adapt.config import AdaptConfig
 from nested_learning.layers.cms import FastLevelState
 from nested_learning.layers.linear import LinearState
 from nested_learning.layers.memory import MemoryState

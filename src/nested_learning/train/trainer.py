@@ -1,6 +1,6 @@
 """The training loop. Built from parts that know nothing of each other; started by `train.launch`.
 
-Shapes: a batch is tokens `[B, T+1]` int64; inputs `[:, :-1]`, targets `[:, 1:]`.
+Shapes: a batch is tokens `[B, T+1]` int64; inputs and targets by `split_batch`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nested_learning.adapt.online import online_loss
 from nested_learning.config import RunConfig
 from nested_learning.data.corpus import Corpus
-from nested_learning.data.loader import TokenLoader, sequential_batches
+from nested_learning.data.loader import TokenLoader, sequential_batches, split_batch
 from nested_learning.models.compile import compile_model
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
@@ -66,6 +67,11 @@ class Trainer:
     ) -> None:
         self.config, self.model, self.corpus, self.strategy = config, model, corpus, strategy
         train = config.train
+        if train.inner == "online" and strategy.shards_parameters:
+            raise ValueError(
+                "train.inner = online needs whole parameters on every rank, which "
+                f"{strategy.name} does not keep: train with train.py or train_dist.py"
+            )
         self.device = strategy.device
         slow = slow_levels(config.model, model)
         self.wrapped, self.optimizer = strategy.prepare(
@@ -78,6 +84,7 @@ class Trainer:
             config.seed,
             rank=strategy.rank,
             world_size=strategy.world_size,
+            options=config.data.loader,
         )
         saved = Training(
             config=config,
@@ -158,10 +165,13 @@ class Trainer:
 
     def _loss(self, model: nn.Module, tokens: Tensor, count: int) -> Tensor:
         """Summed cross-entropy over `count` of `tokens [b, T+1]`."""
-        tokens = tokens.to(self.device, non_blocking=True)
+        tokens, train = tokens.to(self.device, non_blocking=True), self.config.train
+        inputs, targets = split_batch(tokens)
         with self._autocast():
-            logits, _ = model(tokens[:, :-1])
-        return next_token_loss(logits, tokens[:, 1:], count)
+            if train.inner == "online":
+                return online_loss(model, tokens, self.config.adapt, train.grad_through_write, count)
+            logits, _ = model(inputs)
+        return next_token_loss(logits, targets, count)
 
     def _autocast(self) -> AbstractContextManager[None]:
         if self.config.train.precision == "bf16":
