@@ -7,6 +7,7 @@ import torch
 from tiny import TinyModel
 
 from nested_learning.config import set_seed
+from nested_learning.data.loader import TokenLoader
 from nested_learning.train.metrics import read_metrics
 from nested_learning.train.objective import next_token_loss
 
@@ -34,11 +35,9 @@ def test_the_same_seed_gives_the_same_weights_and_losses(make_trainer):
 
 
 def test_another_seed_gives_other_batches(make_trainer):
-    trainer = make_trainer("a")
-    other = make_trainer("b")
-    other.loader._seed = 1
-    other.loader._order = (0, other.loader._draw_order(0))
-    assert not torch.equal(next(trainer.loader), next(other.loader))
+    trainer, train = make_trainer("a"), make_trainer("a").config.train
+    other = TokenLoader(trainer.corpus.train, train.seq_len, train.batch_size, trainer.config.seed + 1)
+    assert not torch.equal(next(trainer.loader), next(other))
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(make_trainer):

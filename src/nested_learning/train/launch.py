@@ -13,7 +13,7 @@ from torch import nn
 
 from nested_learning.allocator import keep_freed_memory
 from nested_learning.config import DataConfig, RunConfig, set_seed
-from nested_learning.data.corpus import Corpus, bundled_files, prepare_corpus
+from nested_learning.data.corpus import Corpus, bundled_files, open_corpus, prepare_corpus
 from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint import CheckpointStore, find_checkpoint, load_checkpoint
@@ -73,14 +73,16 @@ def sample_model(config: RunConfig, model: HopeLM, spread: SingleStrategy) -> Ho
 
 
 def load_corpus(config: DataConfig) -> Corpus:
-    """Tokenized text of a run.
+    """Tokenized text of a run: its shards if it names any, else its files.
 
     Raises:
         ValueError: no files given, or one that cannot be used.
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file is not there, or the shards are not complete.
     """
+    if config.shards is not None:
+        return open_corpus(config.shards)
     if not config.files:
-        raise ValueError("data.files is empty: give UTF-8 text files, as in data.files=[a.txt,b.txt]")
+        raise ValueError("data.files is empty: give text, as in data.files=[a.txt,b.txt], or data.shards")
     files = [f for name in config.files for f in (bundled_files() if name == "bundled" else [Path(name)])]
     wanted = config.tokenizer
     tokenizer: Tokenizer | TokenizerSpec = TokenizerSpec(kind=wanted.kind, vocab_size=wanted.vocab_size)
