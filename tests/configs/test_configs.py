@@ -135,7 +135,10 @@ def test_dictionary_round_trip():
     "override, message",
     [
         ("optim.lr=-1", "optim.lr must be positive, got -1.0"),
-        ("optim.name=lion", "optim.name must be one of adamw, sgd, got 'lion'"),
+        (
+            "optim.name=lion",
+            "optim.name must be one of adamw, sgd, muon, m3, dgd, delta_momentum, deep_momentum, got 'lion'",
+        ),
         ("optim.min_lr_ratio=2", "optim.min_lr_ratio must be in [0, 1], got 2.0"),
         ("optim.clip_norm=0", "optim.clip_norm must be positive or null, got 0.0"),
         ("train.steps=0", "train.steps must be at least 1, got 0"),

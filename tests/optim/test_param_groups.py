@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from nested_learning.config import OptimConfig, load_config
+from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim import build_optimizer, group_names, param_groups
 
@@ -29,6 +30,7 @@ class Model(nn.Module):
 def test_kinds_of_parameters():
     assert group_names(Model()) == {
         "matrix": ["linear.weight"],
+        "head": [],
         "vector": ["norm.weight", "conv.weight", "conv.bias", "linear.bias"],
         "embedding": ["embedding.weight"],
         "memory": ["memory.initial_w"],
@@ -44,6 +46,13 @@ def test_every_parameter_of_a_model_is_claimed_once(mixer):
     assert names["memory"] and all(".initial_" in name for name in names["memory"])
     assert names["embedding"] == ["embedding.weight"]
     assert all(name.endswith(".weight") for name in names["matrix"])
+
+
+def test_a_head_of_its_own_is_no_matrix_but_decays():
+    model = HopeLM(HopeConfig(vocab_size=16, dim=16, num_layers=1, num_heads=2, tie_embeddings=False))
+    assert group_names(model)["head"] == ["head.weight"]
+    decays = {group["name"]: group["weight_decay"] for group in param_groups(model, 0.1)}
+    assert decays == {"matrix": 0.1, "head": 0.1, "vector": 0.0, "embedding": 0.0, "memory": 0.0}
 
 
 def test_only_matrices_decay():
@@ -73,5 +82,5 @@ def test_errors():
         param_groups(nn.ReLU(), 0.1)
     config = OptimConfig()
     config.name = "lion"
-    with pytest.raises(ValueError, match=r"optim\.name must be one of adamw, sgd, got 'lion'"):
+    with pytest.raises(ValueError, match=r"optim\.name must be one of adamw, sgd, muon, .*, got 'lion'"):
         build_optimizer(config, nn.Linear(1, 1))

@@ -112,14 +112,19 @@ class DGDConfig:
     Args:
         step: "exact", the minimum of Eq. 56, (W − ηG)(I + ηS)⁻¹; or "paper", W(I − η′S) − η′G with
             η′ = η/(1 + η), which is the minimum for one input of norm 1 only.
+        target: what W x learns: "gradient", u = −∂L/∂y (Eq. 56), or "relative", u = W_t x − ∂L/∂y. The
+            former pulls W to zero along the inputs, so training ends where G = −W S and not at a minimum
+            of the loss. With the latter the step is −ηG(I + ηS)⁻¹, which vanishes with the gradient.
         reduction: how the loss reduces its rows, "mean" or "sum"; S follows.
     """
 
     step: str = "exact"
+    target: str = "gradient"
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
         _one_of("dgd.step", self.step, ("exact", "paper"))
+        _one_of("dgd.target", self.target, ("gradient", "relative"))
         _one_of("dgd.reduction", self.reduction, ("mean", "sum"))
 
 

@@ -72,7 +72,8 @@ class DeltaGradientDescent(_InputAware):
     For y = W x and u = −∂L/∂y the step is argmin_W ½‖W x − u‖² + ‖W − W_t‖²/(2η). For one input that is
     W(I − η′ x xᵀ) + η′ u xᵀ with η′ = η/(1 + η‖x‖²); the paper's η/(1 + η) is right for ‖x‖ = 1 only. For
     the mean over many rows it is (W − ηG)(I + ηS)⁻¹. With η → 0 it is gradient descent plus a decay of W
-    along its inputs. Hooks on the layers see x; under DDP, S is averaged over processes as gradients are.
+    along its inputs, which moves the end of training away from the loss's minimum; `target="relative"` has
+    no such decay. Hooks on the layers see x; under DDP, S is averaged over processes as gradients are.
 
     Args:
         model: its `nn.Linear` weights get the rule, its other parameters plain gradient descent.
@@ -104,16 +105,19 @@ class DeltaGradientDescent(_InputAware):
     def _update_layer(self, group: dict[str, Any], weight: Tensor, caught: Caught) -> None:
         _require(caught.gram is not None, weight)
         moment = second_moment(caught, group["reduction"])
-        old, grad = wide(local_rows(weight)), local_rows(gradient(weight))
+        old = wide(local_rows(weight))
+        grad = local_rows(gradient(weight))
+        if group["target"] == "relative":
+            grad = grad - old @ moment
         new = delta_step(old, grad, moment, group["lr"], group["step"])
         apply(local_rows(weight), new - old, group)
 
 
 def delta_step(weight: Tensor, grad: Tensor, moment: Tensor, lr: float, step: str = "exact") -> Tensor:
-    """W after a step of delta gradient descent.
+    """W after a step of delta gradient descent, argmin_W ½ mean ‖W x − u‖² + ‖W − W_t‖²/(2η).
 
     Args:
-        weight, grad: W and G `[o, d]`. moment: S `[d, d]`. lr: η.
+        weight: W_t `[o, d]`. grad: −mean u xᵀ `[o, d]`. moment: S `[d, d]`. lr: η.
         step: "exact" or "paper", see `DGDConfig`.
     """
     if step == "paper":
@@ -159,7 +163,7 @@ class GeneralizedGradientDescent(_InputAware):
 
     J = "dot", −⟨Wx, u⟩, is gradient descent; "l2" is delta gradient descent; "huber" is the latter with a
     pull that does not grow with the size of W x − u. The minimum is approached by `inner_steps` gradient
-    steps of a safe size, 1/(1/η + tr S). It keeps all inputs and output gradients of a step.
+    steps of a safe size, η/(1 + η tr S). It keeps all inputs and output gradients of a step.
 
     Args:
         model, lr, weight_decay, params: as in `DeltaGradientDescent`; losses are means over rows.
@@ -183,10 +187,10 @@ class GeneralizedGradientDescent(_InputAware):
         inputs, targets = torch.cat(caught.inputs), torch.cat(caught.output_grads) * -caught.rows
         old, lr = wide(local_rows(weight)), group["lr"]
         curvature = 0.0 if group["objective"] == "dot" else inputs.square().sum() / caught.rows
-        step, new = 1 / (1 / lr + curvature), old.clone()
+        step, new = 1 / (1 + lr * curvature), old.clone()  # over η, so that η may be 0
         for _ in range(group["inner_steps"]):
             grad = _objective_gradient(new, inputs, targets, OBJECTIVES[group["objective"]])
-            new -= step * (grad + (new - old) / lr)
+            new -= step * (lr * grad + new - old)
         apply(local_rows(weight), new - old, group)
 
 
