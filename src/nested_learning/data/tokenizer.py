@@ -34,6 +34,16 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def unknown_ids(self) -> frozenset[int]:
+        """Ids that stand for text outside the vocabulary, which is lost."""
+        ...
+
+    @property
+    def byte_ids(self) -> frozenset[int]:
+        """Ids of single bytes."""
+        ...
+
+    @property
     def segment_chars(self) -> int:
         """Longer texts may be encoded in segments (see `text_segments`) of at most so many characters."""
         ...
@@ -58,6 +68,8 @@ class ByteTokenizer:
     eos_id = 256
     fingerprint = "byte"
     segment_chars = WHOLE_CHARS
+    unknown_ids: frozenset[int] = frozenset()
+    byte_ids = frozenset(range(256))
 
     def encode(self, text: str) -> list[int]:
         """The UTF-8 bytes of `text`."""
@@ -81,6 +93,8 @@ class ByteTokenizer:
 class SentencePieceTokenizer:
     """A SentencePiece model held as bytes, so that it travels inside a checkpoint.
 
+    `unknown_ids` and `byte_ids` are the pieces for what no piece covers, and for single bytes.
+
     A model from `train_sentencepiece` gives `decode(encode(x)) == x` for every text, newlines and runs of
     spaces included, with one exception: U+2581, SentencePiece's own sign for a space, comes back as a space.
     """
@@ -101,6 +115,9 @@ class SentencePieceTokenizer:
         self.vocab_size = int(processor.vocab_size())
         self.eos_id = int(processor.eos_id())
         self.fingerprint = "sentencepiece-" + hashlib.sha256(model).hexdigest()[:16]
+        ids = range(self.vocab_size)
+        self.unknown_ids = frozenset(i for i in ids if processor.is_unknown(i))
+        self.byte_ids = frozenset(i for i in ids if processor.is_byte(i))
         self.segment_chars = SEGMENT_CHARS if self._cuts_exactly() else WHOLE_CHARS
 
     def encode(self, text: str) -> list[int]:

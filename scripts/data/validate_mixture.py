@@ -1,0 +1,46 @@
+"""Check the sources of a mixture, and, with --shards, what was made of them:
+
+uv run python scripts/data/validate_mixture.py configs/data/sample.yaml --shards outputs/data/sample
+
+Exit code 1 if something is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nested_learning.config import load_data_config
+from nested_learning.data.script import run_script, with_limits
+from nested_learning.data.shards import ShardFolder
+from nested_learning.data.validate import check_mixture, check_shards
+
+
+def main() -> int:
+    """Print a line per source and what is wrong; 1 if anything is."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("config", type=Path)
+    made.add_argument("overrides", nargs="*", help="fields of it, such as mixture.seed=1")
+    made.add_argument(
+        "--shards", type=Path, help="also check checksums, tokens, boundaries and splits of these"
+    )
+    made.add_argument("--fallback-split")
+    options = made.parse_args()
+    config = load_data_config(options.config, options.overrides)
+    lines, problems = check_mixture(with_limits(config.mixture, [], options.fallback_split))
+    if options.shards is not None:
+        folder = ShardFolder(options.shards)
+        problems += check_shards(folder)
+        for name, entry in folder.manifest["sources"].items():
+            parts = [
+                f"{split} {part['documents']} documents, {part['tokens']} tokens"
+                for split, part in entry["splits"].items()
+            ]
+            lines.append(f"{folder.path / name}: {'; '.join(parts)}")
+    print("\n".join(lines))
+    print("\n".join(["problems:", *problems]) if problems else "all good")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    run_script(main)

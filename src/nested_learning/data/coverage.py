@@ -1,0 +1,89 @@
+"""How well a tokenizer fits texts, and whether it gives them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from nested_learning.data.tokenizer import Tokenizer, encode_document
+
+AWKWARD = (
+    "  two  spaces, a\ttab and\n\n\nempty lines\r\n ",
+    "naïve façade, ﬁ ligature, Å and Å, ½",
+    "漢字かな العربية עברית हिन्दी ไทย",
+    "🐋👩‍👩‍👧 \u200b\x00\x7f",
+    "</s> <unk> <0x0A> [PAD]",
+    "def f(x):\n    return x  # 4 spaces\n",
+    "",
+)
+"""Texts that tokenizers tend to change."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Coverage:
+    """What a tokenizer makes of some texts.
+
+    fertility: tokens per word (runs without white space). bytes_per_token: UTF-8 bytes. unknown: share of
+    tokens that stand for lost text. byte_share: share of tokens that are single bytes. used: share of the
+    vocabulary that occurs. lossless: whether every text came back exactly.
+    """
+
+    documents: int
+    bytes: int
+    tokens: int
+    fertility: float
+    bytes_per_token: float
+    unknown: float
+    byte_share: float
+    used: float
+    lossless: bool
+
+
+def coverage(tokenizer: Tokenizer, texts: Iterable[str]) -> Coverage:
+    """The coverage of `texts`. Raises ValueError if there are none."""
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    documents = words = size = 0
+    lossless = True
+    for text in texts:
+        ids = encode_document(tokenizer, text)[:-1]
+        counts += np.bincount(ids, minlength=len(counts))
+        documents, words = documents + 1, words + len(text.split())
+        size += len(text.encode("utf-8"))
+        lossless = lossless and tokenizer.decode(ids.tolist()) == text
+    tokens = int(counts.sum())
+    if not tokens:
+        raise ValueError("texts: nothing to measure a tokenizer on")
+    return Coverage(
+        documents=documents,
+        bytes=size,
+        tokens=tokens,
+        fertility=tokens / max(1, words),
+        bytes_per_token=size / tokens,
+        unknown=float(counts[sorted(tokenizer.unknown_ids)].sum() / tokens),
+        byte_share=float(counts[sorted(tokenizer.byte_ids)].sum() / tokens),
+        used=float((counts > 0).mean()),
+        lossless=lossless,
+    )
+
+
+def altered_texts(tokenizer: Tokenizer, texts: Iterable[str] = AWKWARD) -> list[tuple[str, str]]:
+    """The texts that do not come back exactly, each with what came back."""
+    back = ((text, tokenizer.decode(tokenizer.encode(text))) for text in texts)
+    return [(text, other) for text, other in back if text != other]
+
+
+def coverage_table(rows: Mapping[str, Coverage]) -> str:
+    """A Markdown table, a row for each entry of `rows`."""
+    lines = [
+        "| source | documents | MB | tokens/word | bytes/token | unknown | byte tokens | vocabulary used "
+        "| lossless |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {c.documents} | {c.bytes / 1e6:.2f} | {c.fertility:.3f} | {c.bytes_per_token:.3f} "
+        f"| {c.unknown:.5f} | {c.byte_share:.4f} | {c.used:.3f} | {'yes' if c.lossless else 'NO'} |"
+        for name, c in rows.items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,104 @@
+"""A sample of a mixture by weight, to train and judge a tokenizer on."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+from nested_learning.data.config import MixtureConfig, SourceConfig
+from nested_learning.data.dedup import document_digest
+from nested_learning.data.filters import rejection
+from nested_learning.data.process import split_of
+from nested_learning.data.sources import Document, read_source
+
+HUB_FACTOR = 4
+"""A hub data set is read up to so many times the characters wanted from it; local files to their end."""
+
+HELD_OUT_CHARS = 1_000_000
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceSample:
+    """What was drawn from one source.
+
+    training: documents for the tokenizer. held_out: some of the documents that go to the validation and long
+    splits of the mixture, which no tokenizer may see. wanted: characters that were asked for. problems:
+    records that could not be used.
+    """
+
+    wanted: int
+    training: list[str] = field(default_factory=list)
+    held_out: list[str] = field(default_factory=list)
+    problems: int = 0
+
+    @property
+    def chars(self) -> int:
+        """Characters drawn for training."""
+        return sum(map(len, self.training))
+
+
+def sample_mixture(mixture: MixtureConfig, num_chars: int, progress: bool = True) -> dict[str, SourceSample]:
+    """About `num_chars` characters, shared out by weight and drawn at random within each source.
+
+    Only documents of the training split that pass the source's filter are drawn. A source with too little
+    text gives all it has. Memory is that of the sample.
+
+    Raises ValueError for `num_chars` below 1, SourceError and FileNotFoundError for a source that cannot be
+    read.
+    """
+    if num_chars < 1:
+        raise ValueError(f"num_chars must be at least 1, got {num_chars}")
+    total = sum(source.weight for source in mixture.sources)
+    return {
+        source.name: _sample_source(source, mixture, max(1, int(num_chars * source.weight / total)), progress)
+        for source in mixture.sources
+    }
+
+
+def _sample_source(source: SourceConfig, mixture: MixtureConfig, wanted: int, progress: bool) -> SourceSample:
+    sample = SourceSample(wanted=wanted)
+    kept: list[tuple[int, int, str]] = []  # a heap with the largest priority first
+    size, held = 0, 0
+    for number, (text, digest) in enumerate(_usable(source, mixture, sample, progress)):
+        if split_of(digest, len(text), mixture) != "train":
+            if held < HELD_OUT_CHARS:
+                sample.held_out.append(text[: HELD_OUT_CHARS - held])
+                held += len(sample.held_out[-1])
+            continue
+        draw = hashlib.blake2b(
+            digest + number.to_bytes(8, "little"), digest_size=8, key=str(mixture.seed).encode()
+        ).digest()
+        text = text[:wanted]
+        heapq.heappush(kept, (-int.from_bytes(draw, "little"), number, text))
+        size += len(text)
+        while size - len(kept[0][2]) >= wanted:
+            size -= len(heapq.heappop(kept)[2])
+    sample.training = [text for _, _, text in sorted(kept, key=lambda entry: entry[1])]
+    return sample
+
+
+def _usable(
+    source: SourceConfig, mixture: MixtureConfig, sample: SourceSample, progress: bool
+) -> Iterator[tuple[str, bytes]]:
+    """Texts that pass the filter, with their digests."""
+    most = HUB_FACTOR * sample.wanted if source.kind == "hub" else None
+    seen = 0
+    records = tqdm(
+        read_source(source),
+        desc=f"sampling {source.name}",
+        unit="doc",
+        total=source.limit,
+        disable=None if progress else True,
+    )
+    for number, item in enumerate(records):
+        if (source.limit is not None and number >= source.limit) or (most is not None and seen >= most):
+            return
+        if not isinstance(item, Document):
+            sample.problems += 1
+        elif source.filter is None or rejection(item.text, source.filter) is None:
+            seen += len(item.text)
+            yield item.text, document_digest(item.text)
