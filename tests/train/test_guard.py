@@ -63,7 +63,7 @@ def test_stops_before_the_update_and_names_the_tensor(make_trainer, damage, name
         trainer.fit()
     after = trainer.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in after)
-    assert [p.name for p in trainer.store._files()] == ["step_00000002"]
+    assert [p.name for p in trainer.store.folders()] == ["step_00000002"]
     assert read_checkpoint(trainer.store.latest())["step"] == 2
 
 

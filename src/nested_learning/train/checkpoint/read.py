@@ -11,10 +11,10 @@ from nested_learning.config import RunConfig, run_config
 from nested_learning.data.tokenizer import Tokenizer, load_tokenizer
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint.errors import CheckpointError
-from nested_learning.train.checkpoint.single_file import load_single_file, read_single_file
+from nested_learning.train.checkpoint.single_file import read_single_file
 from nested_learning.train.checkpoint.manifest import verify
 from nested_learning.train.checkpoint.store import find_checkpoint
-from nested_learning.train.checkpoint.tensors import load_weights
+from nested_learning.train.checkpoint.tensors import read_weights
 
 VERSION = 2
 KEYS = ("version", "step", "optimizer", "loader", "tokenizer", "config", "metrics")
@@ -53,10 +53,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         return read_single_file(path)
     if problems := verify(path):
         raise CheckpointError(f"checkpoint {path} is corrupt: {'; '.join(problems)}")
-    run = read_run(path)
-    model = HopeLM(run_config(run["config"]).model)
-    load_weights(path, model)
-    return {**run, "model": model.state_dict()}
+    return {**read_run(path), "model": read_weights(path)}
 
 
 def load_checkpoint(
@@ -72,13 +69,7 @@ def load_checkpoint(
         CheckpointError: the checkpoint is missing, damaged or of another format; its weights do not fit its
             configuration; or its tokenizer has another vocabulary than its weights.
     """
-    path = find_checkpoint(path)
-    if path.is_file():
-        run = read_single_file(path, weights=False)
-    else:
-        if problems := verify(path):
-            raise CheckpointError(f"checkpoint {path} is corrupt: {'; '.join(problems)}")
-        run = read_run(path)
+    run = read_checkpoint(path)
     config, tokenizer = run_config(run["config"]), load_tokenizer(run["tokenizer"])
     if tokenizer.vocab_size != config.model.vocab_size:
         raise CheckpointError(
@@ -86,8 +77,8 @@ def load_checkpoint(
             f"but its weights are for {config.model.vocab_size}"
         )
     model = HopeLM(config.model)
-    if path.is_file():
-        load_single_file(path, model)
-    else:
-        load_weights(path, model)
+    try:
+        model.load_state_dict(run["model"], assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights of checkpoint {path} do not fit its model: {error}") from error
     return model.to(device).eval(), tokenizer, config

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from nested_learning.train.checkpoint.errors import CheckpointError
 
@@ -26,8 +26,8 @@ def write_single_file(path: Path, weights: dict[str, Tensor], run: dict[str, Any
     scrap.replace(path)
 
 
-def read_single_file(path: Path, weights: bool = True) -> dict[str, Any]:
-    """Its description, and with `weights` the tensors as "model".
+def read_single_file(path: Path) -> dict[str, Any]:
+    """Its description, and the tensors as "model".
 
     Raises:
         CheckpointError: not such a file, or a damaged one.
@@ -37,7 +37,7 @@ def read_single_file(path: Path, weights: bool = True) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors raises a type of its own
         raise CheckpointError(f"checkpoint {path} is truncated or corrupt: {error}") from error
     if KEY not in header:
@@ -47,15 +47,7 @@ def read_single_file(path: Path, weights: bool = True) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {path} has format version {about.get('format')}; this code reads {FORMAT}"
         )
-    return {**about, "model": tensors} if weights else about
-
-
-def load_single_file(path: Path, model: nn.Module) -> None:
-    """Put its weights into `model`. CheckpointError for other names or shapes."""
-    try:
-        model.load_state_dict(read_single_file(path)["model"])
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights of checkpoint {path} do not fit its model: {error}") from error
+    return {**about, "model": tensors}
 
 
 def _pack_bytes(value: object) -> Any:

@@ -25,37 +25,36 @@ if TYPE_CHECKING:
 WRAPPER = "_checkpoint_wrapped_module."  # of activation checkpointing
 
 
-def save_tensors(
-    folder: Path,
-    model: nn.Module,
-    optimizer: Optimizer | None,
-    group: ProcessGroup | None = None,
-    background: bool = False,
-) -> tuple[dict[str, Any], Future[Any] | None]:
-    """Write weights and optimizer state; every rank of `group` calls this and writes its part.
+def pack(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and optimizer state as tensors by key, and all else of the optimizer as plain values."""
+    moments, values = _pack_optimizer(model, optimizer)
+    return {**{f"model/{name}": value for name, value in model.state_dict().items()}, **moments}, values
+
+
+def write_tensors(
+    folder: Path, tensors: dict[str, Tensor], group: ProcessGroup | None = None, background: bool = False
+) -> Future[Any] | None:
+    """Write tensors to `folder`; every rank of `group` calls this and writes its part.
 
     Returns:
-        The optimizer's plain values, for `load_tensors`; and with `background`, when the tensors have been
-        copied and training may go on, a future of the writing.
+        With `background`, once the tensors are copied and training may go on: what to wait for.
+
+    Raises:
+        CheckpointError: a rank cannot write.
     """
     import torch.distributed.checkpoint as dcp
 
-    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
-    values: dict[str, Any] = {}
-    if optimizer is not None:
-        moments, values = _pack_optimizer(model, optimizer)
-        tensors |= moments
     writer = dcp.FileSystemWriter(folder)
     with _quiet():
         if background:
             future = dcp.async_save(tensors, storage_writer=writer, process_group=group)
             assert isinstance(future, Future)
-            return values, future
+            return future
         try:
             dcp.save(tensors, storage_writer=writer, process_group=group)
         except Exception as error:  # of any rank, wrapped by torch
             raise CheckpointError(f"cannot write {folder}: {_cause(error)}") from error
-    return values, None
+    return None
 
 
 def load_tensors(folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str, Any]) -> None:
@@ -63,7 +62,7 @@ def load_tensors(folder: Path, model: nn.Module, optimizer: Optimizer, values: d
 
     Args:
         folder: a checkpoint; all ranks call this.
-        values: what `save_tensors` returned.
+        values: the plain values of `pack`.
 
     Raises:
         CheckpointError: other names, shapes or parameter groups.
@@ -75,9 +74,15 @@ def load_tensors(folder: Path, model: nn.Module, optimizer: Optimizer, values: d
     _unpack_optimizer(folder, model, optimizer, moments, values)
 
 
-def load_weights(folder: Path, model: nn.Module) -> None:
-    """Put weights into a model of this process alone. CheckpointError for other names or shapes."""
-    _read(folder, _weights(folder, model, _saved(folder)), alone=True)
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights, whole and on the CPU, in this process alone."""
+    weights = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in _saved(folder).items()
+        if key.startswith("model/")
+    }
+    _read(folder, weights, alone=True)
+    return {key.removeprefix("model/"): value for key, value in weights.items()}
 
 
 def parameter_names(model: nn.Module) -> dict[int, str]:

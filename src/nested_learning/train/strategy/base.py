@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nested_learning.train.checkpoint.tensors import load_tensors, save_tensors
+from nested_learning.train.checkpoint.tensors import load_tensors, pack, write_tensors
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -102,7 +102,8 @@ class SingleStrategy:
         Returns:
             Plain values that belong to them, and what to wait for if the writing goes on in the background.
         """
-        return save_tensors(folder, model, optimizer, background=background)
+        tensors, values = pack(model, optimizer)
+        return values, write_tensors(folder, tensors, background=background)
 
     def load_parts(
         self, folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str, Any]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nested_learning.config import RunConfig
-from nested_learning.train.checkpoint.tensors import load_tensors, save_tensors
+from nested_learning.train.checkpoint.tensors import pack, write_tensors
 from nested_learning.train.strategy.base import SingleStrategy, pick_device
 
 T = TypeVar("T")
@@ -110,13 +110,8 @@ class DistributedStrategy(SingleStrategy):
         """See `SingleStrategy.save_parts`. In the background, on a process group of its own."""
         if background and self.saving is None:
             self.saving = dist.new_group(backend="gloo")
-        return save_tensors(folder, model, optimizer, self.saving, background)
-
-    def load_parts(
-        self, folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str, Any]
-    ) -> None:
-        """Inverse of `save_parts`; the checkpoint may come from any number of ranks."""
-        load_tensors(folder, model, optimizer, values)
+        tensors, values = pack(model, optimizer)
+        return values, write_tensors(folder, tensors, self.saving, background)
 
     def close(self) -> None:
         """Leave the group of processes."""

@@ -1,0 +1,181 @@
+"""DeepSpeed: ZeRO stages 1 to 3, by its own JSON configuration.
+
+The objective, optimizer, schedule and clipping are the run's own; the JSON decides what is cut over ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nested_learning.config import RunConfig
+from nested_learning.train.checkpoint.errors import CheckpointError
+from nested_learning.train.checkpoint.tensors import WRAPPER, write_tensors
+from nested_learning.train.strategy.distributed import DistributedStrategy
+
+OWN = {
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.batch_size",
+    "gradient_accumulation_steps": "train.accumulation",
+    "gradient_clipping": "optim.clip_norm",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+    "fp16": "train.precision",
+    "bf16": "train.precision",
+    "torch_autocast": "train.precision",
+}
+FOLDER, TAG = "deepspeed", "state"
+NEVER = 1_000_000_000
+
+
+class DeepSpeedStrategy(DistributedStrategy):
+    """The engine of DeepSpeed around model and optimizer.
+
+    Checkpoints hold DeepSpeed's own files for going on (with DeepSpeed, on the same number of ranks) besides
+    the whole weights, which every other reader understands.
+
+    Raises:
+        ModuleNotFoundError: DeepSpeed is not installed.
+        ValueError: a JSON that sets what the run's configuration decides, slow levels, or `async_save`.
+    """
+
+    name = "deepspeed"
+    shards_parameters = True
+
+    def __init__(self, config: RunConfig) -> None:
+        slow = [level.name for level in config.model.levels if config.model.level_kind(level) == "slow"]
+        if slow:
+            raise ValueError(
+                f"DeepSpeed joins parameters into one vector, so slow levels ({', '.join(slow)}) cannot wait "
+                "for theirs; use train_dist.py or train_fsdp.py"
+            )
+        if config.parallel.async_save:
+            raise ValueError("parallel.async_save must be false with DeepSpeed, got true")
+        read_settings(config, 1)  # before anything expensive
+        super().__init__(config)
+
+    def prepare(
+        self, model: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer]
+    ) -> tuple[nn.Module, Optimizer]:
+        """DeepSpeed's engine, and an optimizer whose `step` is the engine's."""
+        import deepspeed
+
+        deepspeed.utils.logger.setLevel(logging.WARNING)
+
+        settings = read_settings(self.config, self.world_size)
+        self.engine, *_ = deepspeed.initialize(
+            model=model, optimizer=make_optimizer(model), config=settings, dist_init_required=False
+        )
+        self.clip_norm = self.config.optim.clip_norm
+        return self.engine, EngineOptimizer(self.engine)
+
+    @contextmanager
+    def micro_step(self, last: bool) -> Iterator[None]:
+        """Around forward and backward pass of a micro-batch; the engine counts those before the last."""
+        yield
+        if not last:
+            self.engine.step()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this rank's part of the loss."""
+        self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def clip(self, model: nn.Module, max_norm: float | None) -> Tensor:
+        """Global norm of the gradient, NaN if it is not finite. The engine clips in its own step."""
+        optimizer = self.engine.optimizer
+        if hasattr(optimizer, "scaled_global_norm"):  # stages 1 and 2
+            norm = torch.as_tensor(optimizer.scaled_global_norm())
+        else:
+            groups = [torch.as_tensor(norm).float() for norm in optimizer._get_norm_groups()]
+            norm = torch.linalg.vector_norm(torch.stack(groups))
+            if any(bool(group < 0) for group in groups):
+                norm = -norm
+        return torch.where(norm < 0, torch.nan, norm).to(self.device)  # DeepSpeed's sign of overflow is −1
+
+    def save_parts(
+        self, folder: Path, model: nn.Module, optimizer: Optimizer, background: bool
+    ) -> tuple[dict[str, Any], Future[Any] | None]:
+        """DeepSpeed's files, and the whole weights written by the main rank."""
+        self.engine.save_checkpoint(str(folder / FOLDER), tag=TAG, save_latest=False)
+        write_tensors(folder, self._whole_weights(model))
+        return {"deepspeed": self.world_size}, None
+
+    def load_parts(
+        self, folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str, Any]
+    ) -> None:
+        """Go on from DeepSpeed's files. CheckpointError if there are none, or for another number of ranks."""
+        found = values.get("deepspeed")
+        if found != self.world_size:
+            other = "another launcher" if found is None else f"DeepSpeed on {found} ranks"
+            raise CheckpointError(
+                f"cannot resume from {folder}: it was written by {other}, and DeepSpeed's optimizer state "
+                f"is read by DeepSpeed on as many ranks only; this run has {self.world_size}"
+            )
+        self.engine.load_checkpoint(str(folder / FOLDER), tag=TAG)
+
+    def _whole_weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """Every parameter and buffer, gathered one by one to the main rank's CPU memory; elsewhere nothing."""
+        from deepspeed.runtime.zero import GatheredParameters
+
+        weights: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            with GatheredParameters([parameter]):
+                if self.is_main:
+                    weights[f"model/{name.replace(WRAPPER, '')}"] = parameter.detach().cpu().clone()
+        return weights
+
+
+class EngineOptimizer(Optimizer):
+    """DeepSpeed's engine with the face of an optimizer: the trainer sets rates and steps as with any other."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The groups of the optimizer inside."""
+        groups: list[dict[str, Any]] = self.engine.optimizer.param_groups
+        return groups
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """The engine forgets gradients in its step."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Clip and update."""
+        self.engine.step()
+
+
+def read_settings(config: RunConfig, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration: the JSON file, with what the run's configuration decides filled in.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it sets one of those itself, or no stage of ZeRO.
+    """
+    path = Path(config.parallel.deepspeed)
+    if not path.is_file():
+        raise FileNotFoundError(f"parallel.deepspeed: there is no file {path}")
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for key in settings.keys() & OWN.keys():
+        raise ValueError(f"{path} must not set {key!r}; {OWN[key]} decides it for every launcher")
+    stage = settings.get("zero_optimization", {}).get("stage")
+    if stage not in (1, 2, 3):
+        raise ValueError(f"{path}: zero_optimization.stage must be 1, 2 or 3, got {stage}")
+    train = config.train
+    return {
+        "steps_per_print": NEVER,
+        "train_micro_batch_size_per_gpu": train.batch_size // train.accumulation // world_size,
+        "gradient_accumulation_steps": train.accumulation,
+        "gradient_clipping": config.optim.clip_norm or 0.0,
+        **({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}} if train.precision == "bf16" else {}),
+        **settings,
+    }

@@ -1,0 +1,19 @@
+"""Train with DeepSpeed:  torchrun --nproc-per-node 2 train_deepspeed.py [parallel=zero3] [--config-name pilot] [optim.lr=1e-3 ...]"""
+
+import hydra
+from omegaconf import DictConfig
+
+from nested_learning.config import register_schema, run_config
+from nested_learning.train.launch import launch
+
+register_schema()
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="pilot_smoke")
+def main(config: DictConfig) -> None:
+    """Hydra's configuration to a typed one, and run it."""
+    launch(run_config(config), "deepspeed")
+
+
+if __name__ == "__main__":
+    main()
