@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from hydra.errors import HydraException
 
+from nested_learning import audit
 from nested_learning.data.corpus import bundled_files, default_cache_dir
 from nested_learning.reproduce import EXPERIMENTS
 
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     doctor_parser = commands.add_parser("doctor", help="versions, device, packages, bundled text, speed")
     doctor_parser.set_defaults(run=lambda options: doctor())
+    audit.add_to(commands.add_parser("audit", help="which level updates when, by plan and in a real step"))
     reproduce = commands.add_parser("reproduce", help="run an experiment and print its table")
     names = reproduce.add_subparsers(dest="name", required=True)
     for experiment in EXPERIMENTS:

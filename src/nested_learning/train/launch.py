@@ -15,6 +15,7 @@ from nested_learning.allocator import keep_freed_memory
 from nested_learning.config import DataConfig, RunConfig, set_seed
 from nested_learning.data.corpus import Corpus, bundled_files, open_corpus, prepare_corpus
 from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
+from nested_learning.models.bill import fast_weight_bill
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint import CheckpointStore, find_checkpoint, load_checkpoint
 from nested_learning.train.plots import plot_losses
@@ -134,9 +135,8 @@ def describe(config: RunConfig, model: nn.Module, corpus: Corpus, spread: Single
     """What is about to run, in a few lines."""
     train, levels = config.train, config.model.levels
     parameters = sum(p.numel() for p in model.parameters())
-    fast = [level for level in levels if config.model.level_kind(level) == "fast"]
     periods = [f"{level.name} ({level.chunk_size})" if level.chunk_size else level.name for level in levels]
-    floats = sum(int(2 * (level.expansion or 1) * config.model.dim**2) for level in fast)
+    floats = sum(sum(bill.levels.values()) for bill in fast_weight_bill(config.model))
     lines = [
         f"run {config.name} in {config.run_dir.resolve()}",
         f"model: {parameters / 1e6:.2f} M parameters, mixer {config.model.mixer}, "
@@ -146,10 +146,10 @@ def describe(config: RunConfig, model: nn.Module, corpus: Corpus, spread: Single
         f"training: {train.steps} steps of {train.batch_size} x {train.seq_len} tokens "
         f"on {spread.world_size} x {spread.device.type} ({spread.name}), {train.precision}",
     ]
-    if fast:
+    if floats:
         rows = train.batch_size // train.accumulation // spread.world_size
-        bill = floats * config.model.num_layers * rows * 4 / 2**20
-        lines.append(f"fast levels: {floats:,} floats per layer and sequence, {bill:.0f} MiB per micro-batch")
+        size = floats * rows * 4 / 2**20
+        lines.append(f"fast levels: {floats:,} floats per sequence, {size:.0f} MiB per micro-batch")
     return "\n".join(lines)
 
 
