@@ -1,6 +1,6 @@
 """Tables and figures that a laptop can make: `nl reproduce <name>`. One module per experiment."""
 
-from nested_learning.reproduce import chunk_size, defaults, recall, stability
+from nested_learning.reproduce import chunk_size, cms, defaults, recall, stability
 from nested_learning.reproduce.experiment import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
@@ -8,6 +8,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     chunk_size.EXPERIMENT,
     stability.EXPERIMENT,
     defaults.EXPERIMENT,
+    cms.EXPERIMENT,
 )
 
 __all__ = ["EXPERIMENTS", "Experiment"]

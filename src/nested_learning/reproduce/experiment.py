@@ -34,6 +34,7 @@ class Experiment:
         quick: values of options that `--quick` puts in place of those given: seconds, and no result to quote.
         plan: the runs of every row of the table.
         report: the table, from runs and results of every row.
+        follow_up: further runs, chosen by the outcome of the first; None = there are none.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Experiment:
     quick: Mapping[str, Any]
     plan: Callable[[Options], Plan]
     report: Callable[[Options, Outcome], Report]
+    follow_up: Callable[[Options, Outcome], Plan] | None = None
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of this experiment and those that all have."""
@@ -60,14 +62,26 @@ class Experiment:
 
     def run(self, options: Options, plan: Plan) -> Report:
         """Run what is not finished of `plan`, write the report to the output folder and print it."""
-        folder = options.output or Path("outputs/reproduce") / (self.name + "-quick" * options.quick)
+        folder = output_folder(self.name, options)
         path = folder / "runs.jsonl"
         if options.fresh:
             path.unlink(missing_ok=True)
-        runs = [run for row in plan.values() for run in row]
-        results = iter(run_all(runs, path, options.jobs))
-        outcome = {label: [(run, next(results)) for run in row] for label, row in plan.items()}
+        outcome = _outcome(plan, path, options.jobs)
+        if self.follow_up is not None:
+            outcome |= _outcome(self.follow_up(options, outcome), path, options.jobs)
         report = self.report(options, outcome)
         report.write(folder)
         print(f"\n{report.markdown()}\nresults in {folder.resolve()}")
         return report
+
+
+def output_folder(name: str, options: Options) -> Path:
+    """Where the results of the experiment called `name` go."""
+    chosen: Path | None = options.output
+    return chosen or Path("outputs/reproduce") / (name + "-quick" * options.quick)
+
+
+def _outcome(plan: Plan, path: Path, jobs: int) -> Outcome:
+    runs = [run for row in plan.values() for run in row]
+    results = iter(run_all(runs, path, jobs))
+    return {label: [(run, next(results)) for run in row] for label, row in plan.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,11 @@ class Plot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """A table with a title and remarks, the numbers behind it, and perhaps a picture."""
+    """A table with a title and remarks, the numbers behind it, and perhaps a picture.
+
+    Args:
+        plot: lines to draw; picture: draws what lines cannot show, to the path it is given.
+    """
 
     title: str
     header: list[str]
@@ -37,6 +41,7 @@ class Report:
     numbers: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
     plot: Plot | None = None
+    picture: Callable[[Path], None] | None = None
 
     def markdown(self) -> str:
         """Title, remarks and table."""
@@ -44,13 +49,15 @@ class Report:
         return f"# {self.title}\n\n{remarks}\n{markdown_table(self.header, self.rows)}"
 
     def write(self, folder: Path) -> None:
-        """Write `results.json`, `results.md` and, with a plot, `results.png` to `folder`."""
+        """Write `results.json`, `results.md` and, with a picture, `results.png` to `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {"title": self.title, "notes": self.notes, "rows": self.numbers}
         (folder / "results.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         (folder / "results.md").write_text(self.markdown(), encoding="utf-8")
         if self.plot is not None:
             draw(self.plot, folder / "results.png")
+        if self.picture is not None:
+            self.picture(folder / "results.png")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
