@@ -207,8 +207,8 @@ def _notes(options: Options) -> list[str]:
     return [
         f"ψ = r² + k (r − θ + a sin ωr)² from {START}. Steps, overshoot and divergence at {constants}; "
         f"the other columns over {math.prod(len(v) for v in GRID.values())} settings ({ranges}).",
-        f"Steps: the first of {IN_A_ROW} in a row with ψ < {SOLVED:g}, within {options.steps}. Overshoot: the "
-        "largest r, beyond the minimum at 0. Comparisons are with plain momentum where both get there; "
+        f"Steps: the first of {IN_A_ROW} in a row with ψ < {SOLVED:g}, within {options.steps}. Overshoot: "
+        "the largest r, beyond the minimum at 0. Comparisons are with plain momentum where both get there; "
         "ratios are medians, below 1 in favour of delta momentum.",
     ]
 

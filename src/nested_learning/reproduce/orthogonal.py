@@ -29,7 +29,12 @@ from nested_learning.reproduce.training import finite_or_none
 TASKS, RANK, INPUTS, OUTPUTS, BATCH = 6, 4, 32, 16, 16
 TUNING_SEED = 100
 Weights = list[nn.Parameter]
-MUON = {"slow_weight": 0.0, "second_moment": False, "adjust": "original", "ns_dtype": "float32"}
+MUON: dict[str, Any] = {
+    "slow_weight": 0.0,
+    "second_moment": False,
+    "adjust": "original",
+    "ns_dtype": "float32",
+}
 
 OPTIMIZERS: dict[str, Callable[[Weights, float], Optimizer]] = {
     "SGD": lambda p, lr: torch.optim.SGD(p, lr=lr),
@@ -109,7 +114,7 @@ def plan(options: Options) -> dict[str, list[Run]]:
     return {name: [_run(options, name, lr, TUNING_SEED) for lr in options.lrs] for name in OPTIMIZERS}
 
 
-def follow(options: Options, tuning: Outcome) -> Plan:
+def follow_up(options: Options, tuning: Outcome) -> Plan:
     """Every optimizer at its best rate, a run per seed."""
     return {
         name: [_run(options, name, best_lr(tuning[name]), seed) for seed in options.seeds] for name in tuning
@@ -159,6 +164,7 @@ def _summary(name: str, cells: list[tuple[Any, Result]]) -> dict[str, Any]:
     return {
         "optimizer": name,
         "lr": cells[0][0].lr,
+        "seeds": [run.seed for run, _ in cells],
         "learned": learned.tolist(),
         "end": end.tolist(),
         "first": losses[:, -1, 0].tolist(),
@@ -170,11 +176,11 @@ def _summary(name: str, cells: list[tuple[Any, Result]]) -> dict[str, Any]:
 def _notes(options: Options) -> list[str]:
     return [
         f"{TASKS} linear regressions with inputs from orthogonal subspaces of rank {RANK} in {INPUTS} "
-        f"dimensions, {OUTPUTS} outputs, {options.steps_per_task} steps of {BATCH} samples each, one after the "
-        "other. Losses are over the loss at the start: 0 = learned, 1 = nothing, mean ± 95 % interval over "
+        f"dimensions, {OUTPUTS} outputs, {options.steps_per_task} steps of {BATCH} samples each, one after "
+        "the other. Losses are over the loss at the start: 0 = learned, 1 = nothing, mean ± 95 % interval over "
         f"{len(options.seeds)} seeds.",
-        "A step along the gradient of one task changes no other task's loss, so plain SGD forgets nothing; what "
-        "is forgotten is the work of momentum, of rescaling, or of orthogonalisation.",
+        "A step along the gradient of one task changes no other task's loss, so plain SGD forgets nothing; "
+        "what is forgotten is the work of momentum, of rescaling, or of orthogonalisation.",
         "Learning rate: the best loss at the end on a seed of its own, of "
         f"{', '.join(f'{lr:g}' for lr in options.lrs)}.",
     ]
@@ -201,6 +207,6 @@ EXPERIMENT = Experiment(
     add_options=add_options,
     quick={"steps_per_task": 1, "lrs": [0.1], "seeds": [0]},
     plan=plan,
-    follow=follow,
+    follow_up=follow_up,
     report=report,
 )

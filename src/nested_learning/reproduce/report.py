@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5 % quantiles of Student's t with 1, 2, … degrees of freedom."""
 Points = list[tuple[float, float | None]]
 
 
@@ -92,6 +95,18 @@ def mean(values: Sequence[float | None]) -> float | None:
 def highest(values: Sequence[float | None]) -> float | None:
     """The highest of those that are not None; None if all are."""
     return max((value for value in values if value is not None), default=None)
+
+
+def interval(values: Sequence[float | None], digits: int = 4) -> str:
+    """Mean ± half the width of its 95 % interval (Student's t); the mean alone for a single value."""
+    average = mean(values)
+    if average is None or len(values) < 2:
+        return show(average, digits)
+    known = [value for value in values if value is not None]
+    free = len(known) - 1
+    quantile = STUDENT[free - 1] if free <= len(STUDENT) else 1.96 + 2.7 / free
+    half = quantile * statistics.stdev(known) / math.sqrt(len(known))
+    return f"{average:.{digits}f} ± {half:.{digits}f}"
 
 
 def draw(plot: Plot, path: Path) -> None:
