@@ -101,7 +101,7 @@ def score(model: Adaptable, tokens: Tensor, state: Any = None) -> tuple[Tensor, 
 def split_chunks(tokens: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
     """Inputs and targets of the chunks of `tokens [B, T+1]`, `size` targets each but for the last."""
     inputs, targets = split_batch(tokens)
-    return list(zip(inputs.split(size, 1), targets.split(size, 1), strict=True))
+    return list(zip(torch.split(inputs, size, 1), torch.split(targets, size, 1), strict=True))
 
 
 def _check(tokens: Tensor) -> None:

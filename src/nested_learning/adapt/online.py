@@ -42,13 +42,14 @@ def online_loss(
         A scalar. Without gradients enabled, its value only.
     """
     divisor = count_targets(tokens[:, 1:]).clamp(min=1) if count is None else max(1, count)
+    called: Any = model
     inside: Any = getattr(model, "module", model)
     if not torch.is_grad_enabled():
         return memorize(inside, tokens, None, config)[0].losses.sum() / divisor
     state = start(inside, tokens.shape[0], config)
     names = learning_names(inside, state, config)
     learner = Learner(
-        model=model, config=config, names=names, graph="through" if through_write else "first_order"
+        model=called, config=config, names=names, graph="through" if through_write else "first_order"
     )
     losses = []
     with sdpa_kernel(SDPBackend.MATH) if through_write else nullcontext():

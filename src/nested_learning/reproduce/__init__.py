@@ -1,6 +1,6 @@
 """Tables and figures that a laptop can make: `nl reproduce <name>`. One module per experiment."""
 
-from nested_learning.reproduce import chunk_size, cms, defaults, fig4, orthogonal, recall, stability
+from nested_learning.reproduce import chunk_size, cms, defaults, fig4, memorize, orthogonal, recall, stability
 from nested_learning.reproduce.experiment import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
@@ -9,6 +9,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     stability.EXPERIMENT,
     defaults.EXPERIMENT,
     cms.EXPERIMENT,
+    memorize.EXPERIMENT,
     fig4.EXPERIMENT,
     orthogonal.EXPERIMENT,
 )
