@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nested_learning.ops.shifted_sum import shifted_sum, shifted_sum_backward
 from nested_learning.state import State
 
 
@@ -45,51 +46,40 @@ class CausalConv(nn.Module):
 
     def forward(self, x: Tensor, state: ConvState | None = None) -> tuple[Tensor, ConvState]:
         """`x [B, T, D]` to `(y [B, T, D], state)`; any split of a sequence gives the same outputs."""
+        padded, state = self.pad(x, state)
+        return self.convolve(padded), state
+
+    def pad(self, x: Tensor, state: ConvState | None = None) -> tuple[Tensor, ConvState]:
+        """`x [B, T, D]` after the W − 1 inputs before it, `[B, W - 1 + T, D]`, and the next state."""
         tokens, past = x.shape[1], self.weight.shape[1] - 1
         before = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else state.inputs.to(x.dtype)
         if before.shape[0] != x.shape[0]:
             raise ValueError(
                 f"CausalConv state must have the batch of x, {x.shape[0]}, got {before.shape[0]}"
             )
-        padded = torch.cat([before, x], dim=1)  # [B, W - 1 + T, D]
-        y = shifted_sum(padded, self.weight.to(x.dtype))
-        return y, ConvState(padded[:, tokens:].clone())  # a copy, or W - 1 rows would keep all of `padded`
+        padded = torch.cat([before, x], dim=1)
+        last = padded[:, tokens:].clone()  # a copy, or W - 1 rows would keep all of `padded`
+        return padded, ConvState(last)
+
+    def convolve(self, padded: Tensor) -> Tensor:
+        """`[B, W - 1 + T, D]` to `[B, T, D]`."""
+        y: Tensor = _ShiftedSum.apply(padded, self.weight.to(padded.dtype))  # type: ignore[no-untyped-call]
+        return y
 
     def extra_repr(self) -> str:
         """Channels and window, for `print(model)`."""
         return f"{self.weight.shape[0]}, window={self.weight.shape[1]}"
 
 
-def shifted_sum(padded: Tensor, weight: Tensor) -> Tensor:
-    """Sum of shifted products: `padded [B, W - 1 + T, D]`, `weight [D, W]` to `[B, T, D]`."""
-    y: Tensor = _ShiftedSum.apply(padded, weight)  # type: ignore[no-untyped-call]
-    return y
-
-
 class _ShiftedSum(torch.autograd.Function):
-    """Forward and backward as W multiply-adds each, without copies of the padded input.
-
-    F.conv1d(groups=D) took twice as long as the same sum even under automatic differentiation
-    (x [4, 1024, 768], W = 4, forward and backward, 2 threads).
-    """
+    """The convolution, without copies of the padded input in the graph."""
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(padded, weight)
-        window = weight.shape[1]
-        tokens = padded.shape[1] - window + 1
-        y = padded[:, :tokens] * weight[:, 0]
-        for i in range(1, window):
-            y.addcmul_(padded[:, i : i + tokens], weight[:, i])
-        return y
+        return shifted_sum(padded, weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor]:
-        padded, weight = ctx.saved_tensors
-        tokens, d_padded = d_y.shape[1], torch.zeros_like(padded)
-        d_weight = torch.empty_like(weight)
-        for i in range(weight.shape[1]):
-            d_padded[:, i : i + tokens].addcmul_(d_y, weight[:, i])
-            d_weight[:, i] = (d_y * padded[:, i : i + tokens]).sum((0, 1))
-        return d_padded, d_weight
+        return shifted_sum_backward(*ctx.saved_tensors, d_y)

@@ -36,6 +36,9 @@ from nested_learning.layers.streams import merge_heads, split_heads, split_rates
 from nested_learning.models.config import MemoryConfig
 from nested_learning.ops.memory_mlp.chunk import MLPWeights, mlp_read_inside
 from nested_learning.ops.memory_mlp.fused import read, read_all
+from nested_learning.ops.memory_mlp.stack import Stack
+from nested_learning.ops.self_modifying.chunk import Plan
+from nested_learning.ops.self_modifying.scan import Setting, Stream, scan
 from nested_learning.state import State
 
 Memories = dict[str, Fast]
@@ -71,6 +74,14 @@ class Streams(NamedTuple):
         """Consecutive runs of tokens. (One split: the gradient of a slice is as long as the sequence.)"""
         k, v, q = (torch.split(t, lengths, 1) for t in self[:3])
         return [Streams(*four) for four in zip(k, v, q, torch.split(self.rates, lengths, 2), strict=True)]
+
+
+class Progress(NamedTuple):
+    """Where a sequence stands: memories, the tokens of the unfinished chunk, tokens since a boundary."""
+
+    memories: Memories
+    pending: Written | None
+    position: int
 
 
 class SelfModifyingTitans(nn.Module):
@@ -120,26 +131,84 @@ class SelfModifyingTitans(nn.Module):
     def forward(self, x: Tensor, state: SelfModState | None = None) -> tuple[Tensor, SelfModState]:
         """`x [B, T, D]` → (`y [B, T, D]`, state). Any split of a sequence gives the same answers."""
         batch, tokens, _ = x.shape
-        streams, conv = self._streams(x, None if state is None else state.conv)
+        padded, conv = self.conv.pad(self.project(x), None if state is None else state.conv)
+        logits = split_rates(self.rates(x), self.heads)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         memories = self._start(batch) if state is None else self._unpack(state)
         pending = None if state is None else Written.unpack(state.pending)
-        position = 0 if state is None else state.position
-        answers, rounds = [], 0
+        progress = Progress(memories, pending, 0 if state is None else state.position)
+        answers: list[Tensor] = []
         with torch.autocast(x.device.type, enabled=False):  # fast weights stay in float32
-            lengths = segments(tokens, position, min(self.chunks.values()))
-            for part in streams.split(lengths):
-                queries, new = self._project(memories, part)
-                pending = new if pending is None else pending.join(new)
-                position += queries.shape[1]
-                answer, memories = self._answer_and_write(memories, queries, pending, position)
+            runs = self._runs(tokens, progress.position)
+            for (_, whole), stream in zip(runs, self._cut(padded, logits, runs), strict=True):
+                answer, progress = (self._scan if whole else self._walk)(progress, stream)
                 answers.append(answer)
-                if position == max(self.chunks.values()):
-                    position, pending, rounds = 0, None, rounds + 1
-                    memories = self._truncate(memories, rounds)
-        y = merge_heads(torch.cat(answers, 1), batch).to(x.dtype)
+        y = merge_heads(torch.cat(answers, 1) if len(answers) > 1 else answers[0], batch).to(x.dtype)
         y = self.out(self.norm(y).flatten(2))
-        packed = tuple(MemoryState.pack(fast, batch) for fast in memories.values())
-        return y, SelfModState(packed, conv, None if pending is None else pending.pack(batch), position)
+        packed = tuple(MemoryState.pack(fast, batch) for fast in progress.memories.values())
+        pending_state = None if progress.pending is None else progress.pending.pack(batch)
+        return y, SelfModState(packed, conv, pending_state, progress.position)
+
+    def _cut(self, padded: Tensor, logits: Tensor, runs: list[tuple[int, bool]]) -> list[Stream]:
+        """The part of every run; the convolution of each begins with the inputs before it."""
+        weight = self.conv.weight.to(padded.dtype)
+        if len(runs) == 1:
+            return [Stream(padded, weight, logits)]
+        streams, done, past = [], 0, weight.shape[1] - 1
+        for length, _ in runs:
+            end = done + length
+            streams.append(Stream(padded[:, done : end + past], weight, logits[:, :, done:end]))
+            done = end
+        return streams
+
+    @property
+    def plan(self) -> Plan | None:
+        """How whole chunks run through `scan`; None where an option is on that it does not have."""
+        return _plan(self.config, self.chunks, self.read)
+
+    def _runs(self, tokens: int, position: int) -> list[tuple[int, bool]]:
+        """How many tokens to walk through, and how many to scan as whole chunks (True), in order."""
+        if self.plan is None:
+            return [(tokens, False)]
+        chunk = self.chunks["memory"]
+        first = min(-position % chunk, tokens)
+        whole = (tokens - first) // chunk * chunk
+        runs = [(first, False), (whole, True), (tokens - first - whole, False)]
+        return [run for run in runs if run[0]]
+
+    def _scan(self, at: Progress, stream: Stream) -> tuple[Tensor, Progress]:
+        """Whole chunks from a boundary on, by `ops/self_modifying`."""
+        plan = self.plan
+        assert plan is not None
+        names = (*plan.full, *plan.rates)
+        weights = [at.memories[name].weights for name in names]
+        full = len(plan.full)
+        w1 = torch.stack([w.w1 for w in weights[:full]])
+        w2 = torch.stack([w.w2 for w in weights])
+        gate = torch.stack([w.w1 for w in weights[full:]]) if weights[full:] else w1[:0, :, :1]
+        how = Setting(plan, self.heads, self.chunks["memory"], self.config.keep_every)
+        answers, after = scan(stream, Stack(w2, w1, gate), how)
+        second = [*after.w1, *after.gate]
+        new = {name: Fast(MLPWeights(second[i], after.w2[i])) for i, name in enumerate(names)}
+        return answers, Progress({name: new[name] for name in at.memories}, None, 0)
+
+    def _walk(self, at: Progress, stream: Stream) -> tuple[Tensor, Progress]:
+        """Any number of tokens, chunk by chunk, with all options."""
+        memories, pending, position = at
+        k, v, q = l2_normalize(split_heads(self.conv.convolve(stream.padded), self.heads))
+        streams = Streams(k, v, q, stream.rates)
+        answers, rounds = [], 0
+        lengths = segments(streams.k.shape[1], position, min(self.chunks.values()))
+        for part in streams.split(lengths):
+            queries, new = self._project(memories, part)
+            pending = new if pending is None else pending.join(new)
+            position += queries.shape[1]
+            answer, memories = self._answer_and_write(memories, queries, pending, position)
+            answers.append(answer)
+            if position == max(self.chunks.values()):
+                position, pending, rounds = 0, None, rounds + 1
+                memories = self._truncate(memories, rounds)
+        return torch.cat(answers, 1), Progress(memories, pending, position)
 
     def _memory(self, name: str) -> MemoryMLP:
         memory = self.memories[name]
@@ -157,11 +226,6 @@ class SelfModifyingTitans(nn.Module):
         if every is None or rounds % every:
             return memories
         return {name: fast.detach() for name, fast in memories.items()}
-
-    def _streams(self, x: Tensor, conv: ConvState | None) -> tuple[Streams, ConvState]:
-        projected, conv = self.conv(self.project(x), conv)
-        k, v, q = l2_normalize(split_heads(projected, self.heads))
-        return Streams(k, v, q, split_rates(self.rates(x), self.heads).to(k.dtype)), conv
 
     def _project(self, memories: Memories, x: Streams) -> tuple[Tensor, Written]:
         """Queries `[N, n, d]`, and the keys, values and rates that the tokens will write."""
@@ -221,6 +285,17 @@ class SelfModifyingTitans(nn.Module):
         if not self.config.retention or self.config.retention_target == "zero":
             return None
         return self._memory(name).initial(like.shape[0] // self.heads)
+
+
+def _plan(config: MemoryConfig, chunks: dict[str, int], read: str) -> Plan | None:
+    others = config.momentum or config.truncate_every or not config.delta or read != "chunk"
+    towards = config.retention and config.retention_target == "init"
+    if others or towards or len(set(chunks.values())) > 1:
+        return None
+    full = tuple(name for name in chunks if name not in RATES)
+    rates = tuple(name for name in RATES if name in chunks)
+    limit = config.step_limit(max(chunks.values()))
+    return Plan(full, rates, limit, config.retention, config.self_targets, config.stop_gradient_targets)
 
 
 def _recall(names: list[str], memories: Memories, at: Tensor) -> dict[str, Tensor]:

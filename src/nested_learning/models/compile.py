@@ -7,6 +7,7 @@ from torch import nn
 from nested_learning.layers.attention import Attention
 from nested_learning.layers.mlp import SwiGLU
 from nested_learning.ops.memory_mlp import fused
+from nested_learning.ops.self_modifying.scan import compile_chunks
 
 
 def compile_model(model: nn.Module) -> None:
@@ -20,3 +21,4 @@ def compile_model(model: nn.Module) -> None:
         if isinstance(module, (Attention, SwiGLU)):
             module.compile()
     fused.compile_writes()
+    compile_chunks()
