@@ -22,7 +22,7 @@ from nested_learning.optim.deep_momentum import DeepMomentum
 from nested_learning.optim.delta_momentum import DeltaMomentum
 from nested_learning.optim.m3 import M3
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, Plan, positive
-from nested_learning.reproduce.report import Report, interval, show
+from nested_learning.reproduce.report import Report, interval
 from nested_learning.reproduce.runner import Result, Run, Tick
 from nested_learning.reproduce.training import finite_or_none
 
@@ -53,7 +53,8 @@ class OrthogonalRun:
     """`TASKS` regressions in a row on one matrix W `[o, d]`, one optimizer, its state carried on.
 
     Task i draws inputs from its own random subspace of rank r; the subspaces are orthogonal, so a gradient
-    step on one task leaves the others' losses alone. All forgetting is the optimizer's doing.
+    step on one task leaves the others' losses alone. All forgetting is the optimizer's doing. The
+    learning rate falls linearly to 0 within each task: Muon's steps do not shrink by themselves.
     """
 
     optimizer: str
@@ -76,7 +77,8 @@ class OrthogonalRun:
         start = _losses(weight, bases, target)
         losses = []
         for basis in bases:
-            for _ in range(self.steps_per_task):
+            for step in range(self.steps_per_task):
+                optimizer.param_groups[0]["lr"] = self.lr * (1 - step / self.steps_per_task)
                 x = torch.randn(BATCH, RANK, generator=generator) @ basis.T
                 optimizer.zero_grad()
                 loss = 0.5 * F.mse_loss(x @ weight.T, x @ target.T, reduction="sum") / BATCH
@@ -141,8 +143,8 @@ def report(options: Options, outcome: Outcome) -> Report:
         [
             row["optimizer"],
             f"{row['lr']:g}",
-            *(interval(row[key], 4) for key in columns),
-            show(row["forgotten"], 4),
+            *(interval(row[key], ".1e") for key in columns),
+            f"{row['forgotten']:+.1e}",
         ]
         for row in numbers
     ]
@@ -177,8 +179,8 @@ def _notes(options: Options) -> list[str]:
     return [
         f"{TASKS} linear regressions with inputs from orthogonal subspaces of rank {RANK} in {INPUTS} "
         f"dimensions, {OUTPUTS} outputs, {options.steps_per_task} steps of {BATCH} samples each, one after "
-        "the other. Losses are over the loss at the start: 0 = learned, 1 = nothing, mean ± 95 % interval over "
-        f"{len(options.seeds)} seeds.",
+        "the other. Losses are over the loss at the start: 0 = learned, 1 = nothing, mean ± 95 % "
+        f"interval over {len(options.seeds)} seeds. The learning rate falls linearly to 0 within each task.",
         "A step along the gradient of one task changes no other task's loss, so plain SGD forgets nothing; "
         "what is forgotten is the work of momentum, of rescaling, or of orthogonalisation.",
         "Learning rate: the best loss at the end on a seed of its own, of "
@@ -207,6 +209,6 @@ EXPERIMENT = Experiment(
     add_options=add_options,
     quick={"steps_per_task": 1, "lrs": [0.1], "seeds": [0]},
     plan=plan,
-    follow_up=follow_up,
+    follow_ups=(follow_up,),
     report=report,
 )

@@ -97,16 +97,18 @@ def highest(values: Sequence[float | None]) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def interval(values: Sequence[float | None], digits: int = 4) -> str:
+def interval(values: Sequence[float | None], style: str = ".4f") -> str:
     """Mean ± half the width of its 95 % interval (Student's t); the mean alone for a single value."""
     average = mean(values)
-    if average is None or len(values) < 2:
-        return show(average, digits)
+    if average is None:
+        return show(None)
+    if len(values) < 2:
+        return f"{average:{style}}"
     known = [value for value in values if value is not None]
     free = len(known) - 1
     quantile = STUDENT[free - 1] if free <= len(STUDENT) else 1.96 + 2.7 / free
     half = quantile * statistics.stdev(known) / math.sqrt(len(known))
-    return f"{average:.{digits}f} ± {half:.{digits}f}"
+    return f"{average:{style}} ± {half:{style}}"
 
 
 def draw(plot: Plot, path: Path) -> None:
