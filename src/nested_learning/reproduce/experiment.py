@@ -34,7 +34,7 @@ class Experiment:
         quick: values of options that `--quick` puts in place of those given: seconds, and no result to quote.
         plan: the runs of every row of the table.
         report: the table, from runs and results of every row.
-        follow_up: further runs, chosen by the outcome of the first; None = there are none.
+        follow_ups: each gives further runs, chosen by the outcome of those before.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Experiment:
     quick: Mapping[str, Any]
     plan: Callable[[Options], Plan]
     report: Callable[[Options, Outcome], Report]
-    follow_up: Callable[[Options, Outcome], Plan] | None = None
+    follow_ups: tuple[Callable[[Options, Outcome], Plan], ...] = ()
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of this experiment and those that all have."""
@@ -67,8 +67,8 @@ class Experiment:
         if options.fresh:
             path.unlink(missing_ok=True)
         outcome = _outcome(plan, path, options.jobs)
-        if self.follow_up is not None:
-            outcome |= _outcome(self.follow_up(options, outcome), path, options.jobs)
+        for follow_up in self.follow_ups:
+            outcome |= _outcome(follow_up(options, outcome), path, options.jobs)
         report = self.report(options, outcome)
         report.write(folder)
         print(f"\n{report.markdown()}\nresults in {folder.resolve()}")

@@ -23,11 +23,12 @@ from nested_learning.data.loader import sequential_batches
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, output_folder, positive
 from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run, Tick
-from nested_learning.train.checkpoint import load_checkpoint
+from nested_learning.train.checkpoint import find_checkpoint, load_checkpoint
 from nested_learning.train.launch import launch, load_corpus
 
 NAME = "memorize"
 NONE = "nothing"
+MODEL = "model"
 RATES = {
     "titan": (1.0, 2.0, 4.0),
     "cms_fast": (4.0, 8.0, 16.0),
@@ -36,6 +37,36 @@ RATES = {
 }
 ALLOWED = 0.75
 """Rise of the loss on other text, in percent, up to which a setting may be chosen."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRun:
+    """The training of the model, or a look at one that is there.
+
+    Args:
+        checkpoint: the model, or the folder of the run of `pilot_smoke` that makes it.
+        train_steps: updates of that run; None = take the model as it is.
+        modified: when the model was written, so that it is not taken for another one.
+    """
+
+    checkpoint: str
+    train_steps: int | None = None
+    modified: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Updates."""
+        return self.train_steps or 1
+
+    def run(self, tick: Tick) -> Result:
+        """Train, or go on with it. The result holds the `checksum` of the model."""
+        if self.train_steps is not None:
+            config, folder = load_config("pilot_smoke"), Path(self.checkpoint)
+            train = replace(config.train, output_dir=str(folder.parent), steps=self.train_steps)
+            if launch(replace(config, name=folder.name, train=train)).interrupted:
+                raise KeyboardInterrupt
+        tick(self.steps)
+        return {"checksum": checksum(load_checkpoint(self.checkpoint)[0])}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,30 +134,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--readings", type=positive, default=4, help="readings of the chosen settings")
 
 
-def trained(options: Options) -> Path:
-    """The checkpoint to use; trains `pilot_smoke` in the output folder if none is given and none is there.
-
-    Raises:
-        ValueError: the training was interrupted.
-    """
-    if options.checkpoint is not None:
-        chosen: Path = options.checkpoint
-        return chosen
-    config = load_config("pilot_smoke")
-    steps = options.train_steps or config.train.steps
-    folder = output_folder(NAME, options)
-    config = replace(config, train=replace(config.train, output_dir=str(folder), steps=steps))
-    if launch(config).interrupted:
-        raise ValueError("training was interrupted; the same command goes on with it")
-    return config.run_dir
-
-
 def plan(options: Options) -> dict[str, list[Run]]:
+    """The model: that of `--checkpoint`, or `pilot_smoke` trained in the output folder."""
+    if options.checkpoint is not None:
+        file = find_checkpoint(options.checkpoint)
+        return {MODEL: [ModelRun(checkpoint=str(options.checkpoint), modified=file.stat().st_mtime_ns)]}
+    config = load_config("pilot_smoke")
+    folder = output_folder(NAME, options)
+    steps = options.train_steps or config.train.steps
+    return {MODEL: [ModelRun(checkpoint=str(folder / config.name), train_steps=steps)]}
+
+
+def choose(options: Options, outcome: Outcome) -> dict[str, list[Run]]:
     """A row per path, with a run per learning rate and number of steps, and one where nothing learns."""
-    checkpoint = trained(options)
+    ((model, result),) = outcome[MODEL]
     base = MemorizeRun(
-        checkpoint=str(checkpoint),
-        model=checksum(load_checkpoint(checkpoint)[0]),
+        checkpoint=model.checkpoint,
+        model=result["checksum"],
         adapt=AdaptConfig(paths="all", lr=0.0, chunk_size=options.chunk_size),
         passages=options.passages,
         length=options.length,
@@ -140,12 +164,13 @@ def plan(options: Options) -> dict[str, list[Run]]:
     return rows
 
 
-def follow_up(options: Options, outcome: Outcome) -> dict[str, list[Run]]:
+def measure(options: Options, outcome: Outcome) -> dict[str, list[Run]]:
     """For every row the best setting, on the other passages and with more readings."""
     readings = max(2, options.readings)
     return {
         label.replace("choose", "measure"): [replace(best(row), half=1, readings=readings)]
         for label, row in outcome.items()
+        if label != MODEL
     }
 
 
@@ -173,7 +198,12 @@ def change(result: Result, key: str) -> tuple[float, float]:
 
 def report(options: Options, outcome: Outcome) -> Report:
     """Loss on the first and second reading of the passages and of other text, for every path."""
-    numbers = [_numbers(label, run, result) for label, row in outcome.items() for run, result in row]
+    numbers = [
+        _numbers(label, run, result)
+        for label, row in outcome.items()
+        if label != MODEL
+        for run, result in row
+    ]
     rows = [_cells(entry) for entry in numbers if entry["part"] == "measure"]
     return Report(
         title="Memorisation at test time",
@@ -263,5 +293,5 @@ EXPERIMENT = Experiment(
     },
     plan=plan,
     report=report,
-    follow_up=follow_up,
+    follow_ups=(choose, measure),
 )
