@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from nested_learning.config import RunConfig, load_config, set_seed
 from nested_learning.layers.cms import FastLevelState
 from nested_learning.levels import Event, LevelSpec
-from nested_learning.models.bill import Bill, fast_weight_bill
+from nested_learning.models.bill import Bill, count_parameters, fast_weight_bill
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer
@@ -102,9 +102,7 @@ def reduced(config: HopeConfig) -> HopeConfig:
 
     As many blocks stay as the levels name.
     """
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in HopeLM(config).parameters())
-    if parameters < LARGE:
+    if count_parameters(config) < LARGE:
         return config
     named = [layer + 1 for level in config.levels for layer in level.layers or ()]
     hidden = None if config.memory.hidden is None else min(config.memory.hidden, 8)

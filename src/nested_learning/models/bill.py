@@ -1,4 +1,4 @@
-"""What a model's fast weights cost: numbers kept per sequence, counted on a model without memory."""
+"""What a model holds: parameters, and fast weights per sequence; counted on a model without storage."""
 
 from __future__ import annotations
 
@@ -43,6 +43,12 @@ def fast_weight_bill(config: HopeConfig) -> list[Bill]:
         }
         bills.append(Bill(_numel(layer.mixer), levels))
     return bills
+
+
+def count_parameters(config: HopeConfig) -> int:
+    """Parameters of a model. Costs no memory either."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in HopeLM(config).parameters())
 
 
 def _numel(state: object) -> int:

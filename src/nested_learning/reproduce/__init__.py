@@ -12,6 +12,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     memorize.EXPERIMENT,
     fig4.EXPERIMENT,
     orthogonal.EXPERIMENT,
+    optimizers.EXPERIMENT,
 )
 
 __all__ = ["EXPERIMENTS", "Experiment"]
