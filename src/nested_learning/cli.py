@@ -28,6 +28,7 @@ OPTIONAL = {
     "deepspeed": "deepspeed",
     "transformers": "hf",
     "nbmake": "notebooks",
+    "sklearn": "digits",
 }
 DISTRIBUTIONS = {"hydra": "hydra-core"}
 

@@ -1,6 +1,16 @@
 """Tables and figures that a laptop can make: `nl reproduce <name>`. One module per experiment."""
 
-from nested_learning.reproduce import chunk_size, cms, defaults, fig4, memorize, orthogonal, recall, stability
+from nested_learning.reproduce import (
+    chunk_size,
+    cms,
+    defaults,
+    fig4,
+    memorize,
+    optimizers,
+    orthogonal,
+    recall,
+    stability,
+)
 from nested_learning.reproduce.experiment import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
