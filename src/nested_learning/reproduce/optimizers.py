@@ -65,7 +65,8 @@ def follow_up(options: Options, tuning: Outcome) -> Plan:
     rows: dict[str, list[Run]] = {}
     for label, cells in tuning.items():
         task, name = label.split(" | ")
-        rows[label] = [make_run(options, task, name, best_lr(cells), seed) for seed in options.seeds]
+        lr = best_lr([run.optim.lr for run, _ in cells], [result for _, result in cells])
+        rows[label] = [make_run(options, task, name, lr, seed) for seed in options.seeds]
     return rows
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -118,21 +118,27 @@ def plan(options: Options) -> dict[str, list[Run]]:
 
 def follow_up(options: Options, tuning: Outcome) -> Plan:
     """Every optimizer at its best rate, a run per seed."""
-    return {
-        name: [_run(options, name, best_lr(tuning[name]), seed) for seed in options.seeds] for name in tuning
-    }
+    rows: dict[str, list[Run]] = {}
+    for name, cells in tuning.items():
+        lr = best_lr([run.lr for run, _ in cells], [result for _, result in cells])
+        rows[name] = [_run(options, name, lr, seed) for seed in options.seeds]
+    return rows
 
 
 def _run(options: Options, name: str, lr: float, seed: int) -> OrthogonalRun:
     return OrthogonalRun(optimizer=name, lr=lr, seed=seed, steps_per_task=options.steps_per_task)
 
 
-def best_lr(cells: list[tuple[Any, Result]]) -> float:
-    """The rate of the run with the lowest final loss."""
-    finite = [(result["final"], run.lr) for run, result in cells if result["final"] is not None]
+def best_lr(rates: Sequence[float], results: Sequence[Result]) -> float:
+    """The learning rate of the run with the lowest final loss. Raises ValueError if none is finite."""
+    finite = [
+        (result["final"], rate)
+        for rate, result in zip(rates, results, strict=True)
+        if result["final"] is not None
+    ]
     if not finite:
-        raise ValueError(f"no learning rate of {[run.lr for run, _ in cells]} gave a finite loss")
-    return float(min(finite)[1])
+        raise ValueError(f"no learning rate of {', '.join(f'{r:g}' for r in rates)} gave a finite loss")
+    return min(finite)[1]
 
 
 def report(options: Options, outcome: Outcome) -> Report:
