@@ -7,6 +7,7 @@ resets in the state that the forward pass hands back, slow levels are counted by
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -226,6 +227,7 @@ def draw(result: Audit, path: Path) -> None:
             axes.scatter(xs, ys, marker="|", s=160, color=colour, label=kind)
     axes.set_yticks(range(len(levels)), levels)
     axes.set(xlabel="tokens", title=f"{result.title}: updates of the levels", ylim=(-0.6, len(levels) - 0.4))
+    axes.set_xlim(left=0)
     axes.invert_yaxis()
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,11 +260,12 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Audit what `options` name; 1 if a level did not do what the plan says."""
-    jobs = shipped() if options.all else [(options.config_name, options.config_name, [])]
+    named = " ".join([options.config_name or "", *options.overrides])
+    jobs = shipped() if options.all else [(named, options.config_name, [])]
     failed = []
     for title, name, overrides in jobs:
         result = audit(load_config(name, [*overrides, *options.overrides]), title)
-        path = options.output / (title.replace("/", "-").replace("=", "-") + ".png")
+        path = options.output / (re.sub(r"[^\w.]+", "-", title).strip("-") + ".png")
         draw(result, path)
         print(f"{describe(result)}\n  calendar drawn in {path}\n")
         failed += [] if result.ok else [title]
