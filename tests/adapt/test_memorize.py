@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAST, PLAIN, text, tiny
+from tiny_adapt import FAST, PLAIN, text, tiny
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -239,7 +239,7 @@ def learned_by_row(model: HopeLM, state: State, row: int) -> dict[str, Tensor]:
 def test_surprise_of_certain_predictions() -> None:
     targets = torch.tensor([[0, 0], [1, 1]])
     logits = torch.tensor([40.0, 0.0, 0.0]).expand(2, 2, 3)  # certain of token 0
-    values = surprise("l2", logits, token_losses(logits, targets))
+    values = surprise("l2", logits, targets, token_losses(logits, targets))
     torch.testing.assert_close(values, torch.tensor([0.0, 2**0.5]))
 
 
@@ -341,7 +341,23 @@ def test_a_model_with_states_of_its_own_names_its_weights() -> None:
     model = tiny("attention", (FAST, PLAIN))
     model.__class__ = Own
     _, state = memorize(model, text(), config=AdaptConfig(paths="cms", chunk_size=5, lr=0.5))
-    start = model.init_state(3, plain=True).named_tensors()
+    start = model.init_state(3, plain=True).detach().named_tensors()
     name = "layers.1.memory.levels.1"
     assert not torch.equal(state.named_tensors()[f"{name}.w_out"], start[f"{name}.w_out"])
     assert torch.equal(state.named_tensors()[f"{name}.w_in"], start[f"{name}.w_in"])
+
+
+@pytest.mark.parametrize("mixer", ["self_mod", "titans", "linear", "attention"])
+def test_mixed_precision_learns_the_same_in_float32_weights(mixer: str) -> None:
+    """Layers with a backward pass derived by hand must not see autocast in it."""
+    model, tokens = tiny(mixer).float(), text()
+    config = AdaptConfig(paths="all", chunk_size=5, lr=0.05, steps=2)
+    exact, state = memorize(model, tokens, config=config)
+    with torch.autocast("cpu", torch.bfloat16):
+        report, low = memorize(model, tokens, config=config)
+    torch.testing.assert_close(report.losses, exact.losses, rtol=0.1, atol=0.1)
+    start = model.init_state(3, plain=True).detach().named_tensors()
+    for name, value in learned(model, low).items():
+        assert value.dtype == torch.float32
+        moves = [(end - start[name]).flatten() for end in (learned(model, state)[name], value)]
+        assert torch.cosine_similarity(*moves, dim=0) > 0.9, name

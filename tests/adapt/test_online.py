@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAST, PLAIN, VOCAB, text, tiny
+from tiny_adapt import FAST, PLAIN, VOCAB, text, tiny
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F

@@ -83,21 +83,21 @@ class Learner:
         self, weights: Weights, means: Tensor, wrote: Tensor, means_with: Callable[[Weights], Tensor]
     ) -> Weights:
         """What `steps` gradient steps change; `means [B]` are the losses of rows with `weights`."""
-        now, total = weights, dict.fromkeys(weights, torch.zeros((), device=wrote.device))
+        total: Weights = {}
         for step in range(self.config.steps if weights else 0):
-            gradients = torch.autograd.grad(
-                (means_with(now) if step else means).sum(),
-                list(now.values()),
-                retain_graph=self.graph != "cut",
-                create_graph=self.graph == "through",
-                materialize_grads=True,
-            )
-            moves = {
-                name: -self.config.lr * torch.where(_like(wrote, gradient), gradient, 0)
-                for name, gradient in zip(now, gradients, strict=True)
-            }
-            total = {name: total[name] + moves[name] for name in now}
-            now = {name: self._open(now[name] + moves[name]) for name in now}
+            now = {name: self._open(weights[name] + total[name]) for name in weights} if step else weights
+            objective = (means_with(now) if step else means).sum()
+            with torch.autocast(objective.device.type, enabled=False):  # backward passes keep their precision
+                gradients = torch.autograd.grad(
+                    objective,
+                    list(now.values()),
+                    retain_graph=self.graph != "cut",
+                    create_graph=self.graph == "through",
+                    materialize_grads=True,
+                )
+            for name, gradient in zip(now, gradients, strict=True):
+                move = -self.config.lr * torch.where(_like(wrote, gradient), gradient, 0)
+                total[name] = total[name] + move if step else move
         return total
 
     def _open(self, weight: Tensor) -> Tensor:
