@@ -141,6 +141,7 @@ def test_learning_leaves_the_model_as_it_is(mixer: str, paths: str) -> None:
 
 def test_the_checksum_sees_one_bit() -> None:
     model = tiny()
+    model.register_buffer("scalar", torch.tensor(1.0, dtype=torch.bfloat16))
     before = checksum(model)
     with torch.no_grad():
         model.norm.weight[0] = torch.nextafter(model.norm.weight[0], torch.tensor(9.0, dtype=torch.float64))
