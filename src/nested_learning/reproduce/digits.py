@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +34,14 @@ class TinyViT(nn.Module):
         self.patch = nn.Linear(PATCH * PATCH, dim)
         self.position = nn.Embedding((PIXELS // PATCH) ** 2, dim)
         nn.init.normal_(self.position.weight, std=0.02)
-        block = nn.TransformerEncoderLayer(
-            dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.blocks = nn.TransformerEncoder(block, layers, enable_nested_tensor=False)
+        options: dict[str, Any] = {
+            "dropout": 0.0,
+            "activation": "gelu",
+            "batch_first": True,
+            "norm_first": True,
+        }
+        blocks = [nn.TransformerEncoderLayer(dim, heads, 4 * dim, **options) for _ in range(layers)]
+        self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, CLASSES)
 

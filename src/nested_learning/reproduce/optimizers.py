@@ -22,7 +22,7 @@ from nested_learning.reproduce.tasks import pilot_run
 TUNING_SEED = 100
 NAMES = ("adamw", "muon", "m3")
 TASKS = ("text", "digits")
-LRS = {"text": (1e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2), "digits": (3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)}
+LRS = {"text": (1e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2), "digits": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)}
 WARMUP = 20
 
 
