@@ -153,7 +153,7 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
         f"{run.model.mixer}, width {run.model.dim}, {run.model.num_layers} layers, AdamW {run.optim.lr:g}. "
         f"Fast levels written every {options.chunks} tokens, expansion {options.expansion:g}, beside an MLP "
         f"of expansion {options.mlp:g}; the plain MLP alone has at least as many parameters.",
-        f'"{NEVER}" has the same levels and never writes them.',
+        *([f'"{NEVER}" has the same levels and never writes them.'] if NEVER in outcome else []),
     ]
 
 
