@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import os
 import site
 import sysconfig
 import warnings
@@ -17,12 +18,14 @@ from tqdm import tqdm
 def _files(*endings: str) -> Iterator[str]:
     """Texts of the files of the installed packages and the standard library, in a fixed order."""
     for root in dict.fromkeys([*site.getsitepackages(), sysconfig.get_path("stdlib")]):
-        for path in sorted(Path(root).rglob("*")):
-            if path.suffix in endings and path.is_file():
-                try:
-                    yield path.read_text(encoding="utf-8")
-                except UnicodeDecodeError:
-                    continue
+        for folder, folders, names in os.walk(root):
+            folders.sort()
+            for name in sorted(names):
+                if name.endswith(endings):
+                    try:
+                        yield Path(folder, name).read_text(encoding="utf-8")
+                    except UnicodeDecodeError:
+                        continue
 
 
 def prose() -> Iterator[str]:
@@ -54,7 +57,7 @@ def write_corpus(path: Path, texts: Iterator[str], most: int) -> int:
     import pyarrow.parquet as pq
 
     size, kept = 0, []
-    with tqdm(total=most, unit="B", unit_scale=True, desc=path.name) as bar:
+    with tqdm(total=most, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
         for text in texts:
             if text.strip():
                 kept.append(text)

@@ -236,6 +236,9 @@ def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
 def encode_document(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.unsignedinteger[Any]]:
     """Token ids of a document and `eos_id` behind them, `[N]` of `token_dtype`; memory by its tokens only."""
     dtype = token_dtype(tokenizer.vocab_size)
+    if isinstance(tokenizer, ByteTokenizer):
+        data = np.frombuffer(text.encode("utf-8"), np.uint8)
+        return np.append(data.astype(dtype), np.asarray([tokenizer.eos_id], dtype=dtype))
     pieces = [
         np.asarray(tokenizer.encode(segment), dtype=dtype)
         for segment in text_segments(text, tokenizer.segment_chars)
