@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from hydra.errors import HydraException
 
-from nested_learning import audit
+from nested_learning import audit, plan
 from nested_learning.data.corpus import bundled_files, default_cache_dir
 from nested_learning.reproduce import EXPERIMENTS
+from nested_learning.train.checkpoint import commands as checkpoints
 
 REQUIRED = ("numpy", "hydra", "omegaconf", "sentencepiece", "datasets", "wandb", "tqdm", "matplotlib")
 OPTIONAL = {
@@ -54,6 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     doctor_parser = commands.add_parser("doctor", help="versions, device, packages, bundled text, speed")
     doctor_parser.set_defaults(run=lambda options: doctor())
     audit.add_to(commands.add_parser("audit", help="which level updates when, by plan and in a real step"))
+    plan.add_to(commands.add_parser("plan", help="memory, speed, days and checkpoint size of a run on GPUs"))
+    checkpoints.add_verify_to(commands.add_parser("verify-checkpoint", help="compare files with checksums"))
+    checkpoints.add_export_to(commands.add_parser("export", help="a checkpoint as one safetensors file"))
     reproduce = commands.add_parser("reproduce", help="run an experiment and print its table")
     names = reproduce.add_subparsers(dest="name", required=True)
     for experiment in EXPERIMENTS:

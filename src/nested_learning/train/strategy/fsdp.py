@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +42,7 @@ class FSDPStrategy(DistributedStrategy):
             fully_shard(block, reshard_after_forward=self.config.parallel.reshard_after_forward, **options)
         fully_shard(model, reshard_after_forward=False, **options)  # needed again at once
         assert isinstance(model, FSDPModule)
-        self.wrapped = model
+        self.wrapped: Any = model
         model.init_state = _refuse_init_state  # type: ignore[assignment]
         return model, make_optimizer(model)
 
@@ -49,6 +51,26 @@ class FSDPStrategy(DistributedStrategy):
         """Around forward and backward pass of a micro-batch: only the last of a step reduces gradients."""
         self.wrapped.set_requires_gradient_sync(last)
         yield
+
+    def save_parts(
+        self, folder: Path, model: nn.Module, optimizer: Optimizer, background: bool
+    ) -> tuple[dict[str, Any], Future[Any] | None]:
+        """See `SingleStrategy.save_parts`: every rank writes its shards."""
+        self._reshard()
+        return super().save_parts(folder, model, optimizer, background)
+
+    def load_parts(
+        self, folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str, Any]
+    ) -> None:
+        """Inverse of `save_parts`."""
+        self._reshard()
+        super().load_parts(folder, model, optimizer, values)
+
+    def _reshard(self) -> None:
+        """Put shards in the place of parameters that a forward pass without a backward pass left whole."""
+        for module in self.wrapped.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def clip(self, model: nn.Module, max_norm: float | None) -> Tensor:
         """Global norm of the gradient, over all shards; see `SingleStrategy.clip`."""

@@ -1,0 +1,6 @@
+"""Tests with processes: see ranks.py."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
