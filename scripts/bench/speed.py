@@ -18,7 +18,10 @@ from nested_learning.bench.run import run_benchmark
 from nested_learning.bench.settings import PARTS, PRECISIONS, BenchSettings, smoke_settings
 from nested_learning.models.config import MIXERS
 
-NUMBERS = "dim layers heads vocab chunk batch repeats threads decode_batch yardstick_max_position peer_length"
+NUMBERS = (
+    "dim layers heads vocab chunk batch repeats threads keep_every decode_batch yardstick_max_position "
+    "peer_length"
+)
 LISTS = "decode_positions peer_chunks"
 
 
@@ -49,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add("--optimizer", action="store_true", default=missing, help="include AdamW's step")
     add("--skip-titans-pytorch", dest="peer", action="store_false", default=missing)
     add("--smoke", action="store_true", help="tiny models, a few seconds; the figures mean nothing")
-    add("--output", type=Path, required=True, help="folder for speed.json, speed.md and speed.png")
+    add("--output", type=Path, default=Path("outputs/speed"), help="folder for speed.json, speed.md, speed.png")
     return made
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from nested_learning.layers.self_modifying import SelfModifyingTitans
 from nested_learning.ops.delta_rule.naive import step
-from nested_learning.ops.memory_mlp.naive import predict
+from nested_learning.ops.memory_mlp.naive import errors, predict
 
 Pair = tuple[Tensor, Tensor]
 
@@ -31,26 +30,14 @@ def slow_streams(layer: SelfModifyingTitans, x: Tensor) -> tuple[Tensor, Tensor]
     return streams, logits.view(batch, tokens, -1, layer.heads)
 
 
-def errors(memory: Pair, key: Tensor, skip: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    z = torch.einsum("...hd,...d->...h", memory[1], key).detach().requires_grad_()
-    s = F.silu(z)
-    inner = s / (s.square().sum(-1, keepdim=True) + 1).sqrt()
-    output = skip + torch.einsum("...oh,...h->...o", memory[0], inner)
-    at_output = (output - target).detach()
-    (at_z,) = torch.autograd.grad((output * at_output).sum(), z)
-    return inner.detach(), at_output, at_z
-
-
 def naive_self_modifying(layer: SelfModifyingTitans, x: Tensor) -> Tensor:
-    """The layer's output `[B, T, D]` for `x [B, T, D]` at the start of a context; no gradient."""
+    """The layer's output `[B, T, D]` for `x [B, T, D]` at the start of a context; differentiable."""
     config, batch = layer.config, x.shape[0]
     (ks, vs, qs), logits = slow_streams(layer, x)
     now: dict[str, Pair] = {}
     for name in layer.chunks:
         memory = layer.memories[name]
-        now[name] = tuple(
-            w.detach().expand(batch, *w.shape).clone() for w in (memory.initial_w1, memory.initial_w2)
-        )
+        now[name] = tuple(w.expand(batch, *w.shape) for w in (memory.initial_w1, memory.initial_w2))
     initial = dict(now)
     moments = {name: tuple(torch.zeros_like(w) for w in pair) for name, pair in now.items()}
     start, answers = dict(now), []
@@ -78,8 +65,11 @@ def naive_self_modifying(layer: SelfModifyingTitans, x: Tensor) -> Tensor:
             gate = name in ("eta", "alpha")
             skip = torch.zeros_like(eta)[..., None] if gate else k
             own = config.self_targets or gate
-            target = (0.0 if gate else v) + (predict(start[name], v) if own else 0.0)
-            inner, at_output, at_z = errors(start[name], k, skip, target)
+            target = torch.zeros_like(skip) if gate else v
+            if own:
+                made = predict(start[name], v)
+                target = target + (made.detach() if config.stop_gradient_targets else made)
+            inner, at_output, at_z = errors(start[name], k, target, skip)
             rest = initial[name] if config.retention_target == "init" and config.retention else (None, None)
             w1, s1 = step(
                 now[name][0], moments[name][0], inner, at_output, (eta, alpha, beta), config.delta, rest[0]

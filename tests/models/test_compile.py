@@ -8,23 +8,28 @@ import pytest
 import torch
 
 from nested_learning.models.compile import compile_model
-from nested_learning.models.config import HopeConfig
+from nested_learning.models.config import HopeConfig, MemoryConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.ops.memory_mlp import fused
+from nested_learning.ops.self_modifying import scan
 
 
 @pytest.fixture(autouse=True)
 def eager_afterwards() -> Iterator[None]:
-    before = fused.kernels.forward, fused.kernels.backward
+    before = [(kernels, vars(kernels).copy()) for kernels in (fused.kernels, scan.kernels)]
     yield
-    fused.kernels.forward, fused.kernels.backward = before
+    for kernels, functions in before:
+        vars(kernels).update(functions)
     torch.compiler.reset()
 
 
 @pytest.mark.slow
-def test_compiled_model_gives_the_same_gradients_and_compiles_once() -> None:
+@pytest.mark.parametrize("keep_every", [None, 2])
+def test_compiled_model_gives_the_same_gradients_and_compiles_once(keep_every: int | None) -> None:
     torch.manual_seed(0)
-    model = HopeLM(HopeConfig(vocab_size=31, dim=16, num_layers=2, num_heads=2, chunk_size=4))
+    memory = MemoryConfig(keep_every=keep_every)
+    config = HopeConfig(vocab_size=31, dim=16, num_layers=2, num_heads=2, chunk_size=4, memory=memory)
+    model = HopeLM(config)
     tokens = torch.randint(31, (2, 12))
 
     def gradients() -> list[torch.Tensor]:

@@ -29,6 +29,8 @@ class BenchSettings:
         parts: what is measured, of train, forward, decode and memory.
         repeats: timed rounds; each round runs every model once.
         optimizer: include an AdamW step in the training step.
+        keep_every: `memory.keep_every` of the mixers with memories: None = keep products for the backward
+            pass, n = only the memories of every n chunks.
         compile: `torch.compile` attention, MLPs and memory writes (training and forward).
         precision: "fp32", or "bf16" for autocast to bfloat16.
         threads: CPU threads.
@@ -54,6 +56,7 @@ class BenchSettings:
     parts: tuple[str, ...] = PARTS
     repeats: int = 5
     optimizer: bool = False
+    keep_every: int | None = None
     compile: bool = False
     precision: str = "fp32"
     threads: int = 2
@@ -151,7 +154,7 @@ def hope_config(settings: BenchSettings, case: Case) -> HopeConfig:
         mixer="titans" if case.mixer == PEER else case.mixer,
         levels=(LevelSpec(),),
         chunk_size=case.chunk,
-        memory=MemoryConfig(hidden=hidden),
+        memory=MemoryConfig(hidden=hidden, keep_every=settings.keep_every),
     )
 
 

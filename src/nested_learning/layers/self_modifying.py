@@ -35,7 +35,7 @@ from nested_learning.layers.norm import RMSNorm, l2_normalize
 from nested_learning.layers.streams import merge_heads, split_heads, split_rates, start_rates
 from nested_learning.models.config import MemoryConfig
 from nested_learning.ops.memory_mlp.chunk import MLPWeights, mlp_read_inside
-from nested_learning.ops.memory_mlp.fused import read, read_all
+from nested_learning.ops.memory_mlp.fused import read
 from nested_learning.ops.memory_mlp.stack import Stack
 from nested_learning.ops.self_modifying.chunk import Plan
 from nested_learning.ops.self_modifying.scan import Setting, Stream, scan
@@ -300,6 +300,4 @@ def _plan(config: MemoryConfig, chunks: dict[str, int], read: str) -> Plan | Non
 
 def _recall(names: list[str], memories: Memories, at: Tensor) -> dict[str, Tensor]:
     """W₁σ̂(W₂x) of the named memories at `at [N, n, d]`."""
-    if not names:
-        return {}
-    return dict(zip(names, read_all([memories[name].weights for name in names], at), strict=True))
+    return {name: read(memories[name].weights, at) for name in names}

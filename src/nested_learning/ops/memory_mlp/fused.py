@@ -23,7 +23,7 @@ from nested_learning.ops.memory_mlp.stack import read as read_stack
 from nested_learning.ops.memory_mlp.write import Kept, write_backward
 from nested_learning.ops.memory_mlp.write import write as write_stack
 
-__all__ = ["Coefficients", "coefficients", "compile_writes", "read", "read_all", "write"]
+__all__ = ["Coefficients", "coefficients", "compile_writes", "read", "write"]
 
 
 @dataclass
@@ -94,16 +94,13 @@ def _sort_back(items: Sequence[Any], order: list[int]) -> list[Any]:
     return [items[order.index(i)] for i in range(len(order))]
 
 
-def read_all(weights: Sequence[MLPWeights], x: Tensor) -> list[Tensor]:
-    """W₁ σ̂(W₂ x) of several memories at the same `x [N, C, d]`: `[N, C, o]` each."""
-    order, full = _order(weights)
-    outputs = _Read.apply(x, *_stack(weights, order, full))  # type: ignore[no-untyped-call]
-    return _sort_back([*outputs[0], *outputs[1]], order)
-
-
 def read(weights: MLPWeights, x: Tensor) -> Tensor:
     """W₁ σ̂(W₂ x): `[N, C, o]` from `x [N, C, d]`."""
-    return read_all([weights], x)[0]
+    w1, w2 = weights.w1[None], weights.w2[None]  # views: a token that is decoded must not copy the memory
+    stack = Stack(w2, w1, w1[:0, :, :1]) if w1.shape[-2] > 1 else Stack(w2, w1[:0], w1)
+    full, rate = _Read.apply(x, *stack)  # type: ignore[no-untyped-call]
+    answer: Tensor = full[0] if len(full) else rate[0]
+    return answer
 
 
 def write(
