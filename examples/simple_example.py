@@ -1,6 +1,6 @@
 """Three levels, three clocks: train a nested model whose levels are updated every 1, 16 and 256 steps.
 
-    uv run python examples/simple_example.py
+    uv run python examples/simple_example.py [--input-size 768 --hidden-size 3072]
 
 The task: a melody of 16 fixed random vectors goes round and round; say the next one.
 """

@@ -13,6 +13,15 @@ from nested_learning.optim import LearnedRates, MultiFrequencyOptimizer
 SIZES = {"level1_fast": 1, "level2_medium": 3, "level3_slow": 4}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models this small are slower on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def make(**options):
     torch.manual_seed(0)
     return NestedModel(6, 10, **options).double()

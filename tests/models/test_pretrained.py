@@ -35,6 +35,15 @@ LEVELS = (
 ADAPT = AdaptConfig(chunk_size=8, lr=3.0)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models this small are slower on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def network(family):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
@@ -214,6 +223,12 @@ def spec(name="a", **values):
                 text(4), PretrainedLevels(m, LEVELS).init_state(3, plain=True)
             ),
             "state must have the batch of tokens, 2, got 3",
+        ),
+        (
+            lambda m: PretrainedLevels(m, LEVELS)(
+                text(4), PretrainedLevels(m, LEVELS[:1]).init_state(2, plain=True)
+            ),
+            "state must hold the weights of 2 MLP blocks or none, got 1",
         ),
         (
             lambda m: PretrainedLevels(m, LEVELS).generate(text(4), -1),

@@ -107,10 +107,10 @@ class PretrainedLevels(nn.Module):
         """`tokens [B, t]` → (`logits [B, t, V]`, state). `state=None` starts a context.
 
         Raises:
-            ValueError: tokens of another shape, or of another batch than the state's.
+            ValueError: tokens of another shape, or a state of another batch or model.
         """
         state = PretrainedState() if state is None else state
-        _check(tokens, state)
+        _check(tokens, state, len(self._blocks))
         used = [_in_use(mlp) for mlp in state.mlps]
         cache = _open_cache(state.cache)
         with self._fast(used):
@@ -126,8 +126,8 @@ class PretrainedLevels(nn.Module):
     def _fast(self, used: list[tuple[Tensor, ...]]) -> Iterator[None]:
         """Let the adapted blocks compute with weights of each row, for the time of one call."""
         try:
-            for block, original, weights in zip(
-                self._blocks if used else (), self._originals, used, strict=False
+            for block, original, weights in (
+                zip(self._blocks, self._originals, used, strict=True) if used else ()
             ):
                 block.forward = _RowwiseMLP(original, weights)
             yield
@@ -277,11 +277,13 @@ def _with_layers(levels: Sequence[LevelSpec], count: int) -> list[LevelSpec]:
     return made
 
 
-def _check(tokens: Tensor, state: PretrainedState) -> None:
+def _check(tokens: Tensor, state: PretrainedState, blocks: int) -> None:
     if tokens.dim() != 2 or tokens.shape[1] == 0:
         raise ValueError(
             f"tokens must be [batch, length] with length of at least 1, got {tuple(tokens.shape)}"
         )
+    if len(state.mlps) not in (0, blocks):
+        raise ValueError(f"state must hold the weights of {blocks} MLP blocks or none, got {len(state.mlps)}")
     held = next((t.shape[0] for t in state.tensors()), tokens.shape[0])
     if held != tokens.shape[0]:
         raise ValueError(f"state must have the batch of tokens, {tokens.shape[0]}, got {held}")
