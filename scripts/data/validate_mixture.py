@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from nested_learning.config import load_data_config
+from nested_learning.data.mixture import Rows
 from nested_learning.data.script import run_script, with_limits
 from nested_learning.data.shards import ShardFolder
 from nested_learning.data.validate import check_mixture, check_shards
@@ -23,6 +24,9 @@ def main() -> int:
     made.add_argument("overrides", nargs="*", help="fields of it, such as mixture.seed=1")
     made.add_argument(
         "--shards", type=Path, help="also check checksums, tokens, boundaries and splits of these"
+    )
+    made.add_argument(
+        "--seq-len", type=int, help="with --shards: padding of rows of this length, one document each"
     )
     made.add_argument("--fallback-split")
     options = made.parse_args()
@@ -37,6 +41,10 @@ def main() -> int:
                 for split, part in entry["splits"].items()
             ]
             lines.append(f"{folder.path / name}: {'; '.join(parts)}")
+        if options.seq_len is not None and not problems:
+            for name, tokens in folder.open("train").items():
+                share = Rows(tokens, options.seq_len, crossing=False).padding()
+                lines.append(f"{folder.path / name}: {share:.1%} padding with loader.crossing=false")
     print("\n".join(lines))
     print("\n".join(["problems:", *problems]) if problems else "all good")
     return 1 if problems else 0

@@ -1,0 +1,26 @@
+"""Draw how documents become rows (the picture of docs/data.md):
+
+uv run python scripts/data/draw_rows.py --output docs/images/rows.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nested_learning.data.picture import draw_rows
+from nested_learning.data.script import run_script
+
+
+def main() -> None:
+    """Parse and draw."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--output", type=Path, required=True)
+    made.add_argument("--seq-len", type=int, default=24)
+    made.add_argument("--chunk-size", type=int, default=8)
+    options = made.parse_args()
+    draw_rows(options.output, options.seq_len, options.chunk_size)
+
+
+if __name__ == "__main__":
+    run_script(main)

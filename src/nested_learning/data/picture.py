@@ -1,0 +1,87 @@
+"""A picture of how documents become rows: drawn from the rows that a loader would give."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nested_learning.data.dedup import DIGEST_BYTES
+from nested_learning.data.mixture import IGNORE, Rows
+from nested_learning.data.shards import ShardSet, shard_file
+
+DOCUMENTS = (21, 9, 38, 14, 6, 25)
+"""Tokens of the example's documents, end tokens included."""
+
+
+def draw_rows(path: Path, seq_len: int = 24, chunk_size: int = 8) -> None:
+    """Write a PNG: the documents of an example, and its rows with and without crossing documents.
+
+    Colours are documents, a white edge is an end token, dashes are ends of chunks, crosses are padding.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    owner = np.repeat(np.arange(len(DOCUMENTS)), DOCUMENTS)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokens = _example(Path(scratch), owner)
+        rows = {crossing: Rows(tokens, seq_len, crossing) for crossing in (True, False)}
+        tables = {key: np.stack([found[i] for i in range(len(found))]) for key, found in rows.items()}
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    titles = {
+        True: "crossing = true: every row full,\na row may hold pieces of several documents",
+        False: "crossing = false: one document in a row,\nthe rest of the row is padding (×)",
+    }
+    for axis, (crossing, table) in zip(axes, tables.items(), strict=True):
+        _draw_table(axis, table, chunk_size)
+        axis.set_title(titles[crossing], fontsize=10)
+    axes[0].set_ylabel("rows (sequences) of a batch")
+    figure.suptitle(
+        f"{len(DOCUMENTS)} documents as sequences of {seq_len} tokens (and one more, the last target), "
+        f"chunks of {chunk_size}; the state resets where a row begins",
+        fontsize=11,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _example(folder: Path, owner: Any) -> ShardSet:
+    """Shards in which a token is 10 times its document's number, plus 1 at the end of the document."""
+    ends = np.cumsum(DOCUMENTS) - 1
+    tokens = (owner * 10).astype("<u2")
+    tokens[ends] += 1
+    tokens.tofile(shard_file(folder, "train", 0))
+    (ends + 1 - np.asarray(DOCUMENTS)).astype("<u8").tofile(folder / "train.starts")
+    (folder / "train.hashes").write_bytes(bytes(DIGEST_BYTES * len(DOCUMENTS)))
+    return ShardSet(folder, "train", "<u2", [len(tokens)])
+
+
+def _draw_table(axis: Any, table: Any, chunk_size: int) -> None:
+    """`table [rows, seq_len + 1]` as coloured squares."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    palette = colormaps["tab10"]
+    for y, row in enumerate(table.tolist()):
+        for x, token in enumerate(row):
+            padding = token == IGNORE
+            face = "white" if padding else palette(token // 10)
+            axis.add_patch(Rectangle((x, y), 1, 1, facecolor=face, edgecolor="0.85", linewidth=0.5))
+            if padding:
+                axis.text(x + 0.5, y + 0.5, "×", ha="center", va="center", color="0.6", fontsize=8)
+            elif token % 10:
+                axis.add_patch(Rectangle((x + 0.78, y + 0.04), 0.2, 0.92, facecolor="white"))
+        axis.plot([0, 0], [y + 0.05, y + 0.95], color="black", linewidth=4)
+    width = table.shape[1]
+    for x in range(chunk_size, width, chunk_size):
+        axis.axvline(x, color="black", linestyle="--", linewidth=0.8)
+    axis.set_xlim(-0.3, width)
+    axis.set_ylim(len(table), 0)
+    axis.set_yticks([])
+    axis.set_xticks(range(0, width, chunk_size))
+    axis.set_xlabel("token of the row")
