@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,7 +64,10 @@ class Plan:
 def count_block(config: RunConfig) -> Block:
     """Count one block of a model by running it on fake tensors, in the run's precision."""
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def attention(q: torch.Size, k: torch.Size, v: torch.Size, *rest: Any, **more: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))
 
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -76,7 +80,8 @@ def count_block(config: RunConfig) -> Block:
         fast = block.init_state(1).numel()
         x = torch.zeros(1, config.train.seq_len, config.model.dim, requires_grad=True)
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with hooks, FlopCounterMode(display=False) as counter:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch does not count this one
+        with hooks, FlopCounterMode(display=False, custom_mapping={flash: attention}) as counter:
             with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
                 block(x)
         own = {p.untyped_storage()._cdata for p in block.parameters()}

@@ -1,4 +1,7 @@
 import json
+import sys
+
+import pytest
 
 from nested_learning.train.metrics import FanOut, JsonLinesWriter, read_metrics
 from nested_learning.train.plots import plot_losses
@@ -57,3 +60,22 @@ def test_clock_leaves_out_pauses(monkeypatch):
         pass  # from 1 to 11
     assert clock.rate(14) == 2.0  # four steps in 12 - 10 seconds
     assert clock.rate(15) == 0.25
+
+
+@pytest.mark.parametrize("broken", ["init", "log", "finish"])
+def test_an_unreachable_logger_never_stops_training(make_trainer, monkeypatch, capsys, broken):
+    class Service:
+        def __getattr__(self, name):
+            def call(*args, **kwargs):
+                if name == broken:
+                    raise ConnectionError("no network")
+                return self
+
+            return call
+
+    monkeypatch.setitem(sys.modules, "wandb", Service())
+    trainer = make_trainer()
+    trainer.config.logging.wandb = "online"
+    assert trainer.fit().step == 8
+    assert capsys.readouterr().err.count("W&B fails and is left out from here on: no network") == 1
+    assert len(read_metrics(trainer.config.run_dir / "metrics.jsonl")) == 10

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from nested_learning.config import RunConfig
 
 Record = dict[str, float]
+T = TypeVar("T")
 
 
 class Writer(Protocol):
@@ -76,6 +78,40 @@ class WandbWriter:
         self.run.finish()
 
 
+class Tolerant:
+    """A writer beside the training, whose failures (no network, no login) never stop it.
+
+    The first failure is printed; from then on nothing more is written to it.
+
+    Args:
+        make: makes the writer.
+        name: for the message.
+    """
+
+    def __init__(self, make: Callable[[], Writer], name: str) -> None:
+        self.name = name
+        self.writer: Writer | None = None
+        self.writer = self._attempt(make)
+
+    def write(self, record: Record) -> None:
+        """Hand `record` on."""
+        if self.writer is not None:
+            self._attempt(self.writer.write, record)
+
+    def close(self) -> None:
+        """Close the writer."""
+        if self.writer is not None:
+            self._attempt(self.writer.close)
+
+    def _attempt(self, action: Callable[..., T], *arguments: Any) -> T | None:
+        try:
+            return action(*arguments)
+        except Exception as error:  # of any kind, from other people's network code
+            print(f"{self.name} fails and is left out from here on: {error}", file=sys.stderr)
+            self.writer = None
+            return None
+
+
 class FanOut:
     """Every record to every writer."""
 
@@ -102,7 +138,7 @@ def build_writer(config: RunConfig, resume_step: int, is_main: bool = True) -> F
         return FanOut([])
     writers: list[Writer] = [JsonLinesWriter(config.run_dir / "metrics.jsonl", resume_step)]
     if config.logging.wandb != "none":
-        writers.append(WandbWriter(config))
+        writers.append(Tolerant(lambda: WandbWriter(config), "W&B"))
     return FanOut(writers)
 
 
