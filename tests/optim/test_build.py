@@ -152,3 +152,8 @@ def test_files_choose_a_rule_and_its_options(name):
 def test_a_model_without_matrices_is_left_to_adamw():
     optimizer = build_optimizer(OptimConfig(name="m3"), nn.LayerNorm(3))
     assert [type(part) for part in optimizer.parts] == [torch.optim.AdamW]
+
+
+def test_hooks_and_compilation_are_refused_together():
+    with pytest.raises(ValueError, match=r"optim\.name = dgd watches inputs .* train\.compile = true hides"):
+        load_config("pilot_smoke", ["optim=dgd", "train.compile=true"])
