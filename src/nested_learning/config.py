@@ -270,7 +270,7 @@ class RunConfig:
             again = self.train.compile or self.parallel.activation_checkpointing
             check_online(self.adapt, self.model, length, self.train.grad_through_write, again)
         if self.optim.name == "dgd" and self.train.compile:
-            raise ValueError("optim.name = dgd watches inputs through hooks, which train.compile = true hides")
+            raise ValueError("optim.name = dgd watches inputs by hooks, which train.compile = true hides")
         if self.model.seq_len not in (None, length):
             raise ValueError(
                 f"model.seq_len must be train.seq_len = {length} or null, got {self.model.seq_len}"
