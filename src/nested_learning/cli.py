@@ -22,7 +22,10 @@ from nested_learning.data.corpus import bundled_files, default_cache_dir
 from nested_learning.reproduce import EXPERIMENTS
 from nested_learning.train.checkpoint import commands as checkpoints
 
-REQUIRED = ("numpy", "hydra", "omegaconf", "sentencepiece", "datasets", "wandb", "tqdm", "matplotlib")
+REQUIRED = (
+    *("numpy", "hydra", "omegaconf", "sentencepiece", "datasets", "pyarrow", "datasketch"),
+    *("wandb", "tqdm", "matplotlib"),
+)
 OPTIONAL = {
     "titans_pytorch": "bench",
     "lm_eval": "eval",

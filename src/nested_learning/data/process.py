@@ -31,7 +31,15 @@ from nested_learning.data.shards import (
     TokenArray,
     shard_file,
 )
-from nested_learning.data.sources import Document, Place, Problem, read_source, source_bytes, source_files
+from nested_learning.data.sources import (
+    Document,
+    Place,
+    Problem,
+    SourceError,
+    read_source,
+    source_bytes,
+    source_files,
+)
 from nested_learning.data.store import ShardStore, SourceProgress, SplitCounts, check_settings, write_json
 from nested_learning.data.tokenizer import Tokenizer, encode_document, load_tokenizer, token_dtype
 
@@ -59,6 +67,16 @@ class Made(NamedTuple):
     keys: UIntArray | None
     num_chars: int
     num_bytes: int
+
+
+class Finished(NamedTuple):
+    """What came of a block: for each text the document, or the rule that rejects it; `chars` of all texts."""
+
+    made: list[Made | str]
+    problems: list[Problem]
+    place: Place
+    consumed: int
+    chars: int
 
 
 @dataclass(kw_only=True, slots=True)
@@ -138,18 +156,23 @@ def _process_source(job: Job, source: SourceConfig, store: ShardStore, progress:
         disable=None if job.progress else True,
     )
     pending, since = 0, time.monotonic()
-    with bar:
-        for block, made in ordered_map(make_documents, blocks, job.workers, _set_up, state):
-            _write_block(job, source, store, block, made)
+    try:
+        for block in ordered_map(make_documents, blocks, job.workers, _set_up, state):
+            _write_block(job, source, store, block)
             bar.update(block.consumed - progress.consumed)
             progress.place, progress.consumed = block.place, block.consumed
             progress.seconds, since = progress.seconds + time.monotonic() - since, time.monotonic()
             tokens = sum(counts.tokens for counts in progress.splits.values())
             bar.set_postfix(records=progress.read, tokens=tokens, refresh=False)
-            pending += sum(len(text) for text in block.texts)
+            pending += block.chars
             if pending > COMMIT_CHARS:
                 store.commit()
                 pending = 0
+    except SourceError:
+        store.commit()  # blocks are written as a whole, so what was written can stay
+        raise
+    finally:
+        bar.close()
     progress.done = True
     store.commit()
 
@@ -193,9 +216,10 @@ def _set_up(state: dict[str, Any], source: SourceConfig, dedup: DedupConfig, see
     _Worker.band_keys = BandKeys(dedup, seed) if dedup.near else None
 
 
-def make_documents(block: Block) -> tuple[Block, list[Made | str]]:
-    """For each text of a block the finished document, or the name of the rule that rejects it."""
-    return block, [_make(text) for text in block.texts]
+def make_documents(block: Block) -> Finished:
+    """Filter, hash and tokenize the texts of a block; needs `_set_up` in the same process."""
+    made = [_make(text) for text in block.texts]
+    return Finished(made, block.problems, block.place, block.consumed, sum(map(len, block.texts)))
 
 
 def _make(text: str) -> Made | str:
@@ -211,17 +235,15 @@ def _make(text: str) -> Made | str:
     )
 
 
-def _write_block(
-    job: Job, source: SourceConfig, store: ShardStore, block: Block, made: list[Made | str]
-) -> None:
+def _write_block(job: Job, source: SourceConfig, store: ShardStore, block: Finished) -> None:
     progress = store.sources[source.name]
     for problem in block.problems:
         if progress.drop(problem.kind, problem.message):
             job.log(
                 f"{source.name}: {problem.kind}: {problem.message} (others of this kind are counted only)"
             )
-    progress.read += len(block.texts) + sum(problem.kind != "corrupt_file" for problem in block.problems)
-    for document in made:
+    progress.read += len(block.made) + sum(problem.kind != "corrupt_file" for problem in block.problems)
+    for document in block.made:
         if isinstance(document, str):
             progress.drop(document)
         elif (reason := _copy_of(document, store, job.mixture.dedup)) is not None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from nested_learning.data.dedup import DIGEST_BYTES, KeySet, UIntArray
 from nested_learning.data.shards import MANIFEST, SPLITS, TokenArray, shard_file
-from nested_learning.data.sources import Place
+from nested_learning.data.sources import START, Place
 
 PROGRESS = "progress.json"
 KEYS = "near.keys"
@@ -57,7 +57,7 @@ class SourceProgress:
     done: nothing is left to read.
     """
 
-    place: Place = Place()  # noqa: RUF009 (a tuple)
+    place: Place = START
     read: int = 0
     consumed: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
