@@ -45,7 +45,7 @@ from nested_learning.data.tokenizer import Tokenizer, encode_document, load_toke
 
 PROVENANCE = "provenance.json"
 BLOCK_CHARS = 1 << 19
-COMMIT_CHARS = 1 << 24
+COMMIT_CHARS = 1 << 22
 
 Log = Callable[[str], None]
 
