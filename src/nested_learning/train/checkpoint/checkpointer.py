@@ -20,6 +20,7 @@ from nested_learning.train.checkpoint.errors import CheckpointError
 from nested_learning.train.checkpoint.manifest import verify
 from nested_learning.train.checkpoint.read import RUN, VERSION, read_run
 from nested_learning.train.checkpoint.store import CheckpointStore, write_atomic
+from nested_learning.train.checkpoint.tensors import cause
 from nested_learning.train.random_state import random_state, set_random_state
 
 if TYPE_CHECKING:
@@ -147,9 +148,9 @@ class Checkpointer:
             return
         if self.strategy.is_main:
             self.store.abort(step)
-        cause = failure or "another rank failed, see its message"
+        reason = failure or "another rank failed, see its message"
         latest = self.store.latest() or "none"
-        raise CheckpointError(f"cannot write the checkpoint of step {step}: {cause}; the last one: {latest}")
+        raise CheckpointError(f"cannot write the checkpoint of step {step}: {reason}; the last one: {latest}")
 
 
 def _then(future: Future[Any], action: Callable[[], None]) -> Future[None]:
@@ -160,8 +161,8 @@ def _then(future: Future[Any], action: Callable[[], None]) -> Future[None]:
         try:
             written.result()
             action()
-        except Exception as error:
-            done.set_exception(error)
+        except BaseException as error:  # torch's CheckpointException is no Exception
+            done.set_exception(CheckpointError(cause(error)))
         else:
             done.set_result(None)
 

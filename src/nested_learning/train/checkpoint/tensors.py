@@ -52,8 +52,8 @@ def write_tensors(
             return future
         try:
             dcp.save(tensors, storage_writer=writer, process_group=group)
-        except Exception as error:  # of any rank, wrapped by torch
-            raise CheckpointError(f"cannot write {folder}: {_cause(error)}") from error
+        except (Exception, dcp.api.CheckpointException) as error:  # of any rank
+            raise CheckpointError(f"cannot write {folder}: {cause(error)}") from error
     return None
 
 
@@ -174,14 +174,19 @@ def _read(folder: Path, tensors: dict[str, Tensor], alone: bool) -> None:
     try:
         with _quiet():
             dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=alone)
-    except Exception as error:  # of any rank, wrapped by torch
-        raise CheckpointError(f"cannot read checkpoint {folder}: {_cause(error)}") from error
+    except (Exception, dcp.api.CheckpointException) as error:  # of any rank
+        raise CheckpointError(f"cannot read checkpoint {folder}: {cause(error)}") from error
 
 
-def _cause(error: BaseException) -> str:
-    """The first failure inside torch's own wrapping, in one line."""
-    failures = getattr(error, "failures", None)
-    inner = next(iter(failures.values()))[0] if failures else error
+def cause(error: BaseException) -> str:
+    """What began it, in one line: an error of the system inside, if there is one."""
+    failures = getattr(error, "failures", None)  # of torch's CheckpointException, by rank
+    inner: BaseException = next(iter(failures.values()))[0] if failures else error
+    chain: BaseException | None = inner
+    while chain is not None:
+        if isinstance(chain, OSError):
+            inner = chain
+        chain = chain.__cause__ or chain.__context__
     return f"{type(inner).__name__}: {inner}"
 
 
