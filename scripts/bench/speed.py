@@ -52,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
     add("--optimizer", action="store_true", default=missing, help="include AdamW's step")
     add("--skip-titans-pytorch", dest="peer", action="store_false", default=missing)
     add("--smoke", action="store_true", help="tiny models, a few seconds; the figures mean nothing")
-    add("--output", type=Path, default=Path("outputs/speed"), help="folder for speed.json, speed.md, speed.png")
+    files = "folder for speed.json, speed.md and speed.png, default outputs/speed"
+    add("--output", type=Path, default=Path("outputs/speed"), help=files)
     return made
 
 

@@ -82,4 +82,5 @@ class _ShiftedSum(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor]:
-        return shifted_sum_backward(*ctx.saved_tensors, d_y)
+        padded, weight = ctx.saved_tensors
+        return shifted_sum_backward(padded, weight, d_y)

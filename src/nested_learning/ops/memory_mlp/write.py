@@ -140,7 +140,7 @@ def write_backward(
     answers, errors = second(at.u, w), kept.errors
     inner = _inner(at, errors, w)
     solved1 = _solve1(errors, answers, kept.inverses, c)
-    inverse, inverse_full, inverse_rate = kept.inverses.split([1, full, len(w.gate)])
+    inverse, inverse_full, inverse_rate = torch.split(kept.inverses, [1, full, len(w.gate)])
 
     two = _layer_backward(d_after.w2, w.w2, k, kept.solved2, inverse[0], c)
     one = _layer_backward(d_after.w1, w.w1, at.u[:full], solved1.full, inverse_full, c)

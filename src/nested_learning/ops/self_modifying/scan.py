@@ -69,6 +69,12 @@ def _chunks(x: Inputs, chunk: int) -> list[Inputs]:
     return [Inputs(*four) for four in zip(k, v, q, torch.split(x.rates, chunk, 2), strict=True)]
 
 
+def _inputs(streams: Tensor, rates: Tensor) -> Inputs:
+    """Views of keys, values and queries `[3, N, T, d]`, and the rates."""
+    k, v, q = streams.unbind(0)
+    return Inputs(k, v, q, rates)
+
+
 class Stream(NamedTuple):
     """What a run of tokens gives the scan."""
 
@@ -91,7 +97,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, how: Setting, *tensors: Tensor) -> tuple[Tensor, ...]:
         stream, w = Stream(*tensors[:3]), Stack(*tensors[3:])
-        x = Inputs(*kernels.streams(stream.padded, stream.conv, how.heads).x, stream.rates)
+        x = _inputs(kernels.streams(stream.padded, stream.conv, how.heads).x, stream.rates)
         answers = torch.empty_like(x.q)
         saved: list[Tensor | None] = []
         for i, part in enumerate(_chunks(x, how.chunk)):
@@ -112,9 +118,9 @@ class _Scan(torch.autograd.Function):
         tensors = ctx.saved_tensors  # once: activation checkpointing gives them once
         stream, saved = Stream(*tensors[:3]), tensors[3:]
         made = kernels.streams(stream.padded, stream.conv, how.heads)
-        parts = _chunks(Inputs(*made.x, stream.rates), how.chunk)
+        parts = _chunks(_inputs(made.x, stream.rates), how.chunk)
         d_x, d_rates = torch.empty_like(made.x), torch.empty_like(stream.rates)
-        d_parts = _chunks(Inputs(*d_x, d_rates), how.chunk)
+        d_parts = _chunks(_inputs(d_x, d_rates), how.chunk)
         d_answer, d_w = torch.split(d_answers, how.chunk, 1), Stack(*d_weights)
         for i, w, kept in _backwards(parts, saved, how):
             if kept is None:
