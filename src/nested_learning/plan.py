@@ -67,7 +67,7 @@ def count_block(config: RunConfig) -> Block:
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     def attention(q: torch.Size, k: torch.Size, v: torch.Size, *rest: Any, **more: Any) -> int:
-        return int(sdpa_flop_count(q, k, v))
+        return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
 
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -81,9 +81,9 @@ def count_block(config: RunConfig) -> Block:
         x = torch.zeros(1, config.train.seq_len, config.model.dim, requires_grad=True)
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch does not count this one
-        with hooks, FlopCounterMode(display=False, custom_mapping={flash: attention}) as counter:
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
-                block(x)
+        precision = torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16")
+        with hooks, precision, FlopCounterMode(display=False, custom_mapping={flash: attention}) as counter:
+            block(x)
         own = {p.untyped_storage()._cdata for p in block.parameters()}
         sizes = [storage.nbytes() for key, storage in kept.items() if key not in own]
         parameters = sum(p.numel() for p in block.parameters())

@@ -1,4 +1,4 @@
-"""Runs that are killed and go on: with the same losses, on the same ranks; with the same samples, on others."""
+"""Runs that are killed and go on: same losses on the same ranks, same samples on others."""
 
 import os
 import random

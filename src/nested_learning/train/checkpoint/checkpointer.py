@@ -70,9 +70,7 @@ class Checkpointer:
         own_random = folder / f"random_{strategy.rank:05d}.pt"
         self._together(step, lambda: write_atomic(own_random, random_state()))
         try:
-            values, future = strategy.save_parts(
-                folder, training.model, training.optimizer, self.background
-            )
+            values, future = strategy.save_parts(folder, training.model, training.optimizer, self.background)
         except CheckpointError:
             if strategy.is_main:
                 self.store.abort(step)
@@ -102,7 +100,8 @@ class Checkpointer:
         training = self.training
         if path.is_file():
             raise CheckpointError(
-                f"cannot resume from {path}: an exported file holds no optimizer state and no place in the data"
+                f"cannot resume from {path}: an exported file holds no optimizer state and no place in "
+                "the data"
             )
         if problems := self.strategy.agree(verify(path) if self.strategy.is_main else []):
             raise CheckpointError(f"checkpoint {path} is corrupt: {'; '.join(problems)}")

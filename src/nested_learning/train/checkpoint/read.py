@@ -11,8 +11,8 @@ from nested_learning.config import RunConfig, run_config
 from nested_learning.data.tokenizer import Tokenizer, load_tokenizer
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint.errors import CheckpointError
-from nested_learning.train.checkpoint.single_file import read_single_file
 from nested_learning.train.checkpoint.manifest import verify
+from nested_learning.train.checkpoint.single_file import read_single_file
 from nested_learning.train.checkpoint.store import find_checkpoint
 from nested_learning.train.checkpoint.tensors import read_weights
 

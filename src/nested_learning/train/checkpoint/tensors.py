@@ -42,8 +42,7 @@ def write_tensors(
     Raises:
         CheckpointError: a rank cannot write.
     """
-    import torch.distributed.checkpoint as dcp
-
+    dcp = _dcp()
     writer = dcp.FileSystemWriter(folder)
     with _quiet():
         if background:
@@ -67,6 +66,11 @@ def load_tensors(folder: Path, model: nn.Module, optimizer: Optimizer, values: d
     Raises:
         CheckpointError: other names, shapes or parameter groups.
     """
+    if "groups" not in values:
+        raise CheckpointError(
+            f"cannot resume from {folder}: its optimizer state was written by DeepSpeed, and only "
+            "DeepSpeed on as many ranks reads it"
+        )
     saved = _saved(folder)
     weights = _weights(folder, model, saved)
     moments = _empty_moments(model, saved)
@@ -110,7 +114,9 @@ def _unpack_optimizer(
     numbers = {name: number for number, name in names.items()}
     present = [[names[i] for i in group["params"]] for group in optimizer.state_dict()["param_groups"]]
     if present != [group["params"] for group in values["groups"]]:
-        raise CheckpointError(f"the optimizer of checkpoint {folder} has other parameter groups than this one")
+        raise CheckpointError(
+            f"the optimizer of checkpoint {folder} has other parameter groups than this one"
+        )
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**moments, **values["plain"]}.items():
         _, name, entry = key.split("/")
@@ -130,11 +136,16 @@ def _numbered(model: nn.Module, optimizer: Optimizer) -> dict[int, str]:
     return {i: names[id(p)] for i, p in zip(numbers, parameters, strict=True)}
 
 
-def _saved(folder: Path) -> dict[str, Any]:
-    """Key → torch's metadata (size and dtype) of every tensor in a checkpoint."""
+def _dcp() -> Any:
+    """The package, imported late as it is slow to import, untyped as it exports nothing explicitly."""
     import torch.distributed.checkpoint as dcp
 
-    return dict(dcp.FileSystemReader(folder).read_metadata().state_dict_metadata)
+    return dcp
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    """Key → torch's metadata (size and dtype) of every tensor in a checkpoint."""
+    return dict(_dcp().FileSystemReader(folder).read_metadata().state_dict_metadata)
 
 
 def _weights(folder: Path, model: nn.Module, saved: dict[str, Any]) -> dict[str, Tensor]:
@@ -169,8 +180,7 @@ def _empty_moments(model: nn.Module, saved: dict[str, Any]) -> dict[str, Tensor]
 
 
 def _read(folder: Path, tensors: dict[str, Tensor], alone: bool) -> None:
-    import torch.distributed.checkpoint as dcp
-
+    dcp = _dcp()
     try:
         with _quiet():
             dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=alone)

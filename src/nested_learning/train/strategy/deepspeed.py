@@ -123,7 +123,7 @@ class DeepSpeedStrategy(DistributedStrategy):
         self.engine.load_checkpoint(str(folder / FOLDER), tag=TAG)
 
     def _whole_weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """Every parameter and buffer, gathered one by one to the main rank's CPU memory; elsewhere nothing."""
+        """Every parameter, gathered one by one to the main rank's CPU memory; elsewhere nothing."""
         from deepspeed.runtime.zero import GatheredParameters
 
         weights: dict[str, Tensor] = {}
@@ -135,7 +135,7 @@ class DeepSpeedStrategy(DistributedStrategy):
 
 
 class EngineOptimizer(Optimizer):
-    """DeepSpeed's engine with the face of an optimizer: the trainer sets rates and steps as with any other."""
+    """DeepSpeed's engine with the face of an optimizer, for a trainer that sets rates and steps."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine

@@ -59,7 +59,7 @@ class DistributedStrategy(SingleStrategy):
         if "MASTER_ADDR" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
         else:
-            store = dist.HashStore()
+            store = dist.distributed_c10d.HashStore()
             dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
 
     def backward(self, loss: Tensor) -> None:
@@ -145,7 +145,7 @@ def report_failure(rank: int, world_size: int, error: Exception) -> None:
         print(f"rank {rank} stops: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
-def _answers(store: dist.Store, rank: int) -> bool:
+def _answers(store: Any, rank: int) -> bool:
     try:
         store.wait([f"failure/{rank}"], ANSWER_WITHIN)
     except dist.DistStoreError:

@@ -1,0 +1,54 @@
+"""DeepSpeed's stages on two processes. Minutes long, as DeepSpeed compiles an operator at its first start:
+
+uv run pytest -m slow tests/distributed/test_deepspeed.py
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from ranks import run_ranks
+from test_objective import GOLDEN, PILOT
+from test_resume import stop_at_six
+from work import losses, tiny_overrides, train
+
+from nested_learning.train.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("deepspeed")
+STAGES = (1, 2, 3)
+
+
+@pytest.fixture(autouse=True)
+def ninja(monkeypatch):
+    """DeepSpeed looks for ninja on the PATH."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_pilot_smoke_has_the_golden_losses(tmp_path, stage):
+    own = [f"parallel=zero{stage}", f"train.output_dir={tmp_path}", "name=run"]
+    run_ranks(2, tmp_path, train, [*PILOT, *own], "deepspeed")
+    found = losses(tmp_path / "run")
+    assert list(found) == list(range(1, 21))
+    assert list(found.values()) == pytest.approx(GOLDEN["losses"], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_resumed_equals_uninterrupted_and_others_read_the_weights(tmp_path, stage):
+    more = {"parallel": f"zero{stage}", "train.accumulation": 2}
+    run_ranks(2, tmp_path, train, tiny_overrides(tmp_path, "whole", **more), "deepspeed")
+    part = tiny_overrides(tmp_path, "part", **more)
+    run_ranks(2, tmp_path, stop_at_six, part, "deepspeed")
+    assert max(losses(tmp_path / "part")) == 6
+    run_ranks(2, tmp_path, train, part, "deepspeed")
+    whole = losses(tmp_path / "whole")
+    assert losses(tmp_path / "part") == whole
+    run_ranks(1, tmp_path, train, tiny_overrides(tmp_path, "single", **{"train.accumulation": 2}), "single")
+    assert list(whole.values()) == pytest.approx(list(losses(tmp_path / "single").values()), rel=1e-4)
+    weights = [dict(load_checkpoint(tmp_path / name)[0].named_parameters()) for name in ("part", "single")]
+    for name, value in weights[1].items():
+        assert weights[0][name].detach().numpy() == pytest.approx(value.detach().numpy(), abs=1e-4), name
+    with pytest.raises(AssertionError, match="written by DeepSpeed"):
+        run_ranks(1, tmp_path, train, part, "single")
