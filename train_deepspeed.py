@@ -1,4 +1,4 @@
-"""Train with DeepSpeed:  torchrun --nproc-per-node 2 train_deepspeed.py [parallel=zero3] [optim.lr=1e-3 ...]"""
+"""Train with DeepSpeed:  torchrun --nproc-per-node 2 train_deepspeed.py [parallel=zero3] [optim.lr=1e-3]"""
 
 import hydra
 from omegaconf import DictConfig

@@ -17,7 +17,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOAD = """nested_learning.train.launch nested_learning.train.strategy.ddp
-nested_learning.train.strategy.fsdp nested_learning.train.plots matplotlib.figure matplotlib.backends.backend_agg torch._dynamo
+nested_learning.train.strategy.fsdp nested_learning.train.plots matplotlib.figure
+matplotlib.backends.backend_agg torch._dynamo
 torch.distributed.checkpoint torch.distributed.checkpoint.state_dict_saver ranks work"""
 CONTEXT.set_forkserver_preload(PRELOAD.split())
 

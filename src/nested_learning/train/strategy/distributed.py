@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from torch.optim import Optimizer
 
 from nested_learning.config import RunConfig
@@ -59,7 +60,7 @@ class DistributedStrategy(SingleStrategy):
         if "MASTER_ADDR" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
         else:
-            store = dist.distributed_c10d.HashStore()
+            store = HashStore()
             dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
 
     def backward(self, loss: Tensor) -> None:
