@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ranks import run_ranks
-from test_objective import GOLDEN, PILOT
+from test_one_objective import GOLDEN, PILOT
 from test_resume import stop_at_six
 from work import losses, tiny_overrides, train
 
