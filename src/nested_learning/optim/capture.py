@@ -40,7 +40,7 @@ class Caught:
             return
         rows = wide(inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
         if self.keep_rows:
-            output.register_hook(lambda grad: self._keep(rows, grad))
+            output.register_hook(lambda grad: self._keep(rows, grad))  # type: ignore[no-untyped-call]
             return
         self.rows += rows.shape[0]
         gram = rows.T @ rows

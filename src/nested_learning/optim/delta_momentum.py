@@ -5,6 +5,7 @@ Shapes: m and g `[o, i]`; a vector counts as one row, a tensor of more dimension
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,14 @@ from torch import Tensor
 from nested_learning.ops.newton_schulz import newton_schulz
 from nested_learning.optim.base import DeepOptimizer, apply, gradient, refuse_shards
 from nested_learning.optim.config import DeltaMomentumConfig
+
+FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda g: g,
+    "signed_square": lambda g: g * g.abs(),
+    "cube": lambda g: g**3,
+    "sign": torch.sign,
+    "tanh": torch.tanh,
+}
 
 
 class DeltaMomentum(DeepOptimizer):
@@ -87,20 +96,13 @@ def _project(momentum: Tensor, grad: Tensor, side: str) -> Tensor:
 
 def _write(grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
     """P φ(g)."""
-    maps = {
-        "identity": lambda g: g,
-        "signed_square": lambda g: g * g.abs(),
-        "cube": lambda g: g**3,
-        "sign": torch.sign,
-        "tanh": torch.tanh,
-    }
-    written: Tensor = maps[group["features"]](grad)
+    written = FEATURES[group["features"]](grad)
     if group["precondition"] == "none":
         return written
     beta = group["beta2"]
     state["second"].mul_(beta).addcmul_(grad, grad, value=1 - beta)
     corrected = state["second"] / (1 - beta ** state["step"])
-    return written / (corrected.sqrt_() + group["eps"])
+    return written.div(corrected.sqrt_().add_(group["eps"]))
 
 
 def _output(momentum: Tensor, group: dict[str, Any]) -> Tensor:
@@ -108,4 +110,4 @@ def _output(momentum: Tensor, group: dict[str, Any]) -> Tensor:
     if group["output"] == "identity":
         return momentum
     free = torch.sign(momentum) if group["output"] == "sign" else newton_schulz(momentum)
-    return free * group["lr"]
+    return free.mul_(group["lr"])

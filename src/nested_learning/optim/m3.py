@@ -70,7 +70,7 @@ class M3(DeepOptimizer):
 
     def _state(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """`step`, M₁ `fast`, V `second`, M₂ `slow`; `slow_output` O₂ is there from the second block on."""
-        state = self.state[parameter]
+        state: dict[str, Any] = self.state[parameter]
         if not state:
             state["step"] = 0
             wanted = {"fast": True, "second": group["second_moment"], "slow": group["slow_weight"] != 0}
@@ -162,10 +162,11 @@ def _scaled(step: Tensor, group: dict[str, Any]) -> Tensor:
     rows, columns = step.shape
     if group["adjust"] == "rms":
         norm = torch.linalg.vector_norm(step)
-        return step * (RMS * math.sqrt(step.numel()) / norm.clamp(min=TINY))
+        return step.mul(RMS * math.sqrt(step.numel()) / norm.clamp(min=TINY))
     factors = {
         "none": 1.0,
         "original": math.sqrt(max(1.0, rows / columns)),
         "match_rms_adamw": RMS * math.sqrt(max(rows, columns)),
     }
-    return step * factors[group["adjust"]]
+    factor: float = factors[group["adjust"]]
+    return step * factor
