@@ -149,8 +149,6 @@ def test_truncation_cuts_the_gradient_of_early_writes() -> None:
         early += torch.autograd.grad(y[:, 0].sum(), memory, retain_graph=True)
         late += torch.autograd.grad(y[:, 11].sum(), memory, allow_unused=True)
     torch.testing.assert_close(full(x)[0], cut(x)[0], rtol=1e-13, atol=1e-14)
-    torch.testing.assert_close(
-        early[0], early[1], rtol=1e-13, atol=1e-14
-    )  # read directly
+    torch.testing.assert_close(early[0], early[1], rtol=1e-13, atol=1e-14)  # read directly
     assert late[0].abs().max() > 0  # through two writes
     assert late[1] is None or late[1].abs().max() == 0
