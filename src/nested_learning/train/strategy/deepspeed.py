@@ -72,6 +72,9 @@ class DeepSpeedStrategy(DistributedStrategy):
         deepspeed.utils.logger.setLevel(logging.WARNING)
 
         settings = read_settings(self.config, self.world_size)
+        blocks = getattr(model, "blocks", ())
+        if blocks:  # gathered whole, as with FSDP: memories read their parameters outside of a forward pass
+            deepspeed.utils.set_z3_leaf_modules(model, [type(blocks[0])])
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=make_optimizer(model), config=settings, dist_init_required=False
         )
