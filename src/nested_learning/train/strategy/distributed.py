@@ -26,6 +26,9 @@ from nested_learning.train.strategy.base import SingleStrategy, pick_device
 
 T = TypeVar("T")
 ANSWER_WITHIN = timedelta(seconds=5)
+# Groups live on after they are left: DDP's reducer frees the last reference to one while it holds the
+# interpreter's lock, and waits for ever if a thread of gloo then wants that lock to free its last tensor.
+left_groups: list[Any] = []
 
 
 class DistributedStrategy(SingleStrategy):
@@ -116,6 +119,7 @@ class DistributedStrategy(SingleStrategy):
 
     def close(self) -> None:
         """Leave the group of processes."""
+        left_groups.append(dist.distributed_c10d._get_default_group())
         dist.destroy_process_group()
 
 
