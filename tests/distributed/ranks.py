@@ -104,7 +104,7 @@ def _enter(rank: int, count: int, port: int, log: str, pipe: Any, target: Any, a
     import torch
 
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(60)  # where it hangs, if it does
+    faulthandler.dump_traceback_later(100)  # where it hangs, if it does
     try:
         value = target(*arguments)
         pipe.send(value)
