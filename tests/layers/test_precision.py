@@ -18,7 +18,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("chunk", [16, 64])
-def test_outputs_keep_five_digits_and_gradients_three(kind: str, chunk: int) -> None:
+def test_outputs_keep_five_digits_and_every_gradient_four(kind: str, chunk: int) -> None:
     torch.manual_seed(0)
     noise, shared = INPUTS[kind]
     layer = SelfModifyingTitans(32, 2, chunk)
@@ -29,6 +29,5 @@ def test_outputs_keep_five_digits_and_gradients_three(kind: str, chunk: int) -> 
     assert relative(y, reference) < 1e-5
     (y * probe).sum().backward()
     (reference * probe).sum().backward()
-    got = torch.cat([p.grad.flatten() for p in layer.parameters()])
-    expected = torch.cat([p.grad.flatten() for p in exact.parameters()])
-    assert relative(got, expected) < 5e-4  # 1e-6 for most seeds; nearly parallel keys are ill-conditioned
+    for (name, p), q in zip(layer.named_parameters(), exact.named_parameters(), strict=True):
+        assert relative(p.grad, q[1].grad) < 1e-4, name  # 1e-6 mostly; nearly parallel keys up to 4e-5
