@@ -57,20 +57,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    path: str | Path, device: torch.device | str = "cpu"
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    config: RunConfig | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[HopeLM, Tokenizer, RunConfig]:
     """Model (in evaluation mode, on `device`), tokenizer and configuration of a checkpoint.
 
     Args:
         path: a checkpoint folder, a file made by `nl export`, or a run directory for its latest checkpoint.
         device: where the model goes.
+        config, tokenizer: instead of those in the checkpoint.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or of another format; its weights do not fit its
             configuration; or its tokenizer has another vocabulary than its weights.
     """
     run = read_checkpoint(path)
-    config, tokenizer = run_config(run["config"]), load_tokenizer(run["tokenizer"])
+    config = config or run_config(run["config"])
+    tokenizer = tokenizer or load_tokenizer(run["tokenizer"])
     if tokenizer.vocab_size != config.model.vocab_size:
         raise CheckpointError(
             f"checkpoint {path}: its tokenizer has {tokenizer.vocab_size} tokens "

@@ -78,6 +78,11 @@ class CheckpointStore:
         folders = self.folders()
         return folders[-1] if folders else None
 
+    def best(self) -> Path | None:
+        """The checkpoint with the lowest validation loss, None if none was validated."""
+        name = self._index().get("best")
+        return self.directory / str(name) if name and (self.directory / name / MANIFEST).is_file() else None
+
     def clear(self) -> None:
         """Delete all checkpoints."""
         (self.directory / INDEX).unlink(missing_ok=True)

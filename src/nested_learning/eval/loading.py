@@ -1,0 +1,126 @@
+"""What every evaluator needs of a checkpoint: model, tokenizer, configuration, and which one it was."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nested_learning.config import RunConfig, load_config
+from nested_learning.data.tokenizer import Tokenizer, load_tokenizer
+from nested_learning.models.lm import HopeLM
+from nested_learning.train.checkpoint import (
+    CheckpointError,
+    CheckpointStore,
+    find_checkpoint,
+    load_checkpoint,
+)
+from nested_learning.train.checkpoint.manifest import MANIFEST
+
+BEST = ":best"
+OUTPUT = Path("outputs/eval")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """A checkpoint in memory. Its model is in evaluation mode and its parameters take no gradients.
+
+    sha256: of the exported file, or of the manifest of a folder, which holds the SHA-256 of all its files.
+    path: the file or folder that was read.
+    """
+
+    model: HopeLM
+    tokenizer: Tokenizer
+    config: RunConfig
+    sha256: str
+    path: Path
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def describe(self) -> dict[str, str]:
+        """What a result file says of the checkpoint."""
+        return {"name": self.config.name, "path": str(self.path), "sha256": self.sha256}
+
+    def output(self, evaluation: str, given: Path | None = None) -> Path:
+        """Where the result of an evaluation goes: `given`, or a file in a folder of this checkpoint's own."""
+        return given or OUTPUT / f"{self.config.name}-{self.sha256[:8]}" / f"{evaluation}.json"
+
+
+def load(
+    checkpoint: str | Path,
+    config: str | Path | None = None,
+    tokenizer_path: str | Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Loaded:
+    """Read a checkpoint for evaluation.
+
+    Args:
+        checkpoint: a run folder for its latest checkpoint (`folder:best` for the one with the lowest
+            validation loss), a checkpoint folder, or a file made by `nl export`.
+        config: a configuration file or a name in `configs/`, instead of the configuration in the checkpoint.
+        tokenizer_path: a SentencePiece model, instead of the tokenizer in the checkpoint.
+        device: such as "cpu" or "cuda:0".
+
+    Raises:
+        CheckpointError: no checkpoint there, a damaged one, or weights that fit neither configuration nor
+            tokenizer.
+        FileNotFoundError: no such configuration or tokenizer.
+    """
+    path = locate(checkpoint)
+    tokenizer = None if tokenizer_path is None else load_tokenizer(tokenizer_path)
+    own = None if config is None else load_config(config)
+    if own is not None and tokenizer is not None and own.model.vocab_size != tokenizer.vocab_size:
+        raise CheckpointError(
+            f"--config {config} is for {own.model.vocab_size} tokens, "
+            f"--tokenizer-path {tokenizer_path} has {tokenizer.vocab_size}"
+        )
+    model, tokenizer, read = load_checkpoint(path, device, own, tokenizer)
+    proof = path if path.is_file() else path / MANIFEST
+    digest = hashlib.sha256(proof.read_bytes()).hexdigest()
+    return Loaded(
+        model=model.requires_grad_(False), tokenizer=tokenizer, config=read, sha256=digest, path=path
+    )
+
+
+def locate(checkpoint: str | Path) -> Path:
+    """The checkpoint that a name such as `outputs/run`, `outputs/run:best` or `model.safetensors` means.
+
+    Raises:
+        CheckpointError: there is none, or no best one.
+    """
+    name = str(checkpoint)
+    if not name.endswith(BEST) or Path(name).exists():
+        return find_checkpoint(checkpoint)
+    folder = Path(name.removesuffix(BEST))
+    for directory in (folder, folder / "checkpoints"):
+        if found := CheckpointStore(directory, 1).best():
+            return found
+    raise CheckpointError(f"there is no checkpoint with a validation loss at {folder}")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every evaluator of one checkpoint."""
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="run folder (FOLDER:best: its best), checkpoint, exported file")
+    add_model_options(parser)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `add_options` without the checkpoint, for evaluators of several."""
+    add = parser.add_argument
+    add("--config", help="configuration instead of the checkpoint's own")
+    add("--tokenizer-path", type=Path, help="SentencePiece model instead of the checkpoint's own")
+    add("--device", default="cpu", help="such as cuda:0")
+    add("--output", type=Path, help=f"result file (.json); default: below {OUTPUT}, by checkpoint")
+    add("--fresh", action="store_true", help="forget the samples of an earlier, unfinished evaluation")
+
+
+def from_options(options: argparse.Namespace) -> Loaded:
+    """The checkpoint that the options of `add_options` name."""
+    return load(options.checkpoint, options.config, options.tokenizer_path, options.device)
