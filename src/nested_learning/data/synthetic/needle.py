@@ -88,7 +88,7 @@ def needle_sample(
 
 
 def _haystack(size: int, rng: random.Random) -> list[list[int]]:
-    """The sentences of the endless noise up to a random one, of which the first is cut to have `size` tokens."""
+    """Sentences of the endless noise up to a random one; the first is cut to make `size` tokens."""
     last, sentences = rng.randrange(len(_NOISE)), list[list[int]]()
     while size > 0:
         sentences.append(_NOISE[last][-size:])
@@ -97,7 +97,9 @@ def _haystack(size: int, rng: random.Random) -> list[list[int]]:
     return sentences[::-1]
 
 
-def _insert(hay: list[list[int]], facts: list[list[int]], depth: float | None, rng: random.Random) -> list[int]:
+def _insert(
+    hay: list[list[int]], facts: list[list[int]], depth: float | None, rng: random.Random
+) -> list[int]:
     """The haystack as one list, the first fact at `depth` and the others at random, one at a place."""
     ends = [sum(map(len, hay[:i])) for i in range(len(hay) + 1)]
     if depth is None:
@@ -109,9 +111,7 @@ def _insert(hay: list[list[int]], facts: list[list[int]], depth: float | None, r
     return [token for i, sentence in enumerate([*hay, []]) for token in (*at.get(i, ()), *sentence)]
 
 
-def needle_batch(
-    batch_size: int, length: int, rng: random.Random, needles: int = 1
-) -> tuple[Tensor, Tensor]:
+def needle_batch(batch_size: int, length: int, rng: random.Random, needles: int = 1) -> tuple[Tensor, Tensor]:
     """`batch_size` samples to train on, needles at random depths.
 
     Returns:

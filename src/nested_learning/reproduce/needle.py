@@ -1,0 +1,235 @@
+"""A needle in a haystack: small models trained at one length, asked at up to eight times that length.
+
+The grammar is RULER's, word by word (`data.synthetic.needle`); the answer is generated greedily.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from nested_learning.config import OptimConfig, set_seed
+from nested_learning.data.synthetic.needle import ANSWER, DIGITS, WORDS, needle_batch, needle_sample
+from nested_learning.eval.plots import draw_maps
+from nested_learning.eval.results import wilson
+from nested_learning.models.config import HopeConfig
+from nested_learning.models.lm import HopeLM
+from nested_learning.reproduce.experiment import Experiment, Options, Outcome, positive
+from nested_learning.reproduce.report import Report
+from nested_learning.reproduce.runner import Result, Run, Tick
+from nested_learning.reproduce.tasks import recall_optim
+from nested_learning.reproduce.training import Batch, Loop, train_steps
+
+MODELS = {
+    "HOPE (self_mod)": "self_mod",
+    "Titans": "titans",
+    "sliding attention": "sliding_attention",
+    "attention": "attention",
+}
+TARGET = 0.95
+"""Accuracy at the training length from which the task counts as learned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NeedleRun:
+    """One training, and the accuracy of the trained model by length and depth.
+
+    Args:
+        model: its vocabulary is that of the grammar.
+        length: tokens of a training sample, answer included; needles are at random depths.
+        needles: numbers in the haystack, one of them asked for.
+        multiples: lengths to ask at, over `length`.
+        depths: places of the needle to ask at.
+        samples: per length and depth.
+        steps, batch_size, seed: of the training; the seed decides the initial weights and all data.
+        eval_every: steps between evaluations, each on 128 fresh samples of the training length.
+        stop_at: accuracy that ends the training early.
+    """
+
+    model: HopeConfig
+    optim: OptimConfig = field(default_factory=recall_optim)
+    length: int = 64
+    needles: int = 1
+    multiples: tuple[int, ...] = (1, 2, 4, 8)
+    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    samples: int = 32
+    steps: int = 4000
+    batch_size: int = 32
+    seed: int = 0
+    eval_every: int = 50
+    stop_at: float = 0.99
+
+    def run(self, tick: Tick) -> Result:
+        """Train, then ask. The result holds `right`, the number of right answers by length and depth, and
+        the history of the loop."""
+        set_seed(self.seed)
+        model = HopeLM(self.model)
+
+        def evaluate(trained: nn.Module) -> float:
+            assert isinstance(trained, HopeLM)
+            return retrieved(trained, self.length, None, 128, self.needles, self._rng(1)) / 128
+
+        loop = Loop(steps=self.steps, eval_every=self.eval_every, stop_at=self.stop_at)
+        history = train_steps(model, self._batches(), self.optim, loop, evaluate, tick)
+        rng = self._rng(2)
+        right = [
+            [
+                retrieved(model, self.length * times, depth, self.samples, self.needles, rng)
+                for depth in self.depths
+            ]
+            for times in self.multiples
+        ]
+        parameters = sum(p.numel() for p in model.parameters())
+        return {"right": right, "parameters": parameters, **history.to_result()}
+
+    def _batches(self) -> Iterator[Batch]:
+        rng = self._rng(0)
+        while True:
+            yield needle_batch(self.batch_size, self.length, rng, self.needles)
+
+    def _rng(self, part: int) -> random.Random:
+        """A source of chance of its own for training (0), the evaluations of the loop (1) and the map (2)."""
+        return random.Random(3 * self.seed + part)
+
+
+def retrieved(
+    model: HopeLM, length: int, depth: float | None, count: int, needles: int, rng: random.Random
+) -> int:
+    """How many of `count` samples the model answers right, all digits, by greedy generation."""
+    samples = [needle_sample(length, rng, depth, needles) for _ in range(count)]
+    right = 0
+    for first in range(0, count, 32):
+        part = samples[first : first + 32]
+        prompts = torch.tensor([prompt for prompt, _ in part])
+        answers = torch.tensor([answer for _, answer in part])
+        said = model.generate(prompts, ANSWER, temperature=0)[:, -ANSWER:]
+        right += int((said == answers).all(1).sum())
+    return right
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Model, length, samples, steps and seeds."""
+    add = parser.add_argument
+    add("--models", nargs="+", choices=list(MODELS.values()), default=list(MODELS.values()))
+    add(
+        "--length",
+        type=positive,
+        default=64,
+        help="training length, and window of sliding attention",
+    )
+    add("--needles", type=positive, default=1, help="numbers in the haystack, one of them asked for")
+    add("--multiples", type=positive, nargs="+", default=[1, 2, 4, 8], help="lengths asked at, over --length")
+    add("--depths", type=positive, default=5, help="places of the needle, evenly spread from start to end")
+    add("--samples", type=positive, default=32, help="questions per length, depth and seed")
+    add("--chunk-size", type=positive, default=8, help="tokens between two writes of a memory")
+    add("--steps", type=positive, default=4000, help="most updates of a run")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+
+
+def plan(options: Options) -> dict[str, list[Run]]:
+    """A row per model, a run per seed. Raises ValueError for a length without room for the needles."""
+    needle_sample(options.length, random.Random(0), None, options.needles)
+    base = HopeConfig(
+        vocab_size=len(WORDS),
+        dim=64,
+        num_layers=2,
+        num_heads=2,
+        chunk_size=options.chunk_size,
+        window=options.length,
+    )
+    most = max(1, options.depths - 1)
+    run = NeedleRun(
+        model=base,
+        length=options.length,
+        needles=options.needles,
+        multiples=tuple(options.multiples),
+        depths=tuple(i / most for i in range(options.depths)),
+        samples=options.samples,
+        steps=options.steps,
+    )
+    return {
+        name: [replace(run, model=replace(base, mixer=mixer), seed=seed) for seed in options.seeds]
+        for name, mixer in MODELS.items()
+        if mixer in options.models
+    }
+
+
+def report(options: Options, outcome: Outcome) -> Report:
+    """Accuracy by length over all depths and seeds with its interval, and the map of every model."""
+    lengths = [options.length * times for times in options.multiples]
+    header = ["model", "parameters", "steps", *(f"{length} tokens" for length in lengths)]
+    rows, numbers = [], []
+    maps: dict[str, list[list[float]]] = {}
+    for name, cells in outcome.items():
+        right = [[sum(values) for values in zip(*by_depth, strict=True)] for by_depth in _by_length(cells)]
+        asked = options.samples * len(cells)
+        maps[name] = [[count / asked for count in row] for row in right]
+        steps = [result["steps"] for _, result in cells]
+        totals = [(sum(row), asked * len(row)) for row in right]
+        parameters = cells[0][1]["parameters"]
+        shown = [_with_interval(*total) for total in totals]
+        rows.append([name, f"{parameters:,}", ", ".join(map(str, steps)), *shown])
+        row = {"model": name, "seeds": options.seeds, "steps": steps, "parameters": parameters}
+        seeds = [[sum(values) for values in result["right"]] for _, result in cells]
+        numbers.append(
+            {**row, "lengths": lengths, "map": maps[name], "right": totals, "right_by_seed": seeds}
+        )
+    depths = next(iter(outcome.values()))[0][0].depths
+    return Report(
+        title="A needle in a haystack beyond the training length",
+        header=header,
+        rows=rows,
+        numbers=numbers,
+        notes=_notes(options, outcome),
+        picture=partial(draw_maps, maps, lengths, depths),
+    )
+
+
+def _by_length(cells: list[tuple[Any, Result]]) -> Iterator[tuple[list[int], ...]]:
+    """For every length the counts of all seeds by depth."""
+    return zip(*(result["right"] for _, result in cells), strict=True)
+
+
+def _with_interval(right: int, asked: int) -> str:
+    low, high = wilson(right, asked)
+    return f"{right / asked:.3f} ({low:.3f}–{high:.3f})"
+
+
+def _notes(options: Options, outcome: Outcome) -> list[str]:
+    run: NeedleRun = next(iter(outcome.values()))[0][0]
+    asked = options.samples * options.depths * len(options.seeds)
+    failed = [
+        name
+        for name, cells in outcome.items()
+        for _, result in cells
+        if sum(result["right"][0]) < TARGET * options.samples * options.depths
+    ]
+    model = run.model
+    return [
+        f"Trained at {run.length} tokens, answer included, with {run.needles} needle(s) at random depths: "
+        f"width {model.dim}, {model.num_layers} layers, chunk {model.chunk_size}, window {model.window}, "
+        f"batch {run.batch_size}, AdamW {run.optim.lr:g}. At most {run.steps} steps; a run stops at a held-out "
+        f"accuracy of {run.stop_at}. Steps are listed per seed.",
+        f"An answer is right if all {ANSWER} digits are, generated greedily; chance is "
+        f"{len(DIGITS) ** -ANSWER:g}. Mean over {options.depths} depths and seeds {options.seeds}, {asked} "
+        "questions per length, with Wilson's 95 % interval (as if questions were independent; seeds differ "
+        "by more).",
+        f"Runs below {TARGET} at the training length: {', '.join(failed) or 'none'}.",
+    ]
+
+
+EXPERIMENT = Experiment(
+    name="needle",
+    help="a needle in a haystack at 1 to 8 times the training length: HOPE, Titans, both attentions",
+    add_options=add_options,
+    quick={"steps": 10, "seeds": [0], "multiples": [1, 2], "depths": 2, "samples": 4},
+    plan=plan,
+    report=report,
+)
