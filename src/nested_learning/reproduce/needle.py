@@ -215,8 +215,8 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
     return [
         f"Trained at {run.length} tokens, answer included, with {run.needles} needle(s) at random depths: "
         f"width {model.dim}, {model.num_layers} layers, chunk {model.chunk_size}, window {model.window}, "
-        f"batch {run.batch_size}, AdamW {run.optim.lr:g}. At most {run.steps} steps; a run stops at a held-out "
-        f"accuracy of {run.stop_at}. Steps are listed per seed.",
+        f"batch {run.batch_size}, AdamW {run.optim.lr:g}. At most {run.steps} steps; a run stops at a "
+        f"held-out accuracy of {run.stop_at}. Steps are listed per seed.",
         f"An answer is right if all {ANSWER} digits are, generated greedily; chance is "
         f"{len(DIGITS) ** -ANSWER:g}. Mean over {options.depths} depths and seeds {options.seeds}, {asked} "
         "questions per length, with Wilson's 95 % interval (as if questions were independent; seeds differ "
