@@ -107,7 +107,7 @@ def locate(checkpoint: str | Path) -> Path:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of every evaluator of one checkpoint."""
     add = parser.add_argument
-    add("--checkpoint", required=True, help="run folder (FOLDER:best: its best), checkpoint, exported file")
+    add("--checkpoint", help="run folder (FOLDER:best: its best), checkpoint, exported file")
     add_model_options(parser)
 
 
@@ -122,5 +122,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def from_options(options: argparse.Namespace) -> Loaded:
-    """The checkpoint that the options of `add_options` name."""
+    """The checkpoint that the options of `add_options` name. A ValueError without `--checkpoint`."""
+    if options.checkpoint is None:
+        raise ValueError("--checkpoint is missing")
     return load(options.checkpoint, options.config, options.tokenizer_path, options.device)

@@ -247,6 +247,25 @@ def evaluate_samples(
     Raises:
         ValueError: the log was made with other settings, or two items have the same key.
     """
+    return evaluate_batches(
+        log_path, settings, items, lambda batch: [score(item) for item in batch], 1, description, replay
+    )
+
+
+def evaluate_batches(
+    log_path: Path,
+    settings: Mapping[str, Any],
+    items: Sequence[tuple[str, T]],
+    score: Callable[[Sequence[T]], Sequence[Row]],
+    size: int,
+    description: str = "",
+    replay: Callable[[T], object] | None = None,
+) -> list[Row]:
+    """`evaluate_samples` with `score` for `size` items at once.
+
+    Batches are the same after an interruption: one of which a sample is missing is scored again as a whole,
+    so that not even rounding differs.
+    """
     from tqdm import tqdm
 
     if len({key for key, _ in items}) != len(items):
@@ -255,16 +274,22 @@ def evaluate_samples(
     finished = sum(key in done for key, _ in items)
     bar = tqdm(total=len(items), initial=finished, desc=description, unit="sample", disable=None)
     with bar, log_path.open("a", encoding="utf-8") as log:
-        for key, item in items:
-            if key in done:
+        for first in range(0, len(items), size):
+            batch = items[first : first + size]
+            missing = [key for key, _ in batch if key not in done]
+            if not missing:
                 if replay is not None:
-                    replay(item)
+                    for _, item in batch:
+                        replay(item)
                 continue
-            line = json.dumps({"key": key, "result": score(item)}, allow_nan=False)
-            log.write(line + "\n")
-            log.flush()
-            done[key] = json.loads(line)["result"]
-            bar.update()
+            for (key, _), row in zip(batch, score([item for _, item in batch]), strict=True):
+                if key in done:
+                    continue
+                line = json.dumps({"key": key, "result": row}, allow_nan=False)
+                log.write(line + "\n")
+                log.flush()
+                done[key] = json.loads(line)["result"]
+            bar.update(len(missing))
     return [done[key] for key, _ in items]
 
 

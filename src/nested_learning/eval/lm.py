@@ -1,0 +1,164 @@
+"""Models of this package in EleutherAI's lm-eval: all of its tasks, by its own runner (extra `eval`).
+
+lm_eval.simple_evaluate(model=NestedLM(model, tokenizer), tasks=["lambada_openai"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from nested_learning.adapt.paths import Adaptable
+from nested_learning.eval.loading import Loaded
+from nested_learning.eval.results import Metric, Result, versions
+from nested_learning.eval.scorer import Sampling, Scorer, TextTokenizer
+
+try:
+    from lm_eval.api.model import LM
+except ImportError as error:
+    raise ImportError(
+        "this needs lm-eval: pip install 'nested-learning[eval]' (task files of your own do not: --local-dir)"
+    ) from error
+
+T = TypeVar("T")
+MAX_NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+DEFAULT_NEW_TOKENS = 256
+GENERATION = {*MAX_NEW_TOKENS, "until", "do_sample", "temperature", "top_k", "top_p"}
+
+
+class NestedLM(LM):  # type: ignore[misc]
+    """An `lm_eval.api.model.LM` around a model called as `logits, state = model(tokens, state)`.
+
+    Such as `HopeLM`, or a Hugging Face model in `levels_from_pretrained` with a `HuggingFaceTokenizer`.
+
+    Args:
+        model: see `Scorer`, which does the work.
+        tokenizer, batch_size, policy, max_length, start, device: of the `Scorer`.
+    """
+
+    def __init__(self, model: Adaptable, tokenizer: TextTokenizer, **scorer: Any) -> None:
+        super().__init__()
+        self.scorer = Scorer(model, tokenizer, **scorer)
+        self._device = torch.device(self.scorer.device)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For lm-eval's caches of requests."""
+        return str(getattr(self.scorer.tokenizer, "fingerprint", type(self.scorer.tokenizer).__name__))
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """ln p of continuations and whether they are the model's own; requests of (context, continuation)."""
+        arguments = [request.args for request in requests]
+        pairs = [self.scorer.encode_pair(*pair) for pair in arguments]
+        found = self.scorer.loglikelihood_of_ids(pairs)
+        return self._collect("loglikelihood", arguments, found, disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """ln p of whole texts, for requests of (text,)."""
+        arguments = [request.args for request in requests]
+        found = self.scorer.rolling([text for (text,) in arguments])
+        return self._collect("loglikelihood_rolling", arguments, found, disable_tqdm)
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Texts up to one of the words that end them, for requests of (context, options).
+
+        Raises:
+            ValueError: an option that is not in `GENERATION`.
+        """
+        arguments = [request.args for request in requests]
+        wanted = [sampling_of(options) for _, options in arguments]
+        found = (
+            (members[n], text)
+            for kind in dict.fromkeys(wanted)
+            for members in [[i for i, one in enumerate(wanted) if one == kind]]
+            for n, text in self.scorer.generate([arguments[i][0] for i in members], kind)
+        )
+        return self._collect("generate_until", arguments, found, disable_tqdm)
+
+    def _collect(
+        self, method: str, arguments: list[Any], found: Iterable[tuple[int, T]], disable_tqdm: bool
+    ) -> list[T]:
+        """Answers in the order of the requests; each goes to lm-eval's cache as soon as it is there."""
+        answers: dict[int, T] = {}
+        with tqdm(total=len(arguments), desc=method, disable=True if disable_tqdm else None) as bar:
+            for i, answer in found:
+                answers[i] = answer
+                self.cache_hook.add_partial(method, arguments[i], answer)
+                bar.update()
+        return [answers[i] for i in range(len(arguments))]
+
+
+def sampling_of(options: dict[str, Any]) -> Sampling:
+    """lm-eval's options of generation. Without `do_sample`, the likeliest token is taken."""
+    if unknown := options.keys() - GENERATION:
+        raise ValueError(
+            f"generation option {sorted(unknown)[0]!r} is unknown; allowed: {sorted(GENERATION)}"
+        )
+    until = options.get("until") or ()
+    most = next((options[name] for name in MAX_NEW_TOKENS if options.get(name)), DEFAULT_NEW_TOKENS)
+    drawn = bool(options.get("do_sample", options.get("temperature", 0) > 0))
+    return Sampling(
+        max_new_tokens=int(most),
+        until=(until,) if isinstance(until, str) else tuple(until),
+        temperature=float(options.get("temperature", 1.0)) if drawn else 0.0,
+        top_k=options.get("top_k") or None,
+        top_p=options.get("top_p"),
+    )
+
+
+def evaluate_harness(
+    loaded: Loaded, tasks: Sequence[str], limit: int | None, cache: Path, **scorer: Any
+) -> tuple[Result, dict[str, list[Any]]]:
+    """Run tasks of lm-eval by name, as its own `simple_evaluate` does.
+
+    Args:
+        loaded: the checkpoint.
+        tasks: names that lm-eval knows.
+        limit: the first so many documents of every task; None = all.
+        cache: a file to keep answers in, so that an interrupted run goes on.
+        scorer: options of `Scorer`.
+
+    Returns:
+        The result, and by task what lm-eval logs of every sample.
+    """
+    from lm_eval import simple_evaluate
+
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    model = NestedLM(loaded.model, loaded.tokenizer, device=loaded.device, **scorer)
+    found = simple_evaluate(
+        model=model, tasks=list(tasks), limit=limit, use_cache=str(cache), bootstrap_iters=0
+    )
+    metrics = list(_metrics(found["results"], found["n-samples"]))
+    result = Result(
+        evaluation="lm-eval",
+        checkpoint=loaded.describe(),
+        settings={"tasks": list(tasks), "limit": limit, **scorer, "task_versions": found["versions"]},
+        versions=versions("lm-eval"),
+        metrics=metrics,
+        samples=sum(count["effective"] for count in found["n-samples"].values()),
+    )
+    return result, found["samples"]
+
+
+def _metrics(results: dict[str, dict[str, Any]], counts: dict[str, dict[str, int]]) -> Iterator[Metric]:
+    """lm-eval's numbers: "acc,none" with "acc_stderr,none" beside it."""
+    for task, values in results.items():
+        for key, value in values.items():
+            name, _, kind = key.partition(",")
+            if not kind or name.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            stderr = values.get(f"{name}_stderr,{kind}")
+            half = 1.96 * stderr if isinstance(stderr, float) else None
+            yield Metric(
+                task=task,
+                name=name if kind == "none" else f"{name} ({kind})",
+                value=float(value),
+                low=None if half is None else value - half,
+                high=None if half is None else value + half,
+                stderr=stderr if half is not None else None,
+                n=counts.get(task, {}).get("effective", 1),
+            )

@@ -1,0 +1,381 @@
+"""Log-likelihoods of texts, and new texts, of any model called as `logits, state = model(tokens, state)`.
+
+A context that several continuations share is read once, and its state is forked. Rows of a batch end in
+padding, which nothing after it reads; contexts that are forked together, or continued, have one length.
+
+    scorer = Scorer(model, tokenizer)
+    scorer.loglikelihood([("The capital of France is", " Paris"), ("The capital of France is", " Rome")])
+
+Shapes: B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nested_learning.adapt.paths import Adaptable
+from nested_learning.models.sampling import sample_token
+from nested_learning.train.objective import IGNORE
+
+POLICIES = ("fresh", "carried")
+SEGMENT = 512  # tokens of a call, so that memory for logits does not grow with a text
+Ids = list[int]
+Score = tuple[float, bool]
+T = TypeVar("T")
+
+
+class TextTokenizer(Protocol):
+    """What scoring asks of a tokenizer; those of `data.tokenizer` and `HuggingFaceTokenizer` do it."""
+
+    @property
+    def eos_id(self) -> int: ...
+
+    def encode(self, text: str) -> Ids: ...
+
+    def decode(self, ids: Ids) -> str: ...
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer of transformers with the methods of this package's, and without special tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError("tokenizer must have an end-of-text token")
+        self.tokenizer = tokenizer
+        self.eos_id = int(tokenizer.eos_token_id)
+
+    def encode(self, text: str) -> Ids:
+        """Token ids of `text`."""
+        ids: Ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def decode(self, ids: Ids) -> str:
+        """Text of `ids`; special tokens are left out."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How a text is continued.
+
+    Args:
+        max_new_tokens: at most so many tokens.
+        until: texts that end it; they are not part of it.
+        temperature, top_k, top_p: as in `HopeLM.generate`; the default takes the likeliest token.
+        seed: of the sampling.
+    """
+
+    max_new_tokens: int = 256
+    until: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+
+class Scorer:
+    """Scores texts and continues them.
+
+    Args:
+        model: see `Adaptable`; on `device`, in evaluation mode.
+        tokenizer: `encode`, `decode`, and `eos_id`, which stands before a text that has no context.
+        batch_size: rows of a call at most. It changes time and memory, not the numbers.
+        policy: "fresh": every request finds the model in `start`. "carried": contexts (and texts of
+            `rolling`) are read one behind the other, as one stream in the order of the requests; each
+            continuation is scored or written on a fork that is thrown away. A context that is that of the
+            request before is not read again. `reset` begins a new stream.
+        max_length: tokens that a call may read, for models that have a maximum. Longer contexts lose their
+            beginning; longer texts are scored in windows. None: no maximum, a text is read in one pass.
+        start: a state of one row from which requests begin, such as a memory; None = nothing.
+        device: where the model is.
+
+    Raises:
+        ValueError: an argument that is not allowed.
+    """
+
+    def __init__(
+        self,
+        model: Adaptable,
+        tokenizer: TextTokenizer,
+        batch_size: int = 8,
+        policy: str = "fresh",
+        max_length: int | None = None,
+        start: Any = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
+        for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if policy == "carried" and max_length is not None:
+            raise ValueError(f"max_length must be None for policy = carried, got {max_length}")
+        self.model, self.tokenizer, self.device = model, tokenizer, device
+        self.batch_size, self.policy, self.max_length = batch_size, policy, max_length
+        self.start = start
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what a carried stream has read."""
+        self._stream = self.start
+        self._last: tuple[Ids, Any] | None = None
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
+        """For every (context, continuation): ln p(continuation | context), and whether it is what the model
+        would write, every token being the likeliest."""
+        return _in_order(self.loglikelihood_of_ids([self.encode_pair(*pair) for pair in pairs]), len(pairs))
+
+    def encode_pair(self, context: str, continuation: str) -> tuple[Ids, Ids]:
+        """Tokens of a context and of its continuation, so that together they are those of the whole text.
+
+        White space at the context's end goes to the continuation, as most tokenizers put it before words.
+        A context without tokens is the end of a document. That is the rule of lm-eval's `hf` models.
+        """
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        head = self.tokenizer.encode(stripped) if stripped else []
+        whole = self.tokenizer.encode(stripped + continuation)
+        tail = whole[len(head) :]
+        if head:
+            return head, tail
+        eos = self.tokenizer.eos_id
+        return (tail[:1], tail[1:]) if tail[:1] == [eos] else ([eos], tail)
+
+    @torch.no_grad()
+    def loglikelihood_of_ids(self, pairs: Sequence[tuple[Ids, Ids]]) -> Iterator[tuple[int, Score]]:
+        """Like `loglikelihood`, for token ids: numbers of requests and their scores, as they come."""
+        pairs = [self._cut(context, continuation) for context, continuation in pairs]
+        if self.policy == "carried":
+            yield from self._carried(pairs)
+            return
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for i, (context, _) in enumerate(pairs):
+            groups[tuple(context)].append(i)
+        alone = [members[0] for members in groups.values() if len(members) == 1]
+        rows = {i: _row(*pairs[i]) for i in alone}
+        yield from self._score_rows(rows)
+        shared = [members for members in groups.values() if len(members) > 1]
+        for batch in self._batches_of_groups(shared, pairs):
+            heads = [pairs[members[0]][0] for members in batch]
+            yield from self._forks(heads, [[(i, pairs[i][1]) for i in members] for members in batch])
+
+    @torch.no_grad()
+    def rolling(self, texts: Sequence[str]) -> Iterator[tuple[int, float]]:
+        """ln p of whole texts, each token given all before it: numbers of texts and log-likelihoods, as they
+        come. With `max_length`, given what fits into a window that moves on when it is full."""
+        documents = [self.tokenizer.encode(text) for text in texts]
+        yield from ((i, 0.0) for i, ids in enumerate(documents) if not ids)
+        todo = sorted((i for i, ids in enumerate(documents) if ids), key=lambda i: (len(documents[i]), i))
+        if self.policy == "carried":
+            for i in sorted(todo):
+                inputs, targets = _row([self.tokenizer.eos_id], documents[i])
+                (score,), state = self._score([inputs], [targets], self._stream)
+                self._stream, self._last = self._read([documents[i][-1:]], state), None
+                yield i, score[0]
+            return
+        for batch in _chunks(todo, self.batch_size):
+            windows = [
+                (i, *window)
+                for i in batch
+                for window in rolling_windows(documents[i], self.tokenizer.eos_id, self.max_length)
+            ]
+            totals = dict.fromkeys(batch, 0.0)
+            rows = {number: (inputs, targets) for number, (_, inputs, targets) in enumerate(windows)}
+            for number, (value, _) in self._score_rows(rows):
+                totals[windows[number][0]] += value
+            yield from totals.items()
+
+    @torch.no_grad()
+    def generate(self, contexts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
+        """Continue contexts: their numbers and the new texts, as they come."""
+        ids = [self.tokenizer.encode(text) or [self.tokenizer.eos_id] for text in contexts]
+        if self.max_length is not None:
+            room = self.max_length - sampling.max_new_tokens
+            if room < 1:
+                raise ValueError(
+                    f"max_new_tokens must be less than max_length = {self.max_length}, "
+                    f"got {sampling.max_new_tokens}"
+                )
+            ids = [one[-room:] for one in ids]
+        if self.policy == "carried":
+            for i, one in enumerate(ids):
+                before = self._advance(one)
+                yield i, self._write([one[-1:]], before, sampling)[0]
+            return
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        for _, same in groupby(order, key=lambda i: len(ids[i])):
+            for batch in _chunks(list(same), self.batch_size):
+                heads = [ids[i] for i in batch]
+                state = self._read([one[:-1] for one in heads], self._begin(len(batch)))
+                written = self._write([one[-1:] for one in heads], state, sampling)
+                yield from zip(batch, written, strict=True)
+
+    def _carried(self, pairs: Sequence[tuple[Ids, Ids]]) -> Iterator[tuple[int, Score]]:
+        for _, members in groupby(range(len(pairs)), key=lambda i: pairs[i][0]):
+            same = list(members)
+            context = pairs[same[0]][0]
+            before = self._advance(context)
+            rows = [(i, _row(context[-1:], pairs[i][1])) for i in same]
+            yield from self._score_forks(rows, [0] * len(rows), before)
+
+    def _advance(self, context: Ids) -> Any:
+        """Let the stream read a context, unless it just did: the state before the context's last token."""
+        if self._last is None or self._last[0] != context:
+            before = self._read([context[:-1]], self._stream)
+            self._last, self._stream = (context, before), self._read([context[-1:]], before)
+        return self._last[1]
+
+    def _batches_of_groups(
+        self, groups: list[list[int]], pairs: Sequence[tuple[Ids, Ids]]
+    ) -> Iterator[list[list[int]]]:
+        """Groups whose contexts have the same length, at most `batch_size` continuations together."""
+
+        def length(members: list[int]) -> int:
+            return len(pairs[members[0]][0])
+
+        for _, same in groupby(sorted(groups, key=length), key=length):
+            batch: list[list[int]] = []
+            for members in same:
+                if batch and sum(map(len, batch)) + len(members) > self.batch_size:
+                    yield batch
+                    batch = []
+                batch.append(members)
+            yield batch
+
+    def _forks(
+        self, contexts: list[Ids], continuations: list[list[tuple[int, Ids]]]
+    ) -> Iterator[tuple[int, Score]]:
+        """Read contexts of one length but for their last token, and score continuations on forks."""
+        state = self._read([context[:-1] for context in contexts], self._begin(len(contexts)))
+        rows, parents = [], []
+        for parent, (context, members) in enumerate(zip(contexts, continuations, strict=True)):
+            rows += [(i, _row(context[-1:], ids)) for i, ids in members]
+            parents += [parent] * len(members)
+        yield from self._score_forks(rows, parents, state)
+
+    def _score_forks(
+        self, rows: list[tuple[int, tuple[Ids, Ids]]], parents: list[int], state: Any
+    ) -> Iterator[tuple[int, Score]]:
+        """Score rows that begin in row `parents[k]` of `state`; None: in nothing."""
+        for batch in _chunks(list(zip(rows, parents, strict=True)), self.batch_size):
+            index = torch.tensor([parent for _, parent in batch], device=self.device)
+            fork = None if state is None else state.rows(index)
+            inputs, targets = zip(*(row for (_, row), _ in batch), strict=True)
+            scores, _ = self._score(list(inputs), list(targets), fork)
+            yield from zip([i for (i, _), _ in batch], scores, strict=True)
+
+    def _score_rows(self, rows: dict[int, tuple[Ids, Ids]]) -> Iterator[tuple[int, Score]]:
+        """Score inputs and targets from `start` on, rows of similar length together."""
+        order = sorted(rows, key=lambda i: (len(rows[i][0]), i))
+        for batch in _chunks(order, self.batch_size):
+            inputs, targets = zip(*(rows[i] for i in batch), strict=True)
+            scores, _ = self._score(list(inputs), list(targets), self._begin(len(batch)))
+            yield from zip(batch, scores, strict=True)
+
+    def _begin(self, batch: int) -> Any:
+        if self.start is None:
+            return None
+        return self.start.rows(torch.zeros(batch, dtype=torch.long, device=self.device))
+
+    def _score(self, inputs: list[Ids], targets: list[Ids], state: Any) -> tuple[list[Score], Any]:
+        """Scores of rows of inputs and targets, of which IGNORE is none, and the state after the longest."""
+        if not any(inputs):
+            return [(0.0, True)] * len(inputs), state
+        x, y = self._pad(inputs, 0), self._pad(targets, IGNORE)
+        total = torch.zeros(len(inputs), dtype=torch.float64, device=self.device)
+        greedy = torch.ones(len(inputs), dtype=torch.bool, device=self.device)
+        for part, wanted in zip(torch.split(x, SEGMENT, 1), torch.split(y, SEGMENT, 1), strict=True):
+            logits, state = self.model(part, state)
+            row, column = (wanted != IGNORE).nonzero(as_tuple=True)
+            chosen, right = logits[row, column], wanted[row, column]
+            wide = chosen.float() if chosen.dtype.itemsize < 4 else chosen
+            total.index_add_(0, row, -F.cross_entropy(wide, right, reduction="none").double())
+            greedy[row[chosen.argmax(-1) != right]] = False
+        return list(zip(total.tolist(), greedy.tolist(), strict=True)), state
+
+    def _read(self, rows: list[Ids], state: Any) -> Any:
+        """The state after rows of one length, perhaps 0."""
+        if rows[0]:
+            for part in torch.split(self._pad(rows, 0), SEGMENT, 1):
+                _, state = self.model(part, state)
+        return state
+
+    def _write(self, last: list[Ids], state: Any, sampling: Sampling) -> list[str]:
+        """Continue rows of which `state` has read all but `last`."""
+        generator = torch.Generator(self.device).manual_seed(sampling.seed)
+        tokens, written = self._pad(last, 0), [Ids() for _ in last]
+        texts: list[str | None] = [None] * len(last)
+        for _ in range(sampling.max_new_tokens):
+            logits, state = self.model(tokens, state)
+            new = sample_token(
+                logits[:, -1].float(), sampling.temperature, sampling.top_k, sampling.top_p, generator
+            )
+            tokens = new[:, None]
+            for row, token in enumerate(new.tolist()):
+                written[row].append(token)
+                texts[row] = self._ended(written[row], sampling.until) if texts[row] is None else texts[row]
+            if None not in texts:
+                break
+        return [self.tokenizer.decode(w) if t is None else t for t, w in zip(texts, written, strict=True)]
+
+    def _ended(self, ids: Ids, until: Sequence[str]) -> str | None:
+        """The text of `ids` if it has come to its end, up to there."""
+        ended = ids[-1] == self.tokenizer.eos_id
+        text = self.tokenizer.decode(ids[:-1] if ended else ids)
+        found = [at for stop in until if stop and (at := text.find(stop)) >= 0]
+        return text[: min(found)] if found else text if ended else None
+
+    def _cut(self, context: Ids, continuation: Ids) -> tuple[Ids, Ids]:
+        """Drop the beginning of what is too long for the model."""
+        if self.max_length is None:
+            return context, continuation
+        if len(continuation) > self.max_length:
+            raise ValueError(
+                f"max_length must be at least the tokens of a continuation, {len(continuation)}, "
+                f"got {self.max_length}"
+            )
+        return context[-(self.max_length + 1 - len(continuation)) :], continuation
+
+    def _pad(self, rows: list[Ids], value: int) -> Tensor:
+        longest = max(map(len, rows))
+        padded = [row + [value] * (longest - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.long, device=self.device)
+
+
+def rolling_windows(ids: Ids, eos_id: int, max_length: int | None) -> Iterator[tuple[Ids, Ids]]:
+    """Inputs and targets of the windows of a text, every token a target once; one window without a maximum.
+
+    The first window begins with the end-of-text token. A later one is as full as it can be: what it scores is
+    preceded by tokens that were scored before and are IGNORE among its targets.
+    """
+    size = max_length or len(ids)
+    whole = [eos_id, *ids]
+    for done in range(0, len(ids), size):
+        end = min(done + size, len(ids))
+        first = max(0, end - size)
+        yield whole[first:end], [IGNORE] * (done - first) + ids[done:end]
+
+
+def _row(context: Ids, continuation: Ids) -> tuple[Ids, Ids]:
+    """Inputs and targets that score a continuation."""
+    if not continuation:
+        return [], []
+    return context + continuation[:-1], [IGNORE] * (len(context) - 1) + continuation
+
+
+def _chunks(items: list[T], size: int) -> list[list[T]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _in_order(found: Iterator[tuple[int, Score]], count: int) -> list[Score]:
+    scores = dict(found)
+    return [scores[i] for i in range(count)]
