@@ -221,13 +221,15 @@ def test_a_failed_write_leaves_the_former_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "section, key, value", [("optim", "lr", 0.5), ("model", "dim", 64), (None, "seed", 7)]
+    "section, key, value",
+    [("optim", "lr", 0.5), ("model", "dim", 64), ("train", "inner", "online"), (None, "seed", 7)],
 )
 def test_resuming_another_run_names_the_difference(saved, make_trainer, section, key, value):
     config = run_of(saved.store.latest())["config"]
     (config[section] if section else config)[key] = value
+    config["adapt"]["chunk_size"] = 4  # makes no difference to a run that does not adapt
     write_run(saved.store.latest(), config=config)
-    with pytest.raises(CheckpointError, match=f"{key} is .*, was {value}"):
+    with pytest.raises(CheckpointError, match=f"{key} is .*, was '?{value}"):
         make_trainer(resume=saved.store.latest())
 
 

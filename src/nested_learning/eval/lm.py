@@ -130,7 +130,7 @@ def evaluate_harness(
     cache.parent.mkdir(parents=True, exist_ok=True)
     model = NestedLM(loaded.model, loaded.tokenizer, device=loaded.device, **scorer)
     found = simple_evaluate(
-        model=model, tasks=list(tasks), limit=limit, use_cache=str(cache), bootstrap_iters=0
+        model=model, tasks=list(tasks), limit=limit, use_cache=str(cache), bootstrap_iters=1000
     )
     metrics = list(_metrics(found["results"], found["n-samples"]))
     result = Result(

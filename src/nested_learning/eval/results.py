@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from nested_learning.reproduce.report import markdown_table
 from nested_learning.train.checkpoint import write_atomic
 
 BASELINE, ADAPTED, GOLD = "baseline", "adapted", "adapted, gold text"
@@ -188,6 +187,8 @@ def summarise(paths: Sequence[str | Path]) -> str:
     Raises:
         ValueError: no files, or one that is no result file.
     """
+    from nested_learning.reproduce.report import markdown_table  # experiments use this module
+
     if not paths:
         raise ValueError("no result files given")
     rows = []

@@ -146,7 +146,7 @@ class MemoryMLP(nn.Module):
 
 def _repeat(weights: Tensor, batch: int) -> Tensor:
     wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
-    return wide.expand(batch, *weights.shape).flatten(0, 1)
+    return wide.repeat(batch, 1, 1)  # a copy for one sequence too: a state is no view of parameters
 
 
 def solve_write(

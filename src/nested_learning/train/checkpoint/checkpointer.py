@@ -171,11 +171,9 @@ def _then(future: Future[Any], action: Callable[[], None]) -> Future[None]:
 
 def _check_same_run(run: dict[str, Any], training: Training, path: Path) -> None:
     """Refuse to mix two runs: a resumed one must continue as if it had never stopped."""
-    old, new = run_config(run["config"]).to_dict(), training.config.to_dict()
+    old, new = (_what_decides(config) for config in (run_config(run["config"]), training.config))
     differing = [
-        f"{name}{key} is {new_value!r}, was {old_value!r}"
-        for name in ("model", "optim", "seed")
-        for key, old_value, new_value in _differences(old[name], new[name])
+        f"{name} is {new_value!r}, was {old_value!r}" for name, old_value, new_value in _differences(old, new)
     ]
     if load_tokenizer(run["tokenizer"]).fingerprint != training.tokenizer.fingerprint:
         differing.append("the tokenizer is another one")
@@ -186,7 +184,17 @@ def _check_same_run(run: dict[str, Any], training: Training, path: Path) -> None
         )
 
 
-def _differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+def _what_decides(config: RunConfig) -> dict[str, Any]:
+    """The part of a configuration that a resumed run must share."""
+    values = config.to_dict()
+    inner = {key: values["train"][key] for key in ("inner", "grad_through_write")}
+    learned = {"adapt": values["adapt"]} if config.train.inner == "online" else {}
+    return {key: values[key] for key in ("model", "optim", "seed")} | {"train": inner} | learned
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
-        return [(f".{k}{sub}", a, b) for k in old for sub, a, b in _differences(old[k], new.get(k))]
-    return [] if old == new else [("", old, new)]
+        keys = dict.fromkeys([*old, *new])
+        inside = [_differences(old.get(k), new.get(k), f"{name}.{k}" if name else k) for k in keys]
+        return [difference for some in inside for difference in some]
+    return [] if old == new else [(name, old, new)]

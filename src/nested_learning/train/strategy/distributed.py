@@ -61,10 +61,27 @@ class DistributedStrategy(SingleStrategy):
             torch.cuda.set_device(self.device)
             backend = "cpu:gloo,cuda:nccl"
         if "MASTER_ADDR" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
+            meet: dict[str, Any] = {"store": self._agent_store(timeout)} if self._restarts_alone else {}
         else:
-            store = HashStore()
-            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+            meet = {"store": HashStore()}
+        if meet:
+            meet |= {"rank": self.rank, "world_size": self.world_size}
+        dist.init_process_group(backend, timeout=timeout, **meet)
+
+    @property
+    def _restarts_alone(self) -> bool:
+        """Whether one agent of torchrun, on this machine, holds the store and starts all ranks."""
+        shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        return shared and os.environ.get("LOCAL_WORLD_SIZE") == str(self.world_size)
+
+    def _agent_store(self, timeout: timedelta) -> dist.Store:
+        """The agent's store, with keys of this start only.
+
+        The store outlives a restart, and torch (2.13) would find the addresses of dead ranks in it. Agents
+        of several machines count restarts differently; there, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+        """
+        store = next(dist.rendezvous("env://", timeout=timeout))[0]
+        return dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of this rank's part of the loss."""
