@@ -33,6 +33,7 @@ class LevelSpec:
             a "projected" one.
         target: what it learns to answer: a projection of the "next" input (written when that is known), or
             of the "same" one.
+        norm: whether its answers go through a norm with a gain. They are small and change with every write.
     """
 
     name: str = "mlp"
@@ -45,6 +46,7 @@ class LevelSpec:
     momentum: bool | None = None
     key: str = "input"
     target: str = "next"
+    norm: bool = True
 
     def __post_init__(self) -> None:
         if not self.name:

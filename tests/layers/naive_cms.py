@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nested_learning.layers.cms import CMS, FastLevel
 from nested_learning.layers.mlp import SwiGLU
+from nested_learning.layers.norm import RMSNorm
 from nested_learning.ops.delta_rule.naive import step
 from nested_learning.ops.memory_mlp.naive import errors, predict
 
@@ -62,7 +63,7 @@ class NaiveLevel:
             self.start()
         if self.seen % level.chunk_size == 0:
             self.chunk_start = list(self.weights)
-        return answer
+        return answer if level.norm is None else rms_norm(answer, level.norm)
 
 
 def naive_cms(cms: CMS, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -74,7 +75,7 @@ def naive_cms(cms: CMS, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     for t in range(tokens):
         current = total = x[:, t]
         for i, (norm, level) in enumerate(zip(cms.norms, levels, strict=True)):
-            h = current / (current.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight
+            h = rms_norm(current, norm)
             y = plain(level, h) if isinstance(level, SwiGLU) else level(h)
             if cms.variant == "independent":
                 shares = cms.shares.exp() / cms.shares.exp().sum(0)
@@ -86,6 +87,10 @@ def naive_cms(cms: CMS, x: Tensor) -> tuple[Tensor, list[Tensor]]:
                 finals[i] = [*level.weights, *moments]
         outputs.append(total)
     return torch.stack(outputs, 1), [tensor for i in sorted(finals) for tensor in finals[i]]
+
+
+def rms_norm(x: Tensor, norm: RMSNorm) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight
 
 
 def plain(mlp: SwiGLU, x: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ SWITCHES = {
     "projected": {"key": "projected"},
     "projected_same": {"key": "projected", "target": "same"},
     "fixed_eta": {"eta": 0.3},
+    "no_norm": {"norm": False},
     "all_fixed": {"eta": 0.3, "retention": False},
     "own_switches": {"retention": False, "delta": False, "momentum": True},
 }
@@ -47,7 +48,7 @@ def make(variant: str, memory: str = "default", heads: int = 1, **switches: obje
     cms = CMS(DIM, specs(**switches), variant, MEMORIES[memory], heads=heads).double()
     with torch.no_grad():
         for name, parameter in cms.named_parameters():
-            if name.endswith(("initial_w1", "shares", "rates.weight", "values.weight")):
+            if name.endswith(("initial_w1", "shares", "rates.weight", "values.weight", "norm.weight")):
                 parameter.normal_()
     return cms
 

@@ -71,7 +71,7 @@ def level_memory(spec: LevelSpec, memory: MemoryConfig) -> MemoryConfig:
 
 
 class FastLevel(nn.Module):
-    """y = W₁ σ̂(W₂ x̂), with W₁ and W₂ written every `chunk_size` tokens.
+    """y = norm(W₁ σ̂(W₂ x̂)), with W₁ and W₂ written every `chunk_size` tokens.
 
     At its own input x̂ of one token it learns a projection of the next token's input (or what else
     `spec.key` and `spec.target` say); all tokens of a chunk read the weights of its start (Eq. 90).
@@ -81,10 +81,16 @@ class FastLevel(nn.Module):
         spec: chunk size, expansion (hidden width over model width, 1 by default) and switches.
         memory: switches and rates that `spec` leaves open.
         reset_every: tokens after which the memory goes back to its initial state; None = never.
+        eps: added to mean squares in the norm.
     """
 
     def __init__(
-        self, dim: int, spec: LevelSpec, memory: MemoryConfig, reset_every: int | None = None
+        self,
+        dim: int,
+        spec: LevelSpec,
+        memory: MemoryConfig,
+        reset_every: int | None = None,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
         assert spec.chunk_size is not None
@@ -93,6 +99,7 @@ class FastLevel(nn.Module):
         hidden = round(dim * (spec.expansion or 1))
         self.initial = MemoryMLP(1, dim, hidden, dim)
         self.values = nn.Linear(dim, dim, bias=False)
+        self.norm = RMSNorm(dim, eps) if spec.norm else None
         self.keys = nn.Linear(dim, dim, bias=False) if spec.key == "projected" else None
         learned = {"eta": spec.eta is None, "alpha": config.retention, "beta": config.momentum}
         self.learned = [name for name, is_learned in learned.items() if is_learned]
@@ -130,7 +137,8 @@ class FastLevel(nn.Module):
                 answers.append(answer)
         packed = None if at.pending is None else at.pending.pack(batch)
         after = FastLevelState(MemoryState.pack(at.memory, batch), packed, last, *at[2:])
-        return torch.cat(answers, 1).to(x.dtype), after
+        y = torch.cat(answers, 1)
+        return (y if self.norm is None else self.norm(y)).to(x.dtype), after
 
     def _start(self, batch: int) -> Fast:
         return self.initial.start(batch, self.config.momentum)
@@ -220,7 +228,7 @@ class CMS(nn.Module):
         self.kinds = tuple(kind_of(spec, seq_len) for spec in levels)
         self.norms = nn.ModuleList(RMSNorm(dim, eps) for _ in levels)
         self.levels = nn.ModuleList(
-            FastLevel(dim, spec, memory, reset)
+            FastLevel(dim, spec, memory, reset, eps)
             if kind == "fast"
             else SwiGLU(dim, swiglu_width(dim, spec.expansion or 8 / 3))
             for spec, kind, reset in zip(levels, self.kinds, resets, strict=True)
