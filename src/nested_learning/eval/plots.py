@@ -46,3 +46,32 @@ def draw_maps(
     panels[0].set_ylabel("depth of the needle")
     figure.colorbar(image, ax=panels, label="retrieved")
     figure.savefig(path, dpi=120)
+
+
+def plot_forgetting(
+    matrix: Sequence[Sequence[float]],
+    checkpoints: Sequence[str],
+    segments: Sequence[str],
+    path: Path,
+    label: str = "loss (nats per token)",
+) -> None:
+    """Draw `matrix[checkpoint][segment]` as a map and as a line per segment over the checkpoints."""
+    figure = new_figure(
+        4 + 1.1 * len(segments) + 0.6 * len(checkpoints), 1.8 + 0.5 * max(4, len(checkpoints))
+    )
+    left, right = figure.subplots(1, 2)
+    image = left.imshow(matrix, cmap="viridis", aspect="auto")
+    middle = (image.norm.vmin + image.norm.vmax) / 2
+    for i, row in enumerate(matrix):
+        for j, value in enumerate(row):
+            colour = "white" if value < middle else "black"
+            left.text(j, i, f"{value:.3f}", ha="center", va="center", color=colour, size="small")
+    left.set_xticks(range(len(segments)), list(segments), rotation=20)
+    left.set_yticks(range(len(checkpoints)), list(checkpoints))
+    left.set(xlabel="scored on", ylabel="checkpoint")
+    for j, segment in enumerate(segments):
+        right.plot(range(len(checkpoints)), [row[j] for row in matrix], marker=".", label=segment)
+    right.set_xticks(range(len(checkpoints)), list(checkpoints), rotation=20)
+    right.set(xlabel="checkpoint", ylabel=label)
+    right.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
