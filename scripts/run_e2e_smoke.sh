@@ -13,7 +13,9 @@ missing=0
 for task in zeroshot niah continual; do
     script=scripts/eval/$task.py
     if [ -f "$script" ]; then
-        $RUN python "$script" --checkpoint "outputs/$name"
+        options=()
+        if [ "$task" = zeroshot ]; then options=(--local-dir tests/eval/data/zeroshot); fi
+        $RUN python "$script" --checkpoint "outputs/$name" "${options[@]}"
     else
         echo "run_e2e_smoke.sh: $script is missing, so this evaluation did not run" >&2
         missing=1
