@@ -13,8 +13,11 @@ missing=0
 for task in zeroshot niah continual; do
     script=scripts/eval/$task.py
     if [ -f "$script" ]; then
-        options=()
-        if [ "$task" = zeroshot ]; then options=(--local-dir tests/eval/data/zeroshot); fi
+        case $task in
+            zeroshot) options=(--local-dir tests/eval/data/zeroshot) ;;
+            niah) options=(--context-lengths 512 1024 --samples-per-length 2 --max-new-tokens 32) ;;
+            continual) options=(--max-batches 4) ;;
+        esac
         $RUN python "$script" --checkpoint "outputs/$name" "${options[@]}"
     else
         echo "run_e2e_smoke.sh: $script is missing, so this evaluation did not run" >&2

@@ -14,7 +14,7 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml"))
 GROUPS = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(ROOT.glob("*/*.yaml"))
-    if path.parent.name not in ("experiment", "hope")
+    if path.parent.name not in ("experiment", "hope") and not path.stem.startswith("continual_segments")
 ]
 MILLIONS = {"pilot": 160, "mid": 760, "target": 1300}
 
