@@ -13,9 +13,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from nested_learning.data.tokenizer import ByteTokenizer
-from nested_learning.eval.lm import NestedLM, sampling_of
+from nested_learning.eval.lm import NestedLM, evaluate_harness, sampling_of
 from nested_learning.eval.questions import TASKS, read_questions
-from nested_learning.eval.results import read_result
+from nested_learning.eval.results import read_result, samples_path
 from nested_learning.eval.scorer import HuggingFaceTokenizer, Sampling
 from nested_learning.eval.zeroshot import ZeroShot, evaluate_zeroshot
 from nested_learning.levels import LevelSpec
@@ -150,6 +150,24 @@ def test_one_task_gives_equal_numbers_for_both_adapters(hf, harness_folder):
         for one, two in zip(a["samples"][name], b["samples"][name], strict=True):
             first, second = ([float(r[0][0]) for r in s["resps"]] for s in (one, two))
             assert second == pytest.approx(first, abs=1e-4)
+
+
+def test_tasks_by_name_give_a_result_file_and_keep_answers(loaded, harness_folder, tmp_path, monkeypatch):
+    manager = TaskManager(include_path=str(harness_folder), include_defaults=False)
+    output = tmp_path / "lm.json"
+    result = evaluate_harness(loaded, ["local_piqa", "local_boolq"], output, 3, manager=manager, batch_size=4)
+    assert read_result(output) == result
+    ours = evaluate_zeroshot(
+        loaded, ZeroShot(tasks=("piqa", "boolq"), local_dir=DATA, max_samples=3), tmp_path / "z.json"
+    )
+    numbers = [(m.task.removeprefix("local_"), m.name, m.value, m.n) for m in result.metrics]
+    assert sorted(numbers) == sorted((m.task, m.name, m.value, m.n) for m in ours.metrics)
+    assert samples_path(output).read_text().count("\n") == 6
+    before = output.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(NestedLM, "loglikelihood", lambda *_: pytest.fail("answers are not kept"))
+        evaluate_harness(loaded, ["local_piqa", "local_boolq"], output, 3, manager=manager, batch_size=4)
+    assert output.read_bytes() == before
 
 
 def test_every_kind_of_request_goes_to_the_cache_as_it_comes(loaded):

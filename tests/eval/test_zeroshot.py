@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import runpy
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from nested_learning.eval import zeroshot
 from nested_learning.eval.loading import Loaded
 from nested_learning.eval.memorize import Memorize
 from nested_learning.eval.questions import TASKS, read_questions
-from nested_learning.eval.results import read_result, samples_path
+from nested_learning.eval.results import read_result, samples_path, wilson
 from nested_learning.eval.zeroshot import Judge, ZeroShot, evaluate_zeroshot
 from nested_learning.models.lm import HopeLM
 
@@ -26,7 +28,7 @@ DATA = Path(__file__).parent / "data" / "zeroshot"
 
 @pytest.fixture
 def nonsense(tmp_path):
-    """A folder with 80 questions of random letters per task, whose right answer is drawn."""
+    """A folder with 60 questions of random letters per task, whose right answer is drawn."""
     draw = random.Random(0)
 
     def word(length=5):
@@ -44,22 +46,28 @@ def nonsense(tmp_path):
         return made | {"label": gold, "answer": gold}
 
     for task in TASKS:
-        lines = [json.dumps(record(task)) + "\n" for _ in range(80)]
+        lines = [json.dumps(record(task)) + "\n" for _ in range(60)]
         (tmp_path / f"{task}.jsonl").write_text("".join(lines))
     return tmp_path
 
 
 def test_a_random_model_scores_at_chance(loaded, nonsense):
+    torch.manual_seed(0)
     model = HopeLM(loaded.config.model).eval()
     untrained = Loaded(
         model=model, tokenizer=loaded.tokenizer, config=loaded.config, sha256="0" * 64, path=nonsense
     )
     result = evaluate_zeroshot(untrained, ZeroShot(local_dir=nonsense), nonsense / "out.json")
-    assert result.samples == 80 * 7
+    assert result.samples == 60 * 7
+    hits, guessed = 0.0, 0.0
     for metric in result.metrics:
-        choices = TASKS[metric.task].choices or 4
-        assert metric.chance == pytest.approx(1 / choices)
-        assert metric.low <= metric.chance <= metric.high, metric
+        assert metric.chance == pytest.approx(1 / (TASKS[metric.task].choices or 4))
+        spread = math.sqrt(metric.chance * (1 - metric.chance) / metric.n)
+        assert abs(metric.value - metric.chance) < 3.3 * spread, metric  # eleven numbers: 99.9 % each
+        if metric.name == "acc":
+            hits, guessed = hits + metric.value * metric.n, guessed + metric.chance * metric.n
+    low, high = wilson(hits, result.samples)
+    assert low < guessed / result.samples < high
 
 
 def test_a_perfect_scorer_is_perfect_and_length_matters_per_character(loaded):
@@ -84,11 +92,17 @@ def stop_after(monkeypatch, calls):
     monkeypatch.setattr(Judge, "answer", answer)
 
 
-@pytest.mark.parametrize("reset", [True, False])
-def test_an_interrupted_evaluation_gives_the_same_file(loaded, tmp_path, monkeypatch, reset):
-    """Also when what is learned is carried from question to question."""
-    how = Memorize(adapt=AdaptConfig(lr=0.5, reset=reset))
-    plan = ZeroShot(tasks=("piqa", "siqa"), local_dir=DATA, memorize=how)
+CARRYING = {
+    "nothing": {},
+    "what is learned": {"memorize": Memorize(adapt=AdaptConfig(lr=0.5, reset=False))},
+    "the state": {"policy": "carried"},
+}
+
+
+@pytest.mark.parametrize("carried", CARRYING)
+def test_an_interrupted_evaluation_gives_the_same_file(loaded, tmp_path, monkeypatch, carried):
+    """Also when something is carried from question to question."""
+    plan = ZeroShot(tasks=("piqa", "siqa"), local_dir=DATA, **CARRYING[carried])
     monkeypatch.setattr(zeroshot, "QUESTIONS_AT_ONCE", 2)
     evaluate_zeroshot(loaded, plan, tmp_path / "whole.json")
     with monkeypatch.context() as patch:
@@ -104,6 +118,43 @@ def test_an_interrupted_evaluation_gives_the_same_file(loaded, tmp_path, monkeyp
     assert sorted(log.read_text().splitlines()) == sorted(
         samples_path(tmp_path / "whole.json").read_text().splitlines()
     )
+
+
+def test_carried_questions_are_one_stream(loaded, tmp_path):
+    output = tmp_path / "a.json"
+    evaluate_zeroshot(loaded, ZeroShot(tasks=("siqa",), local_dir=DATA, policy="carried"), output)
+    stream: list[int] = []
+    for question, line in zip(
+        read_questions("siqa", DATA, None), samples_path(output).read_text().splitlines()[1:], strict=True
+    ):
+        stream += question.pairs[0][0].encode()
+        for (_, answer), value in zip(
+            question.pairs, json.loads(line)["result"]["baseline"]["loglikelihoods"], strict=True
+        ):
+            losses = score(loaded.model, torch.tensor([[*stream, *answer.encode()]]))[0][0, -len(answer) :]
+            assert value == pytest.approx(-losses.sum().item(), abs=1e-4)
+    with pytest.raises(ValueError, match="policy must be fresh with memorizing, got 'carried'"):
+        ZeroShot(policy="carried", memorize=Memorize())
+
+
+def test_data_from_the_hub_are_lm_eval_s_and_a_missing_hub_is_explained(monkeypatch):
+    import lm_eval.tasks
+
+    rows = [json.loads(line) for line in (DATA / "siqa.jsonl").read_text().splitlines()]
+
+    class Loaded:
+        dataset: ClassVar = {"validation": rows}
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda: None)
+    monkeypatch.setattr(lm_eval.tasks, "get_task_dict", lambda names, manager: {names[0]: Loaded})
+    assert read_questions("siqa", None, None) == read_questions("siqa", DATA, None)
+
+    def unreachable(names, manager):
+        raise ConnectionError("no hub")
+
+    monkeypatch.setattr(lm_eval.tasks, "get_task_dict", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"siqa: its data cannot be had .*no hub.* give --local-dir"):
+        read_questions("siqa", None, None)
 
 
 def test_memorizing_the_right_answer_helps_and_is_marked(loaded, tmp_path):
@@ -124,7 +175,7 @@ def test_memorizing_the_right_answer_helps_and_is_marked(loaded, tmp_path):
 def test_the_adapted_arm_asks_again_in_a_new_context_with_what_was_learned(loaded):
     adapt = AdaptConfig(lr=0.5, chunk_size=16)
     question = read_questions("siqa", DATA, 1)[0]
-    (row,) = Judge(loaded, memorize=Memorize(adapt=adapt)).answer([question])
+    (row,) = Judge(loaded, ZeroShot(memorize=Memorize(adapt=adapt))).answer([question])
     shown = torch.tensor([list(question.shown.encode())])
     _, state = memorize(loaded.model, shown, config=adapt)
     state = restart(loaded.model, loaded.model(shown[:, -1:], state)[1], adapt.paths)

@@ -5,6 +5,8 @@ lm_eval.simple_evaluate(model=NestedLM(model, tokenizer), tasks=["lambada_openai
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +16,7 @@ from tqdm import tqdm
 
 from nested_learning.adapt.paths import Adaptable
 from nested_learning.eval.loading import Loaded
-from nested_learning.eval.results import Metric, Result, versions
+from nested_learning.eval.results import Metric, Result, samples_path, versions, write_result
 from nested_learning.eval.scorer import Sampling, Scorer, TextTokenizer
 
 try:
@@ -111,37 +113,59 @@ def sampling_of(options: dict[str, Any]) -> Sampling:
 
 
 def evaluate_harness(
-    loaded: Loaded, tasks: Sequence[str], limit: int | None, cache: Path, **scorer: Any
-) -> tuple[Result, dict[str, list[Any]]]:
-    """Run tasks of lm-eval by name, as its own `simple_evaluate` does.
+    loaded: Loaded,
+    tasks: Sequence[str],
+    output: Path,
+    limit: int | None = None,
+    fresh: bool = False,
+    manager: Any = None,
+    **scorer: Any,
+) -> Result:
+    """Run tasks of lm-eval by name, as its own `simple_evaluate` does; write `output` and what it logs.
+
+    Answers are kept beside `output` as they come, so an interrupted run goes on.
 
     Args:
         loaded: the checkpoint.
         tasks: names that lm-eval knows.
+        output: the result file.
         limit: the first so many documents of every task; None = all.
-        cache: a file to keep answers in, so that an interrupted run goes on.
+        fresh: forget the answers of an earlier run.
+        manager: an `lm_eval.tasks.TaskManager` that knows further tasks.
         scorer: options of `Scorer`.
-
-    Returns:
-        The result, and by task what lm-eval logs of every sample.
     """
     from lm_eval import simple_evaluate
 
-    cache.parent.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    identity = json.dumps([loaded.sha256, loaded.tokenizer.fingerprint, scorer], sort_keys=True)
+    cache = output.with_suffix(f".{hashlib.sha256(identity.encode()).hexdigest()[:8]}.cache")
+    for old in output.parent.glob(f"{cache.name}*") if fresh else ():
+        old.unlink()
     model = NestedLM(loaded.model, loaded.tokenizer, device=loaded.device, **scorer)
     found = simple_evaluate(
-        model=model, tasks=list(tasks), limit=limit, use_cache=str(cache), bootstrap_iters=1000
+        model=model,
+        tasks=list(tasks),
+        limit=limit,
+        use_cache=str(cache),
+        bootstrap_iters=1000,
+        task_manager=manager,
     )
-    metrics = list(_metrics(found["results"], found["n-samples"]))
     result = Result(
         evaluation="lm-eval",
         checkpoint=loaded.describe(),
         settings={"tasks": list(tasks), "limit": limit, **scorer, "task_versions": found["versions"]},
         versions=versions("lm-eval"),
-        metrics=metrics,
+        metrics=list(_metrics(found["results"], found["n-samples"])),
         samples=sum(count["effective"] for count in found["n-samples"].values()),
     )
-    return result, found["samples"]
+    write_result(output, result)
+    lines = [
+        json.dumps({"task": task, **row}, default=str)
+        for task, rows in found["samples"].items()
+        for row in rows
+    ]
+    samples_path(output).write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return result
 
 
 def _metrics(results: dict[str, dict[str, Any]], counts: dict[str, dict[str, int]]) -> Iterator[Metric]:

@@ -129,6 +129,12 @@ class Scorer:
         self._stream = self.start
         self._last: tuple[Ids, Any] | None = None
 
+    @torch.no_grad()
+    def replay(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Let a carried stream read the contexts of requests whose answers are known already."""
+        for pair in pairs if self.policy == "carried" else ():
+            self._advance(self.encode_pair(*pair)[0])
+
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """For every (context, continuation): ln p(continuation | context), and whether it is what the model
         would write, every token being the likeliest."""

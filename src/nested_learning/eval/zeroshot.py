@@ -30,7 +30,7 @@ from nested_learning.eval.results import (
     versions,
     write_result,
 )
-from nested_learning.eval.scorer import Score, Scorer
+from nested_learning.eval.scorer import POLICIES, Score, Scorer
 
 QUESTIONS_AT_ONCE = 16  # questions whose answers are sorted into batches together, and then logged
 
@@ -44,6 +44,8 @@ class ZeroShot:
         local_dir: a folder with files of the tasks; None = the hub, through lm-eval.
         max_samples: the first so many questions of every task; None = all.
         batch_size: answers scored together.
+        policy: "fresh": every question begins anew; "carried": all questions, without their answers, are one
+            stream in their order (see `Scorer`).
         memorize: how the model learns; None = it does not.
     """
 
@@ -51,6 +53,7 @@ class ZeroShot:
     local_dir: Path | None = None
     max_samples: int | None = None
     batch_size: int = 8
+    policy: str = "fresh"
     memorize: Memorize | None = None
 
     def __post_init__(self) -> None:
@@ -58,6 +61,8 @@ class ZeroShot:
             raise ValueError(f"task {unknown[0]!r} is unknown; allowed: {', '.join(TASKS)}, all")
         if self.max_samples is not None and self.max_samples < 1:
             raise ValueError(f"max_samples must be at least 1, got {self.max_samples}")
+        if self.memorize is not None and self.policy != "fresh":
+            raise ValueError(f"policy must be fresh with memorizing, got {self.policy!r}")
 
     def settings(self) -> dict[str, Any]:
         """For the result file and the log."""
@@ -66,6 +71,7 @@ class ZeroShot:
             "local_dir": None if self.local_dir is None else str(self.local_dir),
             "max_samples": self.max_samples,
             "batch_size": self.batch_size,
+            "state": self.policy,
             "memorize": self.memorize.settings() if self.memorize else None,
         }
 
@@ -87,7 +93,7 @@ def evaluate_zeroshot(loaded: Loaded, plan: ZeroShot, output: Path, fresh: bool 
         start_fresh(log)
     questions = {task: read_questions(task, plan.local_dir, plan.max_samples) for task in plan.tasks}
     settings = {"evaluation": "zeroshot", "checkpoint": loaded.sha256, **plan.settings()}
-    judge = Judge(loaded, plan.batch_size, plan.memorize)
+    judge = Judge(loaded, plan)
     items = [(f"{task}/{i}", q) for task, asked in questions.items() for i, q in enumerate(asked)]
     rows = evaluate_batches(log, settings, items, judge.answer, QUESTIONS_AT_ONCE, "zero-shot", judge.replay)
     metrics, first = [], 0
@@ -110,10 +116,11 @@ def evaluate_zeroshot(loaded: Loaded, plan: ZeroShot, output: Path, fresh: bool 
 class Judge:
     """Scores questions by a model, and by one that memorizes; keeps what is carried between questions."""
 
-    def __init__(self, loaded: Loaded, batch_size: int = 8, memorize: Memorize | None = None) -> None:
-        self.loaded, self.memorize, self.carried = loaded, memorize, None
-        self.scorer = Scorer(loaded.model, loaded.tokenizer, batch_size, device=loaded.device)
-        self.adapted = Scorer(loaded.model, loaded.tokenizer, batch_size, device=loaded.device)
+    def __init__(self, loaded: Loaded, plan: ZeroShot) -> None:
+        self.loaded, self.memorize, self.carried = loaded, plan.memorize, None
+        model, tokenizer, size = loaded.model, loaded.tokenizer, plan.batch_size
+        self.scorer = Scorer(model, tokenizer, size, plan.policy, device=loaded.device)
+        self.adapted = Scorer(model, tokenizer, size, device=loaded.device)
 
     def answer(self, questions: Sequence[Question]) -> list[Row]:
         """For every question its rows by arm: log-likelihoods, what was chosen, what is right."""
@@ -137,7 +144,8 @@ class Judge:
         return how.memory(self.loaded.model, state)
 
     def replay(self, question: Question) -> None:
-        """Learn what a question that was scored before an interruption had taught."""
+        """Read or learn again what a question that was scored before an interruption leaves for the next."""
+        self.scorer.replay(question.pairs)
         if self.memorize is not None and not self.memorize.adapt.reset:
             self.learn(question, self.memorize)
 
@@ -173,6 +181,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--list-tasks", action="store_true", help="names and fields of the tasks")
     add("--local-dir", type=Path, help="folder with TASK.jsonl, .json or .parquet; default: the hub")
     add("--max-samples", type=int, help="the first so many questions of every task")
+    add("--state", choices=POLICIES, default="fresh", help="carried: the questions are one stream of text")
     add("--batch-size", type=int, default=8, help="answers scored together (default 8)")
 
 
