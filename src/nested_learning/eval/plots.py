@@ -69,9 +69,42 @@ def plot_forgetting(
     left.set_xticks(range(len(segments)), list(segments), rotation=20)
     left.set_yticks(range(len(checkpoints)), list(checkpoints))
     left.set(xlabel="scored on", ylabel="checkpoint")
-    for j, segment in enumerate(segments):
-        right.plot(range(len(checkpoints)), [row[j] for row in matrix], marker=".", label=segment)
-    right.set_xticks(range(len(checkpoints)), list(checkpoints), rotation=20)
+    _lines(right, matrix, checkpoints, segments)
     right.set(xlabel="checkpoint", ylabel=label)
     right.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def draw_forgetting(
+    panels: Mapping[str, Sequence[Sequence[float]]], segments: Sequence[str], path: Path, label: str
+) -> None:
+    """Draw `matrix[i][j]`, the value on segment j after learning segment i, as lines: a panel per matrix."""
+    figure = new_figure(1 + 2.6 * len(panels), 3.6)
+    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (title, matrix) in zip(all_axes, panels.items(), strict=True):
+        _lines(axes, matrix, segments, segments)
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel("after learning")
+    all_axes[0].set_ylabel(label)
+    all_axes[0].legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def _lines(
+    axes: Any, matrix: Sequence[Sequence[float]], stages: Sequence[str], segments: Sequence[str]
+) -> None:
+    for j, segment in enumerate(segments):
+        axes.plot(range(len(stages)), [row[j] for row in matrix], marker=".", label=segment)
+    axes.set_xticks(range(len(stages)), list(stages), rotation=20)
+
+
+def draw_accuracies(curves: Mapping[str, Sequence[float]], classes: Sequence[int], path: Path) -> None:
+    """Draw accuracy over the number of classes seen so far, a line per method; dotted: guessing."""
+    figure = new_figure(7, 4.2)
+    axes = figure.add_subplot()
+    for name, values in curves.items():
+        axes.plot(classes, values, marker=".", label=name.replace("_", " "))
+    axes.plot(classes, [1 / count for count in classes], color="grey", linestyle=":", label="guessing")
+    axes.set(xlabel="classes seen so far, all of them candidates", ylabel="accuracy", ylim=(0, 1))
+    axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)

@@ -3,6 +3,7 @@
 from nested_learning.reproduce import (
     chunk_size,
     cms,
+    continual,
     defaults,
     fig4,
     memorize,
@@ -20,6 +21,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     stability.EXPERIMENT,
     defaults.EXPERIMENT,
     cms.EXPERIMENT,
+    continual.EXPERIMENT,
     memorize.EXPERIMENT,
     needle.EXPERIMENT,
     fig4.EXPERIMENT,

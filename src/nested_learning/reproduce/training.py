@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from nested_learning.config import OptimConfig
+from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer, lr_at
 from nested_learning.reproduce.runner import Result, Tick
 from nested_learning.train.objective import next_token_loss
+from nested_learning.train.trainer import slow_levels
 
 Batch = tuple[Tensor, Tensor]
 
@@ -75,21 +77,24 @@ def train_steps(
     loop: Loop,
     evaluate: Callable[[nn.Module], float],
     tick: Tick,
+    penalty: Callable[[nn.Module], Tensor] | None = None,
 ) -> History:
-    """Train `logits, state = model(inputs)` on `batches`.
+    """Train `logits, state = model(inputs)` on `batches`; slow levels of a `HopeLM` at their own pace.
 
     A step whose loss or gradient norm is not finite is counted and leaves the parameters alone.
 
     Args:
         evaluate: a number to follow, computed without gradients.
         tick: called with the number of steps that need no more waiting for.
+        penalty: a scalar that is added to the loss, such as elastic weight consolidation.
     """
-    optimizer = build_optimizer(optim, model)
+    slow = slow_levels(model.config, model) if isinstance(model, HopeLM) else None
+    optimizer = build_optimizer(optim, model, slow)
     history, start = History(), time.perf_counter()
     for step in range(loop.steps):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(optim, step, loop.steps)
-        _update(model, next(batches), optimizer, optim.clip_norm, history)
+        _update(model, next(batches), optimizer, optim.clip_norm, history, penalty)
         tick(1)
         if (step + 1) % loop.eval_every == 0 or step + 1 == loop.steps:
             with torch.no_grad():
@@ -107,10 +112,13 @@ def _update(
     optimizer: torch.optim.Optimizer,
     clip_norm: float | None,
     history: History,
+    penalty: Callable[[nn.Module], Tensor] | None = None,
 ) -> None:
     inputs, targets = batch
     optimizer.zero_grad(set_to_none=True)
     loss = next_token_loss(model(inputs)[0], targets)
+    if penalty is not None:
+        loss = loss + penalty(model)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = float(clip_grad_norm_(model.parameters(), clip_norm if clip_norm is not None else math.inf))
     history.losses.append(loss.item())

@@ -1,0 +1,118 @@
+"""Labelled texts of local files (CLINC150's JSON, CSV, JSON lines), in tasks of ever new classes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LABELS = ("label", "category", "intent")
+"""Names of the column of labels that are looked for, in this order, if none is given."""
+
+
+class Example(NamedTuple):
+    """A text and its class."""
+
+    text: str
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """New classes, with examples to learn from and to test on."""
+
+    classes: tuple[str, ...]
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+def read_examples(path: Path, split: str, label_field: str | None = None) -> list[Example]:
+    """Labelled texts of a file.
+
+    Args:
+        path: `.json` with a list of [text, label] under the name of a split (CLINC150; its texts out of scope
+            are under other names), `.csv` with a header, or `.jsonl`. Texts are under "text".
+        split: "train" or "test"; of `.json` only, other files hold one split.
+        label_field: name of the labels; None = the first of `LABELS` that there is.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another ending, or a field that is missing.
+    """
+    if path.suffix not in (".json", ".csv", ".jsonl"):
+        raise ValueError(f"examples must be in a .json, .csv or .jsonl file, got {path}")
+    with path.open(encoding="utf-8", newline="") as file:
+        if path.suffix == ".json":
+            content = json.load(file)
+            if split not in content:
+                raise ValueError(f"{path} holds no {split!r}, but {', '.join(content)}")
+            return [Example(text, label) for text, label in content[split]]
+        rows = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(line) for line in file)
+        return [_example(row, path, label_field) for row in rows]
+
+
+def _example(row: dict[str, Any], path: Path, label_field: str | None) -> Example:
+    label = next((name for name in ([label_field] if label_field else LABELS) if name in row), None)
+    if label is None or "text" not in row:
+        wanted = label_field or " or ".join(LABELS)
+        raise ValueError(f"{path} must have the fields text and {wanted}, got {', '.join(map(str, row))}")
+    return Example(str(row["text"]), str(row[label]))
+
+
+def hold_out(examples: Sequence[Example], every: int = 5) -> tuple[list[Example], list[Example]]:
+    """Training and test part of examples without a split: each `every`-th one of a class is for the test."""
+    seen: dict[str, int] = {}
+    parts: tuple[list[Example], list[Example]] = ([], [])
+    for example in examples:
+        seen[example.label] = seen.get(example.label, 0) + 1
+        parts[seen[example.label] % every == 0].append(example)
+    return parts
+
+
+def split_tasks(
+    train: Sequence[Example],
+    test: Sequence[Example],
+    tasks: int,
+    seed: int,
+    per_class: tuple[int | None, int | None] = (None, None),
+) -> list[Task]:
+    """Classes in random order, in tasks of equal size (as far as that comes out even).
+
+    Args:
+        per_class: most training and test examples of a class, drawn at random; None = all.
+
+    Raises:
+        ValueError: more tasks than classes, or a class without training or test examples.
+    """
+    groups = [_by_label(part) for part in (train, test)]
+    if lonely := sorted(groups[0].keys() ^ groups[1].keys()):
+        raise ValueError(f"every class needs training and test examples; {lonely[0]!r} has only one kind")
+    classes = sorted(groups[0])
+    if not 1 <= tasks <= len(classes):
+        raise ValueError(f"tasks must be from 1 to the {len(classes)} classes, got {tasks}")
+    rng = random.Random(seed)
+    rng.shuffle(classes)
+
+    def drawn(group: dict[str, list[Example]], names: list[str], most: int | None) -> tuple[Example, ...]:
+        chosen = [rng.sample(group[name], len(group[name]))[:most] for name in names]
+        mixed = [example for part in chosen for example in part]
+        rng.shuffle(mixed)
+        return tuple(mixed)
+
+    made = []
+    for i in range(tasks):
+        names = classes[i * len(classes) // tasks : (i + 1) * len(classes) // tasks]
+        parts = (drawn(group, names, most) for group, most in zip(groups, per_class, strict=True))
+        made.append(Task(classes=tuple(names), train=next(parts), test=next(parts)))
+    return made
+
+
+def _by_label(examples: Sequence[Example]) -> dict[str, list[Example]]:
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.label, []).append(example)
+    return groups

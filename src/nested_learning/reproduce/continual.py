@@ -1,0 +1,231 @@
+"""What is forgotten when texts of different kinds are learned in a row: HOPE and a Transformer."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from nested_learning.config import OptimConfig, set_seed
+from nested_learning.data.loader import TokenLoader, sequential_batches
+from nested_learning.data.tokenizer import ByteTokenizer
+from nested_learning.eval.forgetting import (
+    Matrix,
+    backward_transfer,
+    final_average,
+    forgetting,
+    learned,
+    negated,
+)
+from nested_learning.eval.plots import draw_forgetting
+from nested_learning.levels import LevelSpec
+from nested_learning.models.bill import count_parameters
+from nested_learning.models.config import HopeConfig
+from nested_learning.models.lm import HopeLM
+from nested_learning.reproduce.cms import with_plain_mlp
+from nested_learning.reproduce.domains import (
+    DOMAINS,
+    Bytes,
+    domain_text,
+    domain_tokens,
+    training_batches,
+)
+from nested_learning.reproduce.experiment import Experiment, Options, Outcome, positive
+from nested_learning.reproduce.report import Report, interval
+from nested_learning.reproduce.runner import Result, Run, Tick
+from nested_learning.reproduce.training import Batch, Loop, train_steps
+from nested_learning.train.elastic import Anchor, anchor, penalty_of
+from nested_learning.train.objective import next_token_loss
+
+EWC = 100.0
+SEQ_LEN = 128
+SLOW_STEPS = 8  # of the optimizer, between two updates of the slow level
+END = "loss at the end"
+MEASURES: dict[str, Callable[[Matrix], float]] = {
+    END: lambda losses: -final_average(negated(losses)),
+    "loss when learned": lambda losses: -learned(negated(losses)),
+    "forgetting": lambda losses: forgetting(negated(losses)),
+    "backward transfer": lambda losses: backward_transfer(negated(losses)),
+}
+
+
+def continual_optim() -> OptimConfig:
+    """AdamW with a warm-up and a cosine for every domain."""
+    return OptimConfig(lr=3e-3, weight_decay=0.01, warmup_steps=10)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContinualRun:
+    """A training on one domain after the other, each with an optimizer of its own.
+
+    Args:
+        domains: in this order; see `domains.domain_text`.
+        replayed: part of the rows of a batch that comes from earlier domains.
+        ewc: strength of elastic weight consolidation; 0 = none.
+        joint: learn all domains at once instead, with as many steps in all: a bound.
+        seq_len, batch_size: bytes per row, rows per step.
+        steps_per_domain, seed: of the training.
+        eval_batches: of 32 held-out rows per domain.
+        fisher_rows: that the importance of weights is estimated from.
+    """
+
+    model: HopeConfig
+    optim: OptimConfig = field(default_factory=continual_optim)
+    domains: tuple[str, ...] = DOMAINS
+    replayed: float = 0.0
+    ewc: float = 0.0
+    joint: bool = False
+    seq_len: int = SEQ_LEN
+    batch_size: int = 16
+    steps_per_domain: int = 96
+    seed: int = 0
+    eval_batches: int = 4
+    fisher_rows: int = 64
+
+    @property
+    def steps(self) -> int:
+        """Updates over all domains."""
+        return len(self.domains) * self.steps_per_domain
+
+    def run(self, tick: Tick) -> Result:
+        """Train. The result holds `losses`, nats per byte `[T][T]`: row i after learning domain i."""
+        set_seed(self.seed)
+        model = HopeLM(self.model)
+        texts = [domain_tokens(name) for name in self.domains]
+        valid = [held_out for _, held_out in texts]
+        new = [self._loader(train, self.batch_size, i) for i, (train, _) in enumerate(texts)]
+        single = [self._loader(train, 1, i) for i, (train, _) in enumerate(texts, len(texts))]
+        rng = random.Random(self.seed)
+        losses, anchors = list[list[float]](), list[Anchor]()
+        if self.joint:
+            self._learn(model, training_batches(new[0], single, 1.0, rng), self.steps, [], tick)
+            losses = [self._losses(model, valid)] * len(texts)
+        else:
+            for i in range(len(texts)):
+                batches = training_batches(new[i], single[:i], self.replayed, rng)
+                self._learn(model, batches, self.steps_per_domain, anchors, tick)
+                losses.append(self._losses(model, valid))
+                if self.ewc:
+                    rows = islice(single[i], self.fisher_rows)
+                    anchors.append(anchor(model, ((row[:, :-1], row[:, 1:]) for row in rows)))
+        return {"losses": losses, "parameters": sum(p.numel() for p in model.parameters())}
+
+    def _loader(self, tokens: Bytes, batch_size: int, number: int) -> TokenLoader:
+        return TokenLoader(tokens, self.seq_len, batch_size, 1000 * self.seed + number)
+
+    def _learn(
+        self, model: HopeLM, batches: Iterator[Batch], steps: int, anchors: list[Anchor], tick: Tick
+    ) -> None:
+        loop = Loop(steps=steps, eval_every=steps)
+        train_steps(model, batches, self.optim, loop, lambda _: 0.0, tick, penalty_of(anchors, self.ewc))
+
+    @torch.no_grad()
+    def _losses(self, model: HopeLM, valid: list[Bytes]) -> list[float]:
+        """Held-out loss of every domain."""
+        found = []
+        for held_out in valid:
+            batches = sequential_batches(held_out, self.seq_len, 32, self.eval_batches)
+            losses = [next_token_loss(model(rows[:, :-1])[0], rows[:, 1:]) for rows in batches]
+            found.append(float(torch.stack(losses).mean()))
+        return found
+
+
+def hope_model(seq_len: int) -> HopeConfig:
+    """Self-modifying Titans with a fast level, an MLP, and a level stepped every `SLOW_STEPS` steps."""
+    levels = (
+        LevelSpec(name="fast", chunk_size=32, expansion=0.25),
+        LevelSpec(name="mlp", expansion=1.5),
+        LevelSpec(name="slow", chunk_size=SLOW_STEPS * seq_len, expansion=1.0),
+    )
+    size = {"vocab_size": ByteTokenizer.vocab_size, "dim": 64, "num_layers": 2, "num_heads": 2}
+    return HopeConfig(**size, chunk_size=16, levels=levels, seq_len=seq_len)  # type: ignore[arg-type]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Domains, methods, steps and seeds."""
+    add = parser.add_argument
+    add("--domains", nargs="+", default=list(DOMAINS), help="bundled texts or cipher, in this order")
+    add("--replayed", type=float, default=0.25, help="part of a batch from earlier domains, with replay")
+    add("--ewc", type=float, default=EWC, help="strength of elastic weight consolidation")
+    add("--steps", type=positive, default=96, help="updates per domain")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+
+
+def plan(options: Options) -> dict[str, list[Run]]:
+    """A row per method, a run per seed. Raises ValueError for a domain that does not exist."""
+    if len(options.domains) < 2:
+        raise ValueError(f"domains must be at least two, got {options.domains}")
+    for name in options.domains:
+        domain_text(name)
+    hope = hope_model(SEQ_LEN)
+    transformer = with_plain_mlp(replace(hope, mixer="attention"), count_parameters(hope))
+    base = ContinualRun(model=transformer, domains=tuple(options.domains), steps_per_domain=options.steps)
+    rows = {
+        "HOPE, fine-tuned": replace(base, model=hope),
+        "HOPE, replay": replace(base, model=hope, replayed=options.replayed),
+        "Transformer, fine-tuned": base,
+        "Transformer, EWC": replace(base, ewc=options.ewc),
+        "Transformer, replay": replace(base, replayed=options.replayed),
+        "Transformer, all at once": replace(base, joint=True),
+    }
+    return {name: [replace(run, seed=seed) for seed in options.seeds] for name, run in rows.items()}
+
+
+def report(options: Options, outcome: Outcome) -> Report:
+    """The measures of every method, mean and interval over seeds, and the losses over time."""
+    rows, numbers = [], []
+    panels: dict[str, list[list[float]]] = {}
+    for name, cells in outcome.items():
+        matrices = [result["losses"] for _, result in cells]
+        found = {key: [measure(matrix) for matrix in matrices] for key, measure in MEASURES.items()}
+        joint = cells[0][0].joint
+        shown = ["-" if joint and key != END else interval(found[key], ".3f") for key in MEASURES]
+        rows.append([name, f"{cells[0][1]['parameters']:,}", *shown])
+        mean = [[fmean(values) for values in zip(*same, strict=True)] for same in zip(*matrices, strict=True)]
+        numbers.append({"method": name, "seeds": options.seeds, **found, "losses": mean})
+        if not joint:
+            panels[name] = mean
+    return Report(
+        title="Forgetting",
+        header=["method", "parameters", *MEASURES],
+        rows=rows,
+        numbers=numbers,
+        notes=_notes(options, outcome),
+        picture=partial(_draw, panels, options.domains),
+    )
+
+
+def _draw(panels: dict[str, list[list[float]]], domains: list[str], path: Path) -> None:
+    draw_forgetting(panels, domains, path, "held-out loss (nats per byte)")
+
+
+def _notes(options: Options, outcome: Outcome) -> list[str]:
+    run: ContinualRun = next(iter(outcome.values()))[0][0]
+    return [
+        f"{' → '.join(run.domains)}, byte by byte: {run.steps_per_domain} steps of {run.batch_size} x "
+        f"{run.seq_len} bytes each, AdamW {run.optim.lr:g} with a warm-up and a cosine per domain; width "
+        f"{run.model.dim}, {run.model.num_layers} layers.",
+        "Losses in nats per byte on held-out text. Forgetting: rise over the best loss there was, mean over "
+        f"all domains but the last. Mean ± 95 % interval over seeds {options.seeds}.",
+        f"HOPE: self_mod, chunk {run.model.chunk_size}, with a fast level, an MLP, and a level stepped every "
+        f"{SLOW_STEPS} steps. Replay: {options.replayed:.0%} of every batch from earlier domains. EWC: "
+        f"strength {options.ewc:g}, {run.fisher_rows} rows per domain. All at once: the same number of steps "
+        "on all domains, mixed.",
+    ]
+
+
+EXPERIMENT = Experiment(
+    name="continual",
+    help="texts of different kinds in a row: forgetting of HOPE, a Transformer, EWC and replay",
+    add_options=add_options,
+    quick={"steps": 2, "seeds": [0], "domains": ["scripture", "cipher"]},
+    plan=plan,
+    report=report,
+)
