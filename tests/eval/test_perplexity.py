@@ -40,9 +40,10 @@ def text_file(tmp_path):
 
 
 def test_bins_cover_every_position_once():
-    assert position_bins(10) == [(1, 1), (2, 3), (4, 7), (8, 10)]
+    assert position_bins(10) == [(1, 1), (2, 2), (3, 4), (5, 8), (9, 10)]
     assert position_bins(1) == [(1, 1)]
-    for length in (2, 7, 8, 100):
+    assert position_bins(8)[-1] == (5, 8)
+    for length in (2, 7, 8, 9, 100):
         covered = [p for first, last in position_bins(length) for p in range(first, last + 1)]
         assert covered == list(range(1, length + 1))
 
@@ -68,7 +69,7 @@ def test_numbers_are_those_of_a_loop_over_tokens(loaded, text_file, tmp_path, mo
         "perplexity per byte": pytest.approx(math.exp(nats / 120), rel=1e-5),
         "perplexity per word": pytest.approx(math.exp(nats / words), rel=1e-5),
     }
-    for first, last in ((1, 1), (2, 3), (16, 31), (32, 40)):
+    for first, last in ((1, 1), (2, 2), (17, 32), (33, 40)):
         means = [statistics.fmean(one[first - 1 : last]) for one in losses]
         metric = found[f"positions {first}-{last}", "loss"]
         assert metric.value == pytest.approx(statistics.fmean(means), rel=1e-5)
@@ -193,6 +194,6 @@ def test_the_script_reads_the_bundled_text(exported, tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / "scripts" / "eval" / "long_perplexity.py"), run_name="__main__")
     assert stop.value.code == 0
-    assert "positions 32-63" in capsys.readouterr().out
+    assert "positions 33-64" in capsys.readouterr().out
     keys = [json.loads(line)["key"] for line in samples_path(output).read_text().splitlines()[1:]]
     assert len({key.split("/")[0] for key in keys}) == 3  # from three documents

@@ -1,8 +1,8 @@
 """Loss by position in long texts: does a model predict better the more it has read?
 
-Texts are cut into spans of one length, each read in a new context that begins with the end-of-text token. The
-positions 1, 2–3, 4–7, … of a span are averaged together. Beside them stand the perplexity per token, and per
-byte and word, which do not depend on the tokenizer.
+Texts are cut into spans of one length, each read in a new context that begins with the end-of-text token.
+The positions 1, 2, 3–4, 5–8, … of a span are averaged together. Beside them stand the perplexity per token,
+and per byte and word, which do not depend on the tokenizer.
 
 With memorizing, the model learns while it reads, every token being scored before it is learned from; with the
 "right answer" it has read the whole span once before, in a context of its own.
@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +203,9 @@ class Reader:
 
 
 def position_bins(length: int) -> list[tuple[int, int]]:
-    """First and last position (from 1) of the bins 1, 2–3, 4–7, … of a span; the last one may be shorter."""
-    edges = [2**k for k in range(length.bit_length())]
-    return [(first, min(2 * first - 1, length)) for first in edges]
+    """First and last position of the bins 1, 2, 3–4, 5–8, … of a span; the last one may be shorter."""
+    edges = [0, *(2**k for k in range((length - 1).bit_length())), length]
+    return [(before + 1, last) for before, last in pairwise(edges)]
 
 
 def bin_sums(losses: Tensor) -> list[float]:
