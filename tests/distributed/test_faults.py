@@ -15,7 +15,6 @@ from work import losses, tiny_overrides, train
 
 from nested_learning.train.checkpoint import find_checkpoint, read_checkpoint, verify
 
-pytestmark = pytest.mark.slow  # real signals and time limits of torchrun: not beside other work
 ROOT = Path(__file__).parents[2]
 ENDLESS = {"train.steps": 100_000, "train.save_every": 100_000, "train.eval_every": 100_000}
 

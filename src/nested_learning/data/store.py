@@ -280,6 +280,7 @@ def clear_folder(folder: Path) -> None:
 
 
 def check_settings(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    """OtherSettingsError, naming every difference, where what `folder` was begun with is not `new`."""
     differing = [
         f"{key} is {new.get(key)!r}, was {old.get(key)!r}"
         for key in sorted({*old, *new})

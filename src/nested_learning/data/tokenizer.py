@@ -23,10 +23,14 @@ class Tokenizer(Protocol):
     """What the rest of the library asks of a tokenizer. `eos_id` ends every document."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        ...
 
     @property
-    def eos_id(self) -> int: ...
+    def eos_id(self) -> int:
+        """The token at the end of a document."""
+        ...
 
     @property
     def fingerprint(self) -> str:

@@ -145,7 +145,7 @@ def hope_model(seq_len: int) -> HopeConfig:
         LevelSpec(name="slow", chunk_size=SLOW_STEPS * seq_len, expansion=1.0),
     )
     size = {"vocab_size": ByteTokenizer.vocab_size, "dim": 64, "num_layers": 2, "num_heads": 2}
-    return HopeConfig(**size, chunk_size=16, levels=levels, seq_len=seq_len)  # type: ignore[arg-type]
+    return HopeConfig(**size, chunk_size=32, levels=levels, seq_len=seq_len)  # type: ignore[arg-type]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
