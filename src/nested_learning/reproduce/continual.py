@@ -44,7 +44,7 @@ from nested_learning.reproduce.training import Batch, Loop, train_steps
 from nested_learning.train.elastic import Anchor, anchor, penalty_of
 from nested_learning.train.objective import next_token_loss
 
-EWC = 100.0
+EWC = 1.0  # of 0, 1, 10, 100 the one with the lowest loss at the end, on seed 100
 SEQ_LEN = 128
 SLOW_STEPS = 8  # of the optimizer, between two updates of the slow level
 END = "loss at the end"
@@ -84,7 +84,7 @@ class ContinualRun:
     joint: bool = False
     seq_len: int = SEQ_LEN
     batch_size: int = 16
-    steps_per_domain: int = 96
+    steps_per_domain: int = 64
     seed: int = 0
     eval_batches: int = 4
     fisher_rows: int = 64
@@ -154,7 +154,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--domains", nargs="+", default=list(DOMAINS), help="bundled texts or cipher, in this order")
     add("--replayed", type=float, default=0.25, help="part of a batch from earlier domains, with replay")
     add("--ewc", type=float, default=EWC, help="strength of elastic weight consolidation")
-    add("--steps", type=positive, default=96, help="updates per domain")
+    add("--steps", type=positive, default=64, help="updates per domain")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
 
 
