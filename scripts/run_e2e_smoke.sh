@@ -9,19 +9,8 @@ name=e2e_smoke
 if [ "$RUN" = "uv run" ]; then uv sync --quiet; fi
 OFFLINE=1 RUN="$RUN" bash scripts/data/run_sample.sh
 $RUN python train.py --config-name pilot_smoke data=sample name=$name "$@"
-missing=0
-for task in zeroshot niah continual; do
-    script=scripts/eval/$task.py
-    if [ -f "$script" ]; then
-        case $task in
-            zeroshot) options=(--local-dir tests/eval/data/zeroshot) ;;
-            niah) options=(--context-lengths 512 1024 --samples-per-length 2 --max-new-tokens 32) ;;
-            continual) options=(--max-batches 4) ;;
-        esac
-        $RUN python "$script" --checkpoint "outputs/$name" "${options[@]}"
-    else
-        echo "run_e2e_smoke.sh: $script is missing, so this evaluation did not run" >&2
-        missing=1
-    fi
-done
-exit $missing
+checkpoint=outputs/$name
+$RUN python scripts/eval/zeroshot.py --checkpoint $checkpoint --local-dir tests/eval/data/zeroshot
+$RUN python scripts/eval/niah.py --checkpoint $checkpoint \
+    --context-lengths 512 1024 --samples-per-length 2 --max-new-tokens 32
+$RUN python scripts/eval/continual.py --checkpoints $checkpoint --max-batches 4
