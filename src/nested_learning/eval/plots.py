@@ -28,10 +28,15 @@ def draw_maps(
     Args:
         maps: title, and for every length the values of all depths; None where nothing was measured.
     """
-    width = 1.2 + 0.7 * len(lengths)
-    figure = new_figure(1 + width * len(maps), 1.5 + 0.4 * len(depths))
-    panels = figure.subplots(1, len(maps), squeeze=False)[0]
-    for panel, (title, values) in zip(panels, maps.items(), strict=True):
+    across = min(4, len(maps))
+    down = -(-len(maps) // across)
+    size = 1 + (1.2 + 0.7 * len(lengths)) * across, (1.5 + 0.4 * len(depths)) * down
+    figure = new_figure(*size)
+    grid_of_panels = figure.subplots(down, across, squeeze=False)
+    panels = grid_of_panels.flatten()
+    for unused in panels[len(maps) :]:
+        unused.set_visible(False)
+    for panel, (title, values) in zip(panels[: len(maps)], maps.items(), strict=True):
         grid = [[float("nan") if v is None else v for v in column] for column in zip(*values, strict=True)]
         image = panel.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
         for row, column in ((i, j) for i in range(len(depths)) for j in range(len(lengths))):
@@ -43,8 +48,9 @@ def draw_maps(
         panel.set_xticks(range(len(lengths)), [str(length) for length in lengths])
         panel.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
         panel.set_xlabel("tokens")
-    panels[0].set_ylabel("depth of the needle")
-    figure.colorbar(image, ax=panels, label="retrieved")
+    for row in grid_of_panels:
+        row[0].set_ylabel("depth of the needle")
+    figure.colorbar(image, ax=grid_of_panels, label="retrieved")
     figure.savefig(path, dpi=120)
 
 
