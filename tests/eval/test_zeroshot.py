@@ -102,7 +102,7 @@ CARRYING = {
 @pytest.mark.parametrize("carried", CARRYING)
 def test_an_interrupted_evaluation_gives_the_same_file(loaded, tmp_path, monkeypatch, carried):
     """Also when something is carried from question to question."""
-    plan = ZeroShot(tasks=("piqa", "siqa"), local_dir=DATA, **CARRYING[carried])
+    plan = ZeroShot(tasks=("siqa", "arc_challenge"), local_dir=DATA, **CARRYING[carried])
     monkeypatch.setattr(zeroshot, "QUESTIONS_AT_ONCE", 2)
     evaluate_zeroshot(loaded, plan, tmp_path / "whole.json")
     with monkeypatch.context() as patch:
@@ -163,7 +163,7 @@ def test_memorizing_the_right_answer_helps_and_is_marked(loaded, tmp_path):
     gain = {}
     for gold in (False, True):
         how = Memorize(adapt=adapt, use_correct_answer=gold)
-        plan = ZeroShot(tasks=("hellaswag", "siqa"), local_dir=DATA, memorize=how)
+        plan = ZeroShot(tasks=("arc_challenge", "siqa"), local_dir=DATA, memorize=how)
         result = evaluate_zeroshot(loaded, plan, tmp_path / f"{gold}.json")
         assert {m.arm for m in result.metrics} == {"baseline", "adapted, gold text" if gold else "adapted"}
         values = {(m.arm, m.task): m.value for m in result.metrics if m.name == "acc"}
