@@ -22,7 +22,7 @@ from texts import documents  # noqa: E402
 MIXTURES = sorted(
     path.stem
     for path in (ROOT / "configs" / "data").glob("*.yaml")
-    if load_data_config(path).mixture is not None
+    if not path.stem.startswith("continual_segments") and load_data_config(path).mixture is not None
 )
 
 
