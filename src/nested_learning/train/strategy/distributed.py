@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.optim import Optimizer
 
 from nested_learning.config import RunConfig
@@ -74,14 +75,14 @@ class DistributedStrategy(SingleStrategy):
         shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         return shared and os.environ.get("LOCAL_WORLD_SIZE") == str(self.world_size)
 
-    def _agent_store(self, timeout: timedelta) -> dist.Store:
+    def _agent_store(self, timeout: timedelta) -> Store:
         """The agent's store, with keys of this start only.
 
         The store outlives a restart, and torch (2.13) would find the addresses of dead ranks in it. Agents
         of several machines count restarts differently; there, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
         """
-        store = next(dist.rendezvous("env://", timeout=timeout))[0]
-        return dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        store = next(rendezvous("env://", timeout=timeout))[0]
+        return PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of this rank's part of the loss."""
