@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -350,8 +351,11 @@ def test_a_model_with_states_of_its_own_names_its_weights() -> None:
 
 @pytest.mark.parametrize("mixer", ["self_mod", "titans", "linear", "attention"])
 def test_mixed_precision_learns_the_same_in_float32_weights(mixer: str) -> None:
-    """Layers with a backward pass derived by hand must not see autocast in it."""
-    model, tokens = tiny(mixer).float(), text()
+    """Layers with a backward pass derived by hand must not see autocast in it.
+
+    Without the fast level's norm, which magnifies rounding where an untrained level answers almost 0.
+    """
+    model, tokens = tiny(mixer, (replace(FAST, norm=False), PLAIN)).float(), text()
     config = AdaptConfig(paths="all", chunk_size=5, lr=0.05, steps=2)
     exact, state = memorize(model, tokens, config=config)
     with torch.autocast("cpu", torch.bfloat16):
