@@ -36,11 +36,17 @@ class TextTokenizer(Protocol):
     """What scoring asks of a tokenizer; those of `data.tokenizer` and `HuggingFaceTokenizer` do it."""
 
     @property
-    def eos_id(self) -> int: ...
+    def eos_id(self) -> int:
+        """The token at the end of a text."""
+        ...
 
-    def encode(self, text: str) -> Ids: ...
+    def encode(self, text: str) -> Ids:
+        """Token ids of `text`."""
+        ...
 
-    def decode(self, ids: Ids) -> str: ...
+    def decode(self, ids: Ids) -> str:
+        """Text of `ids`."""
+        ...
 
 
 class HuggingFaceTokenizer:

@@ -55,6 +55,7 @@ class DeepOptimizer(Optimizer):
         return loss
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Move `params`; every optimizer has its own."""
         raise NotImplementedError
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

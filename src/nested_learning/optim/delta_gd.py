@@ -55,6 +55,7 @@ class _InputAware(DeepOptimizer):
         return {**super().__getstate__(), "caught": self.caught}
 
     def _update_layer(self, group: dict[str, Any], weight: Tensor, caught: Caught) -> None:
+        """Move the weight of one layer by what was caught at it; both optimizers have their own."""
         raise NotImplementedError
 
 

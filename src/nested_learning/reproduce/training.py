@@ -121,7 +121,7 @@ def _update(
         loss = loss + penalty(model)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = float(clip_grad_norm_(model.parameters(), clip_norm if clip_norm is not None else math.inf))
-    history.losses.append(loss.item())
+    history.losses.append(loss.item())  # every step is reported here: an experiment, not the trainer
     history.norms.append(norm)
     if math.isfinite(history.losses[-1]) and math.isfinite(norm):
         optimizer.step()
