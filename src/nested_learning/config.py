@@ -269,6 +269,10 @@ class RunConfig:
         if self.train.inner == "online":
             again = self.train.compile or self.parallel.activation_checkpointing
             check_online(self.adapt, self.model, length, self.train.grad_through_write, again)
+            if self.data.loader.packing:
+                raise ValueError(
+                    "data.loader.packing must be false for train.inner = online, which knows no documents"
+                )
         if self.optim.name == "dgd" and self.train.compile:
             raise ValueError("optim.name = dgd watches inputs by hooks, which train.compile = true hides")
         if self.model.seq_len not in (None, length):

@@ -133,6 +133,20 @@ class State:
         """Select, repeat or reorder rows of the batch: `index [N]` of row numbers (beam search, forks)."""
         return self.map(lambda t: t.index_select(0, index.to(t.device)))
 
+    def replace_rows(self, rows: Tensor, other: Self) -> Self:
+        """The same state with the tensors of some rows taken from `other`: `rows [B]` bool.
+
+        What is not a tensor stays. Raises ValueError if the two do not have the same tensors.
+        """
+        mine, theirs = self.named_tensors(), other.named_tensors()
+        if mine.keys() != theirs.keys():
+            raise ValueError(f"states differ in {sorted(mine.keys() ^ theirs.keys())[0]!r}")
+
+        def pick(name: str, t: Tensor) -> Tensor:
+            return torch.where(rows.view(-1, *[1] * (t.dim() - 1)), theirs[name], t)
+
+        return self.replace({name: pick(name, t) for name, t in mine.items()})
+
     def numel(self) -> int:
         """How many numbers the state holds, over all rows of the batch."""
         return sum(t.numel() for t in self.tensors())

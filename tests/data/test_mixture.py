@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from nested_learning.data import LoaderConfig, TokenLoader, TokenMixture, WorkerBatches, split_batch
 from nested_learning.data.config import Stage
 from nested_learning.data.loader import BUCKET_BATCHES, cut_rows
-from nested_learning.data.mixture import IGNORE, PATTERN, Line, Rows, interleave
+from nested_learning.data.mixture import PATTERN, Line, Rows, interleave
+from nested_learning.data.packing import IGNORE, split_documents
 from nested_learning.data.shards import ShardSet
 
 SEQ = 6
@@ -149,10 +150,11 @@ def mixtures(folder):
     yield DOCUMENTS, documents
     yield DOCUMENTS, weighted
     yield LoaderConfig(crossing=False, bucketing=True), weighted
+    yield LoaderConfig(crossing=False, packing=True), weighted
     yield LoaderConfig(curriculum=(Stage(until_step=4, seq_len=2), Stage(until_step=9, seq_len=3))), weighted
 
 
-@pytest.mark.parametrize("case", range(6))
+@pytest.mark.parametrize("case", range(7))
 def test_resume_anywhere_on_other_ranks_and_workers(tmp_path, case):
     """Stop after any number of steps, go on with other ranks (once with workers): the same batches follow."""
     options, tokens = list(mixtures(tmp_path))[case]
@@ -171,6 +173,7 @@ def test_resume_anywhere_on_other_ranks_and_workers(tmp_path, case):
             changed = LoaderConfig(
                 crossing=options.crossing,
                 bucketing=options.bucketing,
+                packing=options.packing,
                 curriculum=options.curriculum,
                 workers=2,
             )
@@ -242,6 +245,60 @@ def test_ranks_share_the_shape_of_a_trimmed_batch(tmp_path):
         assert a.shape == b.shape
 
 
+@pytest.mark.parametrize("block", [1, 4, 7, 32, 160])
+def test_packed_rows_hold_the_same_pieces_with_less_padding(tmp_path, block):
+    """Every piece once, at a multiple of the block, told apart by padding, and with the same targets."""
+    rng = np.random.default_rng(0)
+    lengths = [int(n) for n in np.r_[rng.integers(2, 60, 500), rng.integers(100, 900, 40), [160, 161, 162]]]
+    tokens, seq_len = _long_set(tmp_path, lengths), 160
+    alone, packed = Rows(tokens, seq_len, False), Rows(tokens, seq_len, False, block)
+    pieces, starts = [], []
+    for row in range(len(packed)):
+        batch = torch.from_numpy(packed[row])[None]
+        numbers = split_documents(batch)[0].tolist()
+        found = {}
+        for place, token in enumerate(batch[0].tolist()):
+            number = numbers[min(place, seq_len - 1)]
+            if token != IGNORE:
+                found.setdefault(number, []).append(token)
+                starts += [place] if len(found[number]) == 1 else []
+        pieces += [tuple(piece) for piece in found.values()]
+    assert sorted(pieces) == sorted(
+        tuple(t for t in alone[i].tolist() if t != IGNORE) for i in range(len(alone))
+    )
+    assert all(start % block == 0 for start in starts)
+    assert packed.padding() == pytest.approx(1 - sum(map(len, pieces)) / (len(packed) * (seq_len + 1)))
+    assert packed.padding() < {1: 0.06, 4: 0.1, 7: 0.16, 32: 0.45, 160: 1.0}[block] <= alone.padding() + 0.4
+    counts = [Counter(targets_of(rows)) for rows in (alone, packed)]
+    assert counts[0] == counts[1]
+
+
+def targets_of(rows):
+    batch = torch.from_numpy(np.stack([rows[i] for i in range(len(rows))]))
+    return [t for t in split_batch(batch)[1].ravel().tolist() if t != IGNORE]
+
+
+def test_packing_is_a_best_fit(tmp_path):
+    """By hand: 7 places; with the padding behind them 5 takes 6, 3 takes 4 and 2 takes 3."""
+    tokens, _ = document_set(tmp_path, [2, 5, 3, 2, 7])
+    rows = Rows(tokens, SEQ, crossing=False, block=1)
+    gap = IGNORE
+    assert [rows[i].tolist() for i in range(len(rows))] == [
+        [201, 202, 0, gap, 1, 0, gap],
+        [101, 102, 103, 104, 0, gap, gap],
+        [301, 0, gap, gap, gap, gap, gap],
+        [401, 402, 403, 404, 405, 406, 0],
+    ]
+
+
+def test_the_first_token_of_a_document_is_no_target():
+    batch = torch.tensor([[5, 6, 0, IGNORE, 7, 8, 0], [5, IGNORE, 9, 3, 4, 2, 1]])
+    inputs, targets = split_batch(batch)
+    assert inputs.tolist() == [[5, 6, 0, 0, 7, 8], [5, 0, 9, 3, 4, 2]]
+    assert targets.tolist() == [[6, 0, IGNORE, IGNORE, 8, 0], [IGNORE, IGNORE, 3, 4, 2, 1]]
+    assert split_documents(batch).tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 1, 1]]
+
+
 def test_padding_is_ignored_and_harmless():
     batch = torch.tensor([[5, 6, 0, IGNORE, IGNORE]])
     inputs, targets = split_batch(batch)
@@ -270,6 +327,11 @@ def test_a_curriculum_cuts_rows_and_keeps_targets():
         (lambda: make(tokens=TokenMixture([marked(0, 20), marked(1, 1)[:3]], [1, 1])),
          "token set 1 of the mixture has 3 tokens, no row of seq_len=6"),
         (lambda: LoaderConfig(bucketing=True), "bucketing needs loader.crossing = false"),
+        (lambda: LoaderConfig(packing=True), "packing needs loader.crossing = false and loader.bucketing"),
+        (lambda: LoaderConfig(crossing=False, packing=True, bucketing=True), "and loader.bucketing = false"),
+        (lambda: TokenLoader(marked(0, 61), SEQ, 2, 0, block=4, options=LoaderConfig(
+            crossing=False, packing=True, curriculum=(Stage(until_step=5, seq_len=2),))),
+         "with packing the seq_len of a stage must be a multiple of 4, got 2"),
         (lambda: LoaderConfig(workers=-1), "loader.workers must be at least 0, got -1"),
         (lambda: LoaderConfig(curriculum=(Stage(until_step=5, seq_len=2), Stage(until_step=5, seq_len=3))),
          r"until_step must grow from 1 on, got \[5, 5\]"),

@@ -4,6 +4,7 @@ from nested_learning.data.config import LoaderConfig, MixtureConfig, SourceConfi
 from nested_learning.data.corpus import Corpus, bundled_files, open_corpus, prepare_corpus
 from nested_learning.data.loader import TokenLoader, WorkerBatches, sequential_batches, split_batch
 from nested_learning.data.mixture import TokenMixture
+from nested_learning.data.packing import split_documents
 from nested_learning.data.shards import ShardFolder, ShardSet
 from nested_learning.data.synthetic import parity_batch, recall_batch
 from nested_learning.data.tokenizer import (
@@ -37,5 +38,6 @@ __all__ = [
     "recall_batch",
     "sequential_batches",
     "split_batch",
+    "split_documents",
     "train_sentencepiece",
 ]

@@ -176,6 +176,8 @@ class LoaderConfig:
             rest of it is padding that no loss counts; long documents are cut into rows in order.
         bucketing: with crossing=false, rows of similar length share a batch and batches are trimmed to
             their longest row: less padding.
+        packing: with crossing=false, several documents share a row, best fit; memories start anew and
+            attention is masked where one begins, at multiples of the model's chunks.
         workers: processes that read ahead; 0 = read in the training process.
         curriculum: stages of shorter sequences at the start of training. A batch keeps its number of
             tokens: its rows are cut into shorter ones.
@@ -183,6 +185,7 @@ class LoaderConfig:
 
     crossing: bool = True
     bucketing: bool = False
+    packing: bool = False
     workers: int = 0
     curriculum: tuple[Stage, ...] = ()
 
@@ -192,6 +195,8 @@ class LoaderConfig:
             raise ValueError(f"loader.workers must be at least 0, got {self.workers}")
         if self.bucketing and self.crossing:
             raise ValueError("loader.bucketing needs loader.crossing = false: otherwise no row has padding")
+        if self.packing and (self.crossing or self.bucketing):
+            raise ValueError("loader.packing needs loader.crossing = false and loader.bucketing = false")
         if self.bucketing and self.curriculum:
             raise ValueError("loader.bucketing and loader.curriculum both change the length: use one")
         steps = [stage.until_step for stage in self.curriculum]

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from nested_learning.data.config import LoaderConfig
 from nested_learning.data.mixture import Line, as_mixture
+from nested_learning.data.packing import IGNORE
 from nested_learning.data.shards import TokenArray, Tokens
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 BUCKET_BATCHES = 64
 """With bucketing, rows are sorted by length inside of groups of so many global batches."""
 TRIM = 32
@@ -35,8 +36,10 @@ class TokenLoader:
     the rows in every epoch. With `options.bucketing` the rows of `BUCKET_BATCHES` steps are put in another
     order, so an epoch is used up only at the end of such a group.
 
+    block: with `options.packing`, documents begin at multiples of this many tokens; `HopeConfig.alignment`.
+
     Raises ValueError for a size below 1, a rank outside the world, too few tokens for one global batch, and
-    stages of a curriculum whose length does not divide `seq_len`.
+    stages of a curriculum whose length does not divide `seq_len` or, with packing, is not whole blocks.
     """
 
     def __init__(
@@ -49,14 +52,16 @@ class TokenLoader:
         rank: int = 0,
         world_size: int = 1,
         options: LoaderConfig | None = None,
+        block: int = 1,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} must be at least 0 and below world_size={world_size}")
         options = options or LoaderConfig()
         _check_sizes(seq_len, batch_size)
-        _check_curriculum(options, seq_len)
+        _check_curriculum(options, seq_len, block)
         mixture = as_mixture(tokens)
-        self._line = Line(mixture, seq_len, options.crossing, seed, shuffle)
+        packing = block if options.packing else None
+        self._line = Line(mixture, seq_len, options.crossing, seed, shuffle, packing)
         self.num_windows = len(self._line)
         self._global = batch_size * world_size
         if self.num_windows < self._global:
@@ -74,6 +79,7 @@ class TokenLoader:
             "weights": mixture.weights,
             "crossing": options.crossing,
             "bucketing": options.bucketing,
+            "packing": packing,
             "curriculum": [[stage.until_step, stage.seq_len] for stage in options.curriculum],
         }
         self._seq_len, self._batch_size, self._seed, self._options = seq_len, batch_size, seed, options
@@ -172,9 +178,11 @@ class WorkerBatches(IterableDataset[Tensor]):
 def split_batch(batch: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs and targets `[B, T]` of a batch `[B, T + 1]`; padding is 0 in the inputs, `IGNORE` in targets.
 
-    Padding stands at the end of a row, so no causal model sees it before the last target.
+    Padding stands behind a document, so no causal model sees it before that document's last target. The first
+    token of a document is nobody's target.
     """
-    return batch[:, :-1].clamp(min=0), batch[:, 1:]
+    inputs, targets = batch[:, :-1], batch[:, 1:]
+    return inputs.clamp(min=0), torch.where(inputs == IGNORE, IGNORE, targets)
 
 
 def cut_rows(batch: Tensor, seq_len: int) -> Tensor:
@@ -225,9 +233,14 @@ def _check_sizes(seq_len: int, batch_size: int) -> None:
             raise ValueError(f"{name}={value} must be at least 1")
 
 
-def _check_curriculum(options: LoaderConfig, seq_len: int) -> None:
+def _check_curriculum(options: LoaderConfig, seq_len: int, block: int) -> None:
     for stage in options.curriculum:
         if stage.seq_len < 1 or seq_len % stage.seq_len:
             raise ValueError(
                 f"loader.curriculum: the seq_len of a stage must divide {seq_len}, got {stage.seq_len}"
+            )
+        if options.packing and stage.seq_len % block:
+            raise ValueError(
+                f"loader.curriculum: with packing the seq_len of a stage must be a multiple of {block}, "
+                f"got {stage.seq_len}"
             )

@@ -1,9 +1,9 @@
 """Rows of a batch from one or several token sets: which row stands at which place of an endless line.
 
 A row is `seq_len + 1` token ids. Rows of a set are cut either as windows over its stream of tokens, or
-document by document (`crossing=False`), where the end of a row may be padding, `IGNORE`. Several sets are
-laid in one line either whole (every row of all sets once per epoch) or by weight (every row of a set once
-per epoch of that set, sets taking turns in the ratio of their weights).
+document by document (`crossing=False`), one to a row or several; what is left of a row is padding,
+`IGNORE`. Several sets are laid in one line either whole (every row of all sets once per epoch) or by weight
+(every row of a set once per epoch of that set, sets taking turns in the ratio of their weights).
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nested_learning.data.packing import IGNORE, IntArray, Packing
 from nested_learning.data.shards import ShardSet, TokenArray, Tokens
-
-IGNORE = -100
-"""A place of a row that holds no token: no loss counts it as a target."""
 
 PATTERN = 4096
 """Places after which a weighted mixture repeats; weights are exact to 1 in 4096."""
-
-IntArray = npt.NDArray[np.int64]
 
 
 class TokenMixture(Tokens):
@@ -45,11 +41,18 @@ class TokenMixture(Tokens):
 
 
 class Rows:
-    """The rows of one token set: `rows[k]` is `[seq_len + 1]` int64, `lengths` excludes padding."""
+    """The rows of one token set: `rows[k]` is `[seq_len + 1]` int64, `lengths` excludes padding.
 
-    def __init__(self, tokens: TokenArray | Tokens, seq_len: int, crossing: bool) -> None:
+    tokens: the set. seq_len: inputs of a row. crossing: rows are windows over the stream. block: without
+    crossing, several documents share a row and begin at multiples of this; None = one to a row.
+    """
+
+    def __init__(
+        self, tokens: TokenArray | Tokens, seq_len: int, crossing: bool, block: int | None = None
+    ) -> None:
         """Raises ValueError for `crossing=False` if the set does not know where its documents start."""
         self._tokens, self._seq_len, self._crossing = tokens, seq_len, crossing
+        self._packing: Packing | None = None
         if crossing:
             self._count = len(tokens) // (seq_len + 1)
             return
@@ -61,6 +64,9 @@ class Rows:
         targets = np.diff(self._starts) - 1  # the first token of a document is nobody's target
         self._first = np.concatenate([[0], np.cumsum(np.maximum(1, -(-targets // seq_len)))])
         self._count = int(self._first[-1])
+        if block is not None:
+            self._packing = Packing(self._piece(np.arange(self._count))[1], seq_len + 1, block)
+            self._count = len(self._packing)
 
     def __len__(self) -> int:
         return self._count
@@ -70,34 +76,51 @@ class Rows:
         width = self._seq_len + 1
         if self._crossing:
             return self._tokens[row * width : (row + 1) * width].astype(np.int64)
-        start, length = self._piece(np.asarray([row]))
         full = np.full(width, IGNORE, np.int64)
-        full[: length[0]] = self._tokens[int(start[0]) : int(start[0] + length[0])]
+        if self._packing is None:
+            pieces, places = np.asarray([row]), np.zeros(1, np.int64)
+        else:
+            pieces = self._packing.pieces(row)
+            places = self._packing.place[pieces]
+        for place, start, length in zip(places, *self._piece(pieces), strict=True):
+            full[place : place + length] = self._tokens[int(start) : int(start + length)]
         return full
 
     def lengths(self, rows: IntArray) -> IntArray:
-        """Tokens in each of `rows [N]` before the padding."""
-        return np.full(len(rows), self._seq_len + 1) if self._crossing else self._piece(rows)[1]
+        """Places of each of `rows [N]` up to its last token."""
+        if self._crossing or self._packing is not None:
+            return np.full(len(rows), self._seq_len + 1)
+        return self._piece(rows)[1]
 
     def padding(self) -> float:
         """Share of the places of all rows that hold no token."""
         if self._crossing or not self._count:
             return 0.0
-        used = sum(int(self.lengths(part).sum()) for part in np.array_split(np.arange(self._count), 64))
+        pieces = np.arange(int(self._first[-1]))
+        used = sum(int(self._piece(part)[1].sum()) for part in np.array_split(pieces, 64))
         return 1 - used / (self._count * (self._seq_len + 1))
 
-    def _piece(self, rows: IntArray) -> tuple[IntArray, IntArray]:
-        document = np.searchsorted(self._first, rows, side="right") - 1
-        start = self._starts[document] + (rows - self._first[document]) * self._seq_len
+    def _piece(self, pieces: IntArray) -> tuple[IntArray, IntArray]:
+        """Start and length of pieces of documents, of at most a row each, overlapping by one token."""
+        document = np.searchsorted(self._first, pieces, side="right") - 1
+        start = self._starts[document] + (pieces - self._first[document]) * self._seq_len
         return start, np.minimum(self._starts[document + 1] - start, self._seq_len + 1)
 
 
 class Line:
     """The endless line of rows of a mixture: what stands at a place does not depend on who asks, or when."""
 
-    def __init__(self, mixture: TokenMixture, seq_len: int, crossing: bool, seed: int, shuffle: bool) -> None:
+    def __init__(
+        self,
+        mixture: TokenMixture,
+        seq_len: int,
+        crossing: bool,
+        seed: int,
+        shuffle: bool,
+        block: int | None = None,
+    ) -> None:
         """Raises ValueError for a set that gives no row."""
-        self._rows = [Rows(tokens, seq_len, crossing) for tokens in mixture.sets]
+        self._rows = [Rows(tokens, seq_len, crossing, block) for tokens in mixture.sets]
         self.counts = [len(rows) for rows in self._rows]
         self._seed, self._shuffle = seed, shuffle
         self._pattern = None

@@ -127,8 +127,13 @@ class Attention(nn.Module):
         self.w_qkv = nn.Linear(dim, 3 * dim, bias=False)  # rows: q, k, v, heads side by side in each
         self.w_out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, state: KVCache | None = None) -> tuple[Tensor, KVCache]:
-        """`x [B, T, D]` to `(y [B, T, D], state)`; any split of a sequence gives the same outputs."""
+    def forward(
+        self, x: Tensor, state: KVCache | None = None, documents: Tensor | None = None
+    ) -> tuple[Tensor, KVCache]:
+        """`x [B, T, D]` to `(y [B, T, D], state)`; any split of a sequence gives the same outputs.
+
+        Tokens with different numbers in `documents [B, T]` do not see each other (without `state` only).
+        """
         batch, tokens, dim = x.shape
         if state is not None and state.keys.shape[0] != batch:
             raise ValueError(f"Attention state must have the batch of x, {batch}, got {state.keys.shape[0]}")
@@ -143,7 +148,7 @@ class Attention(nn.Module):
             keys, values, state = k, v, KVCache.of(*_last(k, v, keep), tokens, keep)
         else:
             keys, values, state = state.append(k, v)
-        y = attend(q, keys, values, self.window)
+        y = attend(q, keys, values, self.window, documents)
         return self.w_out(y.transpose(1, 2).reshape(batch, tokens, dim)), state
 
 
@@ -162,13 +167,16 @@ def rotate(x: Tensor, position: int, base: float) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
-def attend(q: Tensor, keys: Tensor, values: Tensor, window: int | None = None) -> Tensor:
+def attend(
+    q: Tensor, keys: Tensor, values: Tensor, window: int | None = None, documents: Tensor | None = None
+) -> Tensor:
     """Softmax attention of the last T of S tokens over those up to themselves, at most `window` of them.
 
     Args:
         q: `[B, H, T, d]`, queries of the last T tokens.
         keys, values: `[B, H, S, d]`.
         window: tokens seen, the token itself included; None = all.
+        documents: `[B, T]`, for T = S; a token sees only those with its own number. None = all are one.
 
     Returns:
         `[B, H, T, d]`.
@@ -176,9 +184,13 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, window: int | None = None) -
     tokens = q.shape[2]
     past = keys.shape[2] - tokens
     if window is not None and tokens > window:
-        return _attend_in_blocks(q, keys, values, window)
+        return _attend_in_blocks(q, keys, values, window, documents)
     if window is not None and past >= window:
         raise ValueError(f"attend takes at most window - 1 = {window - 1} past keys, got {past}")
+    if documents is not None:
+        same = documents[:, None, :, None] == documents[:, None, None, :]  # [B, 1, T, T]
+        mask = same & _band(tokens, past, window, q.device)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
     if past == 0 or tokens == 1:  # one token sees all the keys it is given
         return F.scaled_dot_product_attention(q, keys, values, is_causal=tokens > 1)
     mask = _band(tokens, past, window, q.device)
@@ -191,7 +203,9 @@ def _band(tokens: int, past: int, window: int | None, device: torch.device) -> T
     return mask if window is None else mask.triu(past - window + 1)
 
 
-def _attend_in_blocks(q: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
+def _attend_in_blocks(
+    q: Tensor, keys: Tensor, values: Tensor, window: int, documents: Tensor | None = None
+) -> Tensor:
     """Sliding-window attention in O(T · window): blocks of W queries see their own block and the one before.
 
     Needs at most W - 1 past keys. The first block gets W - past empty slots in front, which are masked.
@@ -207,5 +221,11 @@ def _attend_in_blocks(q: Tensor, keys: Tensor, values: Tensor, window: int) -> T
     )  # [B·H, blocks, 2W, d]
     mask = _band(window, window, window, q.device).repeat(blocks, 1, 1)  # [blocks, W, 2W]
     mask[0, :, :front] = False
-    y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[None])
+    mask = mask[None]
+    if documents is not None:
+        numbers = F.pad(documents, (front, back), value=-1)
+        theirs = numbers.unfold(1, 2 * window, window)  # [B, blocks, 2W]
+        mask = mask & (theirs[..., window:, None] == theirs[..., None, :])
+        mask = mask.repeat_interleave(heads, 0)  # [B·H, blocks, W, 2W]
+    y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
     return y.reshape(batch, heads, blocks * window, width)[:, :, :tokens]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nested_learning.layers.documents import Documents, read_apart
 from nested_learning.layers.memory import Fast, MemoryMLP, MemoryState, Written, segments, write_memories
 from nested_learning.layers.mlp import SwiGLU, swiglu_width
 from nested_learning.layers.norm import RMSNorm, l2_normalize
@@ -255,13 +256,18 @@ class CMS(nn.Module):
                 states.append(level.fast_state(batch) if plain else None)
         return CMSState(tuple(states))
 
-    def forward(self, x: Tensor, state: CMSState | None = None) -> tuple[Tensor, CMSState]:
-        """`x [B, T, D]` → (x plus what the levels add, state)."""
+    def forward(
+        self, x: Tensor, state: CMSState | None = None, documents: Documents | None = None
+    ) -> tuple[Tensor, CMSState]:
+        """`x [B, T, D]` → (x plus what the levels add, state). `documents`: those of x, from its start."""
         state = self.init_state(x.shape[0]) if state is None else state
         after: list[Any] = []
         total = x
         for i, (norm, level, before) in enumerate(zip(self.norms, self.levels, state.levels, strict=True)):
-            y, new = level(norm(x), before)
+            if documents is not None and isinstance(level, FastLevel):
+                y, new = read_apart(level, norm(x), documents)
+            else:
+                y, new = level(norm(x), before)
             after.append(new)
             if self.shares is None:
                 x = total = x + y

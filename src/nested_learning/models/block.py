@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from nested_learning.layers.attention import Attention
 from nested_learning.layers.cms import CMS
+from nested_learning.layers.documents import Documents, read_apart
 from nested_learning.layers.linear import GatedDeltaRule
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.self_modifying import SelfModifyingTitans
@@ -60,9 +63,19 @@ class HopeBlock(nn.Module):
         start = None if isinstance(mixer, Attention) else mixer.init_state(batch)  # type: ignore[operator]
         return LayerState(start, self.memory.init_state(batch, plain))
 
-    def forward(self, x: Tensor, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
-        """`x [B, T, D]` → (`y [B, T, D]`, state)."""
+    def forward(
+        self, x: Tensor, state: LayerState | None = None, documents: Documents | None = None
+    ) -> tuple[Tensor, LayerState]:
+        """`x [B, T, D]` → (`y [B, T, D]`, state). `documents`: those of x, which starts a context."""
         state = state or LayerState()
-        mixed, mixer = self.mixer(self.norm(x), state.mixer)
-        y, memory = self.memory(x + mixed, state.memory)
+        mixed, mixer = self._mix(self.norm(x), state.mixer, documents)
+        y, memory = self.memory(x + mixed, state.memory, documents)
         return y, LayerState(mixer, memory)
+
+    def _mix(self, x: Tensor, state: Any, documents: Documents | None) -> tuple[Tensor, Any]:
+        if documents is not None and not isinstance(self.mixer, Attention):
+            return read_apart(self.mixer, x, documents)  # type: ignore[arg-type]
+        mixed: tuple[Tensor, Any] = (
+            self.mixer(x, state) if documents is None else self.mixer(x, state, documents.numbers)
+        )
+        return mixed

@@ -189,6 +189,16 @@ class HopeConfig:
         """Width of one head."""
         return self.dim // self.num_heads
 
+    @property
+    def alignment(self) -> int:
+        """Tokens in a whole number of chunks of every memory: where documents of one row may begin."""
+        sizes = [1]
+        if self.mixer in ("self_mod", "titans", "linear"):
+            mixer = max(self.chunk_size, self.memory.projection_chunk_size or 1)
+            sizes.append(mixer * (self.memory.truncate_every or 1))
+        sizes += [level.chunk_size or 1 for level in self.levels if self.level_kind(level) == "fast"]
+        return math.lcm(*sizes)
+
     def levels_of(self, layer: int) -> tuple[LevelSpec, ...]:
         """The levels that block number `layer` has."""
         return tuple(level for level in self.levels if level.layers is None or layer in level.layers)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nested_learning.layers.cms import CMS
+from nested_learning.layers.documents import locate_documents
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.models.block import HopeBlock
 from nested_learning.models.config import HopeConfig
@@ -67,17 +68,30 @@ class HopeLM(nn.Module):
     def _blocks(self) -> list[HopeBlock]:
         return [block for block in self.blocks if isinstance(block, HopeBlock)]
 
-    def forward(self, tokens: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
+    def forward(
+        self, tokens: Tensor, state: ModelState | None = None, documents: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
         """`tokens [B, T]` int64 → (`logits [B, T, V]`, state). `state=None` starts a context.
 
         One call on T tokens, any split of it into calls, and one token at a time give the same logits.
+
+        Args:
+            documents: `[B, T]` integers, which document a token belongs to: rows of several documents,
+                each read as if alone. They begin at multiples of `config.alignment`. Only without `state`;
+                the state that comes back is of use for nothing.
         """
         self._check(tokens)
+        if documents is not None and (state is not None or documents.shape != tokens.shape):
+            raise ValueError(
+                f"documents must have the shape of tokens, {tuple(tokens.shape)}, and go without a state; "
+                f"got {tuple(documents.shape)}"
+            )
+        apart = None if documents is None else locate_documents(documents, self.config.alignment)
         before = (LayerState(),) * len(self.blocks) if state is None else state.layers
         x = self.embedding(tokens)
         after = []
         for block, layer in zip(self.blocks, before, strict=True):
-            x, new = block(x, layer)
+            x, new = block(x, layer, apart)
             after.append(new)
         weight = self.embedding.weight if self.head is None else self.head.weight
         position = (0 if state is None else state.position) + tokens.shape[1]

@@ -18,6 +18,7 @@ from nested_learning.adapt.online import online_loss
 from nested_learning.config import RunConfig
 from nested_learning.data.corpus import Corpus
 from nested_learning.data.loader import TokenLoader, sequential_batches, split_batch
+from nested_learning.data.packing import split_documents
 from nested_learning.models.compile import compile_model
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
@@ -85,6 +86,7 @@ class Trainer:
             rank=strategy.rank,
             world_size=strategy.world_size,
             options=config.data.loader,
+            block=config.model.alignment,
         )
         saved = Training(
             config=config,
@@ -153,24 +155,27 @@ class Trainer:
 
     def _accumulate(self, tokens: Tensor) -> Tensor:
         """Gradient of the mean loss over `tokens [B, T+1]`, micro-batch by micro-batch; that loss."""
-        count = int(self.strategy.sum(count_targets(tokens[:, 1:])))  # on the host: no wait for the device
+        count = int(
+            self.strategy.sum(count_targets(split_batch(tokens)[1]))
+        )  # on the host: no wait for the device
         total = torch.zeros((), device=self.device)
         parts = tokens.chunk(self.config.train.accumulation)
         for number, part in enumerate(parts, start=1):
             with self.strategy.micro_step(last=number == len(parts)):
-                loss = self._loss(self.wrapped, part, count)
+                loss = self._loss(self.wrapped, part, count, self.config.data.loader.packing)
                 self.strategy.backward(loss)
             total = total + loss.detach()
         return total
 
-    def _loss(self, model: nn.Module, tokens: Tensor, count: int) -> Tensor:
-        """Summed cross-entropy over `count` of `tokens [b, T+1]`."""
+    def _loss(self, model: nn.Module, tokens: Tensor, count: int, packed: bool = False) -> Tensor:
+        """Summed cross-entropy over `count` of `tokens [b, T+1]`, rows of several documents if `packed`."""
         tokens, train = tokens.to(self.device, non_blocking=True), self.config.train
         inputs, targets = split_batch(tokens)
+        apart = {"documents": split_documents(tokens)} if packed else {}
         with self._autocast():
             if train.inner == "online":
                 return online_loss(model, tokens, self.config.adapt, train.grad_through_write, count)
-            logits, _ = model(inputs)
+            logits, _ = model(inputs, **apart)
         return next_token_loss(logits, targets, count)
 
     def _autocast(self) -> AbstractContextManager[None]:
@@ -258,10 +263,10 @@ class Trainer:
         )
 
     def _diagnose(self, tokens: Tensor) -> str | None:
-        count = tokens[:, 1:].numel()
+        count, packed = tokens[:, 1:].numel(), self.config.data.loader.packing
         with torch.compiler.set_stance("force_eager"):  # hooks see nothing of a compiled module
             for part in tokens.chunk(self.config.train.accumulation):
-                if found := find_nonfinite(self.model, partial(self._loss, self.model, part, count)):
+                if found := find_nonfinite(self.model, partial(self._loss, self.model, part, count, packed)):
                     return found
         return None
 
