@@ -26,7 +26,10 @@ def main() -> int:
         "--shards", type=Path, help="also check checksums, tokens, boundaries and splits of these"
     )
     made.add_argument(
-        "--seq-len", type=int, help="with --shards: padding of rows of this length, one document each"
+        "--seq-len", type=int, help="with --shards: padding of rows of this length that no document crosses"
+    )
+    made.add_argument(
+        "--block", type=int, default=1, help="documents that share a row begin at multiples of it"
     )
     made.add_argument("--fallback-split")
     options = made.parse_args()
@@ -43,8 +46,12 @@ def main() -> int:
             lines.append(f"{folder.path / name}: {'; '.join(parts)}")
         if options.seq_len is not None and not problems:
             for name, tokens in folder.open("train").items():
-                share = Rows(tokens, options.seq_len, crossing=False).padding()
-                lines.append(f"{folder.path / name}: {share:.1%} padding with loader.crossing=false")
+                alone = Rows(tokens, options.seq_len, crossing=False).padding()
+                packed = Rows(tokens, options.seq_len, crossing=False, block=options.block).padding()
+                lines.append(
+                    f"{folder.path / name}: {alone:.1%} padding with loader.crossing=false, "
+                    f"{packed:.1%} with loader.packing=true in blocks of {options.block}"
+                )
     print("\n".join(lines))
     print("\n".join(["problems:", *problems]) if problems else "all good")
     return 1 if problems else 0

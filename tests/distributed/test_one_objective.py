@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import run_ranks
-from work import losses, tiny_overrides, train
+from work import losses, tiny_overrides, train, write_shards
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_pilot_smoke.json").read_text())
 PILOT = [
@@ -45,6 +45,7 @@ VARIANTS = {
     "checkpointing": {"parallel.activation_checkpointing": "true"},
     "slow_level": {"levels": "fast", "model.levels.1.chunk_size": 48},  # every third step
     "attention": {"model.mixer": "attention", "levels": "mlp"},
+    "packing": {"data.loader.crossing": "false", "data.loader.packing": "true", "train.seq_len": 64},
 }
 
 
@@ -53,6 +54,8 @@ def test_variants_train_alike(tmp_path, variant):
     more = {"train.steps": 7, **VARIANTS[variant]}
     if more.get("levels") == "mlp":
         more["model.levels.0.chunk_size"] = "null"
+    if variant == "packing":
+        more["data.shards"] = write_shards(tmp_path / "shards")
     expected = None
     for strategy, count in (("single", 1), ("ddp", 2), ("fsdp", 2)):
         run_ranks(count, tmp_path, train, tiny_overrides(tmp_path, strategy, **more), strategy)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from nested_learning.config import RunConfig, load_config
+from nested_learning.data.config import DedupConfig, MixtureConfig, SourceConfig
+from nested_learning.data.process import Job, process_mixture
+from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.train.launch import launch
 from nested_learning.train.metrics import read_metrics
 
@@ -43,6 +47,21 @@ def tiny_overrides(folder: Path, name: str, **more: Any) -> list[str]:
         "name": name,
     }
     return [f"{key}={value}" for key, value in {**TINY, **places, **more}.items()]
+
+
+def write_shards(folder: Path) -> Path:
+    """Shards of short documents, of one to four sentences."""
+    texts = [WORDS * (1 + i % 4) + str(i) for i in range(200)]
+    source = folder.parent / "texts.jsonl"
+    source.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    mixture = MixtureConfig(
+        sources=(SourceConfig(name="texts", kind="jsonl", path=str(source)),),
+        dedup=DedupConfig(near=False),
+        valid_share=0.1,
+    )
+    quiet = Job(mixture=mixture, tokenizer=ByteTokenizer(), folder=folder, progress=False, log=lambda _: None)
+    process_mixture(quiet)
+    return folder
 
 
 def train(overrides: list[str], strategy: str) -> int:

@@ -18,9 +18,10 @@ DOCUMENTS = (21, 9, 38, 14, 6, 25)
 
 
 def draw_rows(path: Path, seq_len: int = 24, chunk_size: int = 8) -> None:
-    """Write a PNG: the documents of an example, and its rows with and without crossing documents.
+    """Write a PNG: the rows of an example's documents with crossing, one to a row, and packed.
 
-    Colours are documents, a white edge is an end token, dashes are ends of chunks, crosses are padding.
+    Colours are documents, a white edge is an end token, dashes are ends of chunks, crosses are padding, and a
+    black bar is where the state resets.
     """
     import matplotlib
 
@@ -30,20 +31,24 @@ def draw_rows(path: Path, seq_len: int = 24, chunk_size: int = 8) -> None:
     owner = np.repeat(np.arange(len(DOCUMENTS)), DOCUMENTS)
     with tempfile.TemporaryDirectory() as scratch:
         tokens = _example(Path(scratch), owner)
-        rows = {crossing: Rows(tokens, seq_len, crossing) for crossing in (True, False)}
-        tables = {key: np.stack([found[i] for i in range(len(found))]) for key, found in rows.items()}
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    titles = {
-        True: "crossing = true: every row full,\na row may hold pieces of several documents",
-        False: "crossing = false: one document in a row,\nthe rest of the row is padding (×)",
-    }
-    for axis, (crossing, table) in zip(axes, tables.items(), strict=True):
+        rows = {
+            "crossing = true: every row full,\nmemories reach over documents": Rows(tokens, seq_len, True),
+            "crossing = false: one document in a row,\nthe rest is padding (×)": Rows(tokens, seq_len, False),
+            "and packing = true: several in a row,\neach from the start of a chunk": Rows(
+                tokens, seq_len, False, chunk_size
+            ),
+        }
+        tables = {title: np.stack([found[i] for i in range(len(found))]) for title, found in rows.items()}
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4), constrained_layout=True)
+    for axis, (title, table) in zip(axes, tables.items(), strict=True):
         _draw_table(axis, table, chunk_size)
-        axis.set_title(titles[crossing], fontsize=10)
+        axis.set_title(title, fontsize=10)
     axes[0].set_ylabel("rows (sequences) of a batch")
+    for axis in axes:
+        axis.set_ylim(max(len(table) for table in tables.values()), 0)
     figure.suptitle(
         f"{len(DOCUMENTS)} documents as sequences of {seq_len} tokens (and one more, the last target), "
-        f"chunks of {chunk_size}; the state resets where a row begins",
+        f"chunks of {chunk_size}; the state resets at black bars",
         fontsize=11,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +82,9 @@ def _draw_table(axis: Any, table: Any, chunk_size: int) -> None:
                 axis.text(x + 0.5, y + 0.5, "×", ha="center", va="center", color="0.6", fontsize=8)
             elif token % 10:
                 axis.add_patch(Rectangle((x + 0.78, y + 0.04), 0.2, 0.92, facecolor="white"))
-        axis.plot([0, 0], [y + 0.05, y + 0.95], color="black", linewidth=4)
+        for x, token in enumerate(row):
+            if x == 0 or (token != IGNORE and row[x - 1] == IGNORE):
+                axis.plot([x, x], [y + 0.05, y + 0.95], color="black", linewidth=4)
     width = table.shape[1]
     for x in range(chunk_size, width, chunk_size):
         axis.axvline(x, color="black", linestyle="--", linewidth=0.8)
