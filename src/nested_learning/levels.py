@@ -33,7 +33,8 @@ class LevelSpec:
             a "projected" one.
         target: what it learns to answer: a projection of the "next" input (written when that is known), or
             of the "same" one.
-        norm: whether its answers go through a norm with a gain. They are small and change with every write.
+        gain: its answers, which are small and change with every write, go through a norm with a learned
+            gain that starts here. None = no norm.
     """
 
     name: str = "mlp"
@@ -46,7 +47,7 @@ class LevelSpec:
     momentum: bool | None = None
     key: str = "input"
     target: str = "next"
-    norm: bool = True
+    gain: float | None = 0.1
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -54,6 +55,7 @@ class LevelSpec:
         self._check(self.chunk_size is None or self.chunk_size >= 1, "chunk_size", "at least 1")
         self._check(self.expansion is None or self.expansion > 0, "expansion", "positive")
         self._check(self.eta is None or 0 < self.eta <= 1, "eta", "in (0, 1] or null")
+        self._check(self.gain is None or self.gain > 0, "gain", "positive or null")
         self._check(self.key in KEYS, "key", f"one of {', '.join(KEYS)}")
         self._check(self.target in TARGETS, "target", f"one of {', '.join(TARGETS)}")
         if self.layers is not None:

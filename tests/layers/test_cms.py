@@ -8,7 +8,7 @@ import pytest
 import torch
 from naive_cms import naive_cms
 
-from nested_learning.layers.cms import CMS, FastLevelState
+from nested_learning.layers.cms import CMS, FastLevel, FastLevelState
 from nested_learning.layers.mlp import SwiGLU
 from nested_learning.levels import VARIANTS, LevelSpec, calendar
 from nested_learning.models.config import HopeConfig, MemoryConfig
@@ -28,7 +28,7 @@ SWITCHES = {
     "projected": {"key": "projected"},
     "projected_same": {"key": "projected", "target": "same"},
     "fixed_eta": {"eta": 0.3},
-    "no_norm": {"norm": False},
+    "no_norm": {"gain": None},
     "all_fixed": {"eta": 0.3, "retention": False},
     "own_switches": {"retention": False, "delta": False, "momentum": True},
 }
@@ -164,6 +164,14 @@ def test_levels_live_in_the_blocks_they_name() -> None:
     assert all(isinstance(block.memory.levels[-1], SwiGLU) for block in lm.blocks)
 
 
+def test_answers_start_with_the_size_of_their_gain() -> None:
+    x = torch.randn(3, 7, 4, dtype=torch.float64)
+    for gain in (0.1, 2.0):
+        level = FastLevel(4, LevelSpec(chunk_size=4, gain=gain), MemoryConfig(), eps=0.0).double()
+        sizes = level(x)[0].square().mean(-1).sqrt()
+        torch.testing.assert_close(sizes, torch.full_like(sizes, gain), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(
     "level, message",
     [
@@ -172,6 +180,7 @@ def test_levels_live_in_the_blocks_they_name() -> None:
         ({"expansion": -1}, "levels.a.expansion must be positive, got -1"),
         ({"layers": (0, 0)}, "levels.a.layers must be different block numbers from 0, or null, got (0, 0)"),
         ({"layers": ()}, "levels.a.layers must be different block numbers from 0, or null, got ()"),
+        ({"gain": 0.0}, "levels.a.gain must be positive or null, got 0.0"),
         ({"key": "output"}, "levels.a.key must be one of input, projected, got 'output'"),
         ({"target": "past"}, "levels.a.target must be one of next, same, got 'past'"),
     ],

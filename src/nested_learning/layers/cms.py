@@ -100,7 +100,7 @@ class FastLevel(nn.Module):
         hidden = round(dim * (spec.expansion or 1))
         self.initial = MemoryMLP(1, dim, hidden, dim)
         self.values = nn.Linear(dim, dim, bias=False)
-        self.norm = RMSNorm(dim, eps) if spec.norm else None
+        self.norm = None if spec.gain is None else RMSNorm(dim, eps, spec.gain)
         self.keys = nn.Linear(dim, dim, bias=False) if spec.key == "projected" else None
         learned = {"eta": spec.eta is None, "alpha": config.retention, "beta": config.momentum}
         self.learned = [name for name, is_learned in learned.items() if is_learned]

@@ -18,12 +18,13 @@ class RMSNorm(nn.Module):
     Args:
         dim: size of the last axis.
         eps: added to the mean square.
+        gain: the weight at the start.
     """
 
-    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+    def __init__(self, dim: int, eps: float = 1e-6, gain: float = 1.0) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
+        self.weight = nn.Parameter(torch.full((dim,), gain))
 
     def forward(self, x: Tensor) -> Tensor:
         """`x [..., D]` to the same shape and dtype."""
