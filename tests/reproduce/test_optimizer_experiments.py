@@ -161,14 +161,26 @@ def test_optimizers_are_tuned_on_their_own_seed_and_compared_with_adamw():
     def make(run):
         final = abs(run.optim.lr - best[run.optim.name]) + 3.0 - 0.5 * (run.optim.name == "muon")
         curve = [(100, 3.0 if run.seed == 3 else 4.0), (300, final)]
-        return {"final": final, "curve": curve, "seconds": 1.0, "steps": 300}
+        return {"final": final, "curve": curve, "seconds": 1.0 + 0.5 * (run.optim.name == "m3"), "steps": 300}
 
     outcome = outcome_of(options, make)
     assert {run.optim.name: run.optim.lr for cells in outcome.values() for run, _ in cells} == best
     rows = optimizers.report(options, outcome).rows
     assert rows[0][:4] == ["text", "adamw", "0.1 (edge)", "3.0000 ± 0.0000"]
     assert rows[1][2:4] == ["0.2", "2.5000 ± 0.0000"]
-    assert rows[1][5:] == ["100, 300", "67%"]
+    assert rows[1][5:] == ["100, 300", "67%", "1.00 x"] and rows[2][-1] == "1.50 x"
+
+
+def test_settings_stand_behind_the_name_of_an_optimizer():
+    optim = optimizers.optim_of("m3 m3.slow_weight=0.2 adamw_lr_scale=0.5", 0.01)
+    assert (optim.name, optim.lr, optim.m3.slow_weight, optim.adamw_lr_scale) == ("m3", 0.01, 0.2, 0.5)
+    assert optim.m3.slow_every == optimizers.optim_of("m3", 0.01).m3.slow_every
+    for wrong, message in (
+        ("m3 m3.slow=1", "Key 'slow' not in 'M3Config'"),
+        ("m4", "optim.name must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            optimizers.optim_of(wrong, 0.01)
 
 
 def test_interval_of_known_numbers():
