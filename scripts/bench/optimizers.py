@@ -31,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     made.add_argument("--mixer", default="attention")
     made.add_argument("--device", default="cpu")
+    made.add_argument("--other", help="an optimizer from elsewhere to time beside ours: file.py:Class")
+    made.add_argument("--other-options", nargs="*", default=[], help="its keyword arguments: key=number")
     made.add_argument(
         "--output", type=Path, required=True, help="folder for optimizers.json and optimizers.md"
     )
@@ -48,7 +50,12 @@ def main() -> None:
         num_heads=options.heads,
         mixer=options.mixer,
     )
-    settings = StepSettings(model=model, repeats=options.repeats, device=options.device)
+    more = {
+        key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.other_options)
+    }
+    settings = StepSettings(
+        model=model, repeats=options.repeats, device=options.device, other=options.other, other_options=more
+    )
     result = measure(settings, lambda message: print(message, file=sys.stderr, flush=True))
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "optimizers.json").write_text(json.dumps(result, indent=1) + "\n")

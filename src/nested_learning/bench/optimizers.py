@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import runpy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,17 +43,23 @@ class StepSettings:
         steps: updates per timing; a multiple of M3's block, so that each holds its share of slow steps.
         repeats: rounds.
         device: where.
+        other: an optimizer from elsewhere to time beside ours, as `file.py:Class`; it gets the 2-D weights of
+            the blocks, fused AdamW the rest. other_options: its keyword arguments.
     """
 
     model: HopeConfig
     steps: int = M3Config().slow_every
     repeats: int = 5
     device: str = "cpu"
+    other: str | None = None
+    other_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def measure(settings: StepSettings, progress: Progress) -> dict[str, Any]:
     """Milliseconds per step of every variant, and their ratios to torch's Muon within each round."""
     runs = {name: _stepper(settings, fields) for name, fields in VARIANTS.items()}
+    if settings.other is not None:
+        runs[settings.other.rpartition("/")[2]] = _other_stepper(settings)
     seconds = interleave(runs, settings.repeats, settings.device, progress)
     rows = []
     for name, times in seconds.items():
@@ -70,25 +78,50 @@ def measure(settings: StepSettings, progress: Progress) -> dict[str, Any]:
 
 def _stepper(settings: StepSettings, fields: Mapping[str, Any]) -> Callable[[], None]:
     """`settings.steps` updates of a model of its own, with the same random gradients for all."""
+    model = _model_with_gradients(settings)
+    return _steps([build_optimizer(OptimConfig(lr=1e-5, **fields), model)], settings.steps)
+
+
+def _other_stepper(settings: StepSettings) -> Callable[[], None]:
+    """The same with `settings.other`. Raises ValueError if there is no such file or class."""
+    assert settings.other is not None
+    path, _, name = settings.other.rpartition(":")
+    if not Path(path).is_file():
+        raise ValueError(f"other must be file.py:Class, got {settings.other!r}")
+    made = runpy.run_path(path).get(name)
+    if made is None:
+        raise ValueError(f"{path} has no {name!r}")
+    model = _model_with_gradients(settings)
+    matrices = _matrices(model)
+    known = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in known]
+    other: Optimizer = made(matrices, lr=1e-5, **settings.other_options)
+    return _steps([other, torch.optim.AdamW(rest, lr=1e-5, fused=True)], settings.steps)
+
+
+def _model_with_gradients(settings: StepSettings) -> HopeLM:
     torch.manual_seed(0)
     model = HopeLM(settings.model).to(settings.device)
-    optimizer: Optimizer = build_optimizer(OptimConfig(lr=1e-5, **fields), model)
     for parameter in model.parameters():
         parameter.grad = 1e-3 * torch.randn_like(parameter)
+    return model
 
+
+def _steps(optimizers: Sequence[Optimizer], count: int) -> Callable[[], None]:
     def run() -> None:
-        for _ in range(settings.steps):
-            optimizer.step()
+        for _ in range(count):
+            for optimizer in optimizers:
+                optimizer.step()
 
     return run
 
 
+def _matrices(model: nn.Module) -> list[nn.Parameter]:
+    return [p for n, p in model.named_parameters() if n.startswith("blocks") and p.ndim == 2]
+
+
 def _matrix_shapes(model: nn.Module) -> dict[str, int]:
-    shapes = [
-        "x".join(map(str, p.shape))
-        for n, p in model.named_parameters()
-        if n.startswith("blocks") and p.ndim == 2
-    ]
+    shapes = ["x".join(map(str, p.shape)) for p in _matrices(model)]
     return {shape: shapes.count(shape) for shape in dict.fromkeys(shapes)}
 
 
