@@ -166,7 +166,7 @@ def test_levels_live_in_the_blocks_they_name() -> None:
 
 def test_answers_start_with_the_size_of_their_gain() -> None:
     x = torch.randn(3, 7, 4, dtype=torch.float64)
-    for gain in (0.1, 2.0):
+    for gain in (0.1, 2):
         level = FastLevel(4, LevelSpec(chunk_size=4, gain=gain), MemoryConfig(), eps=0.0).double()
         sizes = level(x)[0].square().mean(-1).sqrt()
         torch.testing.assert_close(sizes, torch.full_like(sizes, gain), rtol=1e-6, atol=0)

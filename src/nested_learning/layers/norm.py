@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
     def __init__(self, dim: int, eps: float = 1e-6, gain: float = 1.0) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.full((dim,), gain))
+        self.weight = nn.Parameter(torch.full((dim,), float(gain)))
 
     def forward(self, x: Tensor) -> Tensor:
         """`x [..., D]` to the same shape and dtype."""
