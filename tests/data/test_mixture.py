@@ -14,7 +14,8 @@ from nested_learning.data import LoaderConfig, TokenLoader, TokenMixture, Worker
 from nested_learning.data.config import Stage
 from nested_learning.data.loader import BUCKET_BATCHES, cut_rows
 from nested_learning.data.mixture import PATTERN, Line, Rows, interleave
-from nested_learning.data.packing import IGNORE, split_documents
+from nested_learning.data.packing import split_documents
+from nested_learning.data.padding import IGNORE
 from nested_learning.data.shards import ShardSet
 
 SEQ = 6

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from nested_learning.adapt.config import AdaptConfig
 from nested_learning.adapt.paths import Adaptable
-from nested_learning.train.objective import IGNORE
+from nested_learning.data.padding import IGNORE
 
 Graph = Literal["cut", "first_order", "through"]
 Weights = dict[str, Tensor]

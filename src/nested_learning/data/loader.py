@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from nested_learning.data.config import LoaderConfig
 from nested_learning.data.mixture import Line, as_mixture
-from nested_learning.data.packing import IGNORE
+from nested_learning.data.padding import IGNORE
 from nested_learning.data.shards import TokenArray, Tokens
 
 STATE_VERSION = 4

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nested_learning.data.packing import IGNORE, IntArray, Packing
+from nested_learning.data.packing import IntArray, Packing
+from nested_learning.data.padding import IGNORE
 from nested_learning.data.shards import ShardSet, TokenArray, Tokens
 
 PATTERN = 4096
@@ -87,7 +88,7 @@ class Rows:
         return full
 
     def lengths(self, rows: IntArray) -> IntArray:
-        """Places of each of `rows [N]` up to its last token."""
+        """Places of each of `rows [N]` up to its last token; a packed row counts as full."""
         if self._crossing or self._packing is not None:
             return np.full(len(rows), self._seq_len + 1)
         return self._piece(rows)[1]

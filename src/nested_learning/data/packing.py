@@ -14,8 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-IGNORE = -100
-"""A place of a row that holds no token: no loss counts it as a target."""
+from nested_learning.data.padding import IGNORE
 
 IntArray = npt.NDArray[np.int64]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from nested_learning.data.dedup import DIGEST_BYTES
 from nested_learning.data.mixture import Rows
-from nested_learning.data.packing import IGNORE
+from nested_learning.data.padding import IGNORE
 from nested_learning.data.shards import ShardSet, shard_file
 
 DOCUMENTS = (21, 9, 38, 14, 6, 25)

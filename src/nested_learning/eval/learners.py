@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nested_learning.config import OptimConfig
+from nested_learning.data.padding import IGNORE
 from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.eval.answer import encode, read
 from nested_learning.eval.intents import Example
@@ -26,7 +27,6 @@ from nested_learning.eval.memorize import Memorize
 from nested_learning.models.lm import HopeLM
 from nested_learning.reproduce.training import Batch, Loop, train_steps
 from nested_learning.train.elastic import Anchor, anchor, penalty_of
-from nested_learning.train.objective import IGNORE
 
 QUERY = "Query: {text}\nIntent:"
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nested_learning.adapt.paths import Adaptable
+from nested_learning.data.padding import IGNORE
 from nested_learning.models.sampling import sample_token
-from nested_learning.train.objective import IGNORE
 
 POLICIES = ("fresh", "carried")
 SEGMENT = 512  # tokens of a call, so that memory for logits does not grow with a text

@@ -13,7 +13,8 @@ from torch import nn
 
 from nested_learning.config import DataConfig, OptimConfig, load_config, set_seed
 from nested_learning.data.loader import TokenLoader, sequential_batches
-from nested_learning.data.synthetic.recall import IGNORE_INDEX, recall_batch
+from nested_learning.data.padding import IGNORE
+from nested_learning.data.synthetic.recall import recall_batch
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.reproduce.runner import Result, Tick
@@ -94,7 +95,7 @@ def recall_accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
     """Share of queries in `(tokens [B, T], targets [B, T])` whose value is the likeliest of all tokens."""
     right = asked = 0
     for tokens, targets in batches:
-        is_query = targets != IGNORE_INDEX
+        is_query = targets != IGNORE
         answers = model(tokens)[0].argmax(-1)
         right += int((answers == targets)[is_query].sum())
         asked += int(is_query.sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORE = -100
+from nested_learning.data.padding import IGNORE
 
 
 def next_token_loss(logits: Tensor, targets: Tensor, count: int | None = None) -> Tensor:

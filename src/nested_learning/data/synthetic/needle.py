@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from nested_learning.data.synthetic.recall import IGNORE_INDEX
+from nested_learning.data.padding import IGNORE
 
 NOISE = (
     "The grass is green .",
@@ -120,6 +120,6 @@ def needle_batch(batch_size: int, length: int, rng: random.Random, needles: int 
     """
     samples = [needle_sample(length, rng, None, needles) for _ in range(batch_size)]
     rows = torch.tensor([prompt + answer for prompt, answer in samples])
-    targets = torch.full_like(rows[:, 1:], IGNORE_INDEX)
+    targets = torch.full_like(rows[:, 1:], IGNORE)
     targets[:, -ANSWER:] = rows[:, -ANSWER:]
     return rows[:, :-1], targets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = -100
+from nested_learning.data.padding import IGNORE
 
 
 def recall_batch(
@@ -44,6 +44,6 @@ def recall_batch(
     stated = torch.stack((keys, values), dim=2).flatten(1)  # [B, 2P]
     asked = torch.stack((queries, answers), dim=2).flatten(1)  # [B, 2P]
     tokens = torch.cat((stated, asked), dim=1)
-    targets = torch.full_like(tokens, IGNORE_INDEX)
+    targets = torch.full_like(tokens, IGNORE)
     targets[:, 2 * num_pairs :: 2] = answers
     return tokens, targets
