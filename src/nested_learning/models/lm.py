@@ -78,7 +78,7 @@ class HopeLM(nn.Module):
         Args:
             documents: `[B, T]` integers, which document a token belongs to: rows of several documents,
                 each read as if alone. They begin at multiples of `config.alignment`. Only without `state`;
-                the state that comes back is of use for nothing.
+                do not go on from the state that comes back: it belongs to several documents.
         """
         self._check(tokens)
         if documents is not None and (state is not None or documents.shape != tokens.shape):
