@@ -126,7 +126,7 @@ def test_state_of_another_loader_is_refused(change, message):
 
 def test_state_of_another_version_is_refused():
     loader = TokenLoader(windows(19), SEQ, 3, seed=0)
-    with pytest.raises(ValueError, match="version=0, this loader has version=3"):
+    with pytest.raises(ValueError, match="version=0, this loader has version=4"):
         loader.load_state_dict(loader.state_dict() | {"version": 0})
 
 
