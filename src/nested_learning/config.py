@@ -7,19 +7,34 @@ overrides into a `RunConfig`; code never sees a DictConfig.
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, cast
 
 import numpy as np
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from nested_learning.adapt.config import AdaptConfig, check_online
+from nested_learning.checks import (
+    at_least,
+    build,
+    check_types,
+    did_you_mean,
+    one_of,
+    positive,
+    unknown_key,
+    within,
+)
 from nested_learning.data.config import LoaderConfig, MixtureConfig
 from nested_learning.models.config import HopeConfig
 from nested_learning.optim.config import (
@@ -29,6 +44,7 @@ from nested_learning.optim.config import (
     M3Config,
     MuonConfig,
 )
+from nested_learning.yaml_files import check_yaml, load_yaml
 
 SCHEMA = "run_schema"
 
@@ -48,8 +64,9 @@ class TokenizerConfig:
     path: str | None = None
 
     def __post_init__(self) -> None:
-        _one_of("data.tokenizer.kind", self.kind, ("bpe", "unigram", "byte"))
-        _at_least("data.tokenizer.vocab_size", self.vocab_size, 257)
+        check_types(self, "data.tokenizer")
+        one_of("data.tokenizer.kind", self.kind, ("bpe", "unigram", "byte"))
+        at_least("data.tokenizer.vocab_size", self.vocab_size, 257)
         if self.kind == "byte" and self.vocab_size != 257:
             raise ValueError(
                 f"data.tokenizer.vocab_size must be 257 for data.tokenizer.kind = byte, got {self.vocab_size}"
@@ -80,9 +97,8 @@ class DataConfig:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
 
     def __post_init__(self) -> None:
-        self.files = tuple(self.files)
-        if not 0 < self.valid_fraction < 1:
-            raise ValueError(f"data.valid_fraction must be in (0, 1), got {self.valid_fraction}")
+        check_types(self, "data")
+        within("data.valid_fraction", self.valid_fraction, "(0, 1)")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -122,19 +138,18 @@ class OptimConfig:
     min_lr_ratio: float = 0.1
 
     def __post_init__(self) -> None:
-        self.betas = (self.betas[0], self.betas[1])
+        check_types(self, "optim")
         rules = ("muon", "m3", "dgd", "delta_momentum", "deep_momentum")
-        _one_of("optim.name", self.name, ("adamw", "sgd", *rules))
-        _one_of("optim.schedule", self.schedule, ("cosine", "constant"))
-        for name in ("lr", "eps", "adamw_lr_scale"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"optim.{name} must be positive, got {getattr(self, name)}")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"optim.clip_norm must be positive or null, got {self.clip_norm}")
-        for name in ("weight_decay", "momentum", "warmup_steps"):
-            _at_least(f"optim.{name}", getattr(self, name), 0)
-        if not 0 <= self.min_lr_ratio <= 1:
-            raise ValueError(f"optim.min_lr_ratio must be in [0, 1], got {self.min_lr_ratio}")
+        one_of("optim.name", self.name, ("adamw", "sgd", *rules))
+        one_of("optim.schedule", self.schedule, ("cosine", "constant"))
+        for name in ("lr", "eps", "adamw_lr_scale", "clip_norm"):
+            positive(f"optim.{name}", getattr(self, name))
+        for name in ("weight_decay", "warmup_steps"):
+            at_least(f"optim.{name}", getattr(self, name), 0)
+        for beta in self.betas:
+            within("optim.betas", beta, "[0, 1)")
+        within("optim.momentum", self.momentum, "[0, 1)")
+        within("optim.min_lr_ratio", self.min_lr_ratio, "[0, 1]")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -181,16 +196,16 @@ class TrainConfig:
     grad_through_write: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("train.precision", self.precision, ("fp32", "bf16"))
-        _one_of("train.inner", self.inner, ("none", "online"))
+        check_types(self, "train")
+        one_of("train.precision", self.precision, ("fp32", "bf16"))
+        one_of("train.inner", self.inner, ("none", "online"))
         if self.grad_through_write and self.inner == "none":
             raise ValueError("train.grad_through_write must be false for train.inner = none, got true")
-        positive = "steps seq_len batch_size accumulation log_every eval_every save_every keep_last"
-        for name in positive.split():
-            _at_least(f"train.{name}", getattr(self, name), 1)
-        _at_least("train.sample_tokens", self.sample_tokens, 0)
-        if self.eval_batches is not None:
-            _at_least("train.eval_batches", self.eval_batches, 1)
+        counts = "steps seq_len batch_size accumulation log_every eval_every save_every keep_last"
+        for name in counts.split():
+            at_least(f"train.{name}", getattr(self, name), 1)
+        at_least("train.sample_tokens", self.sample_tokens, 0)
+        at_least("train.eval_batches", self.eval_batches, 1)
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"train.accumulation must divide train.batch_size = {self.batch_size}, "
@@ -225,10 +240,10 @@ class ParallelConfig:
     timeout_minutes: float = 10.0
 
     def __post_init__(self) -> None:
+        check_types(self, "parallel")
         for name in ("gather_dtype", "reduce_dtype"):
-            _one_of(f"parallel.{name}", getattr(self, name), ("fp32", "bf16"))
-        if self.timeout_minutes <= 0:
-            raise ValueError(f"parallel.timeout_minutes must be positive, got {self.timeout_minutes}")
+            one_of(f"parallel.{name}", getattr(self, name), ("fp32", "bf16"))
+        within("parallel.timeout_minutes", self.timeout_minutes, "(0, 1e6]")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -246,7 +261,8 @@ class LoggingConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        _one_of("logging.wandb", self.wandb, ("none", "offline", "online"))
+        check_types(self, "logging")
+        one_of("logging.wandb", self.wandb, ("none", "offline", "online"))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -265,6 +281,9 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
+        check_types(self, "")
+        check_name(self.name)
+        within("seed", self.seed, f"[0, {2**63})")
         length = self.train.seq_len
         if self.train.inner == "online":
             again = self.train.compile or self.parallel.activation_checkpointing
@@ -298,16 +317,6 @@ class RunConfig:
         return asdict(self)
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
 def register_schema() -> None:
     """Make the dataclasses known to Hydra as `run_schema`, the first entry of every defaults list."""
     schema = OmegaConf.structured(RunConfig)
@@ -321,17 +330,24 @@ def run_config(values: DictConfig | dict[str, Any]) -> RunConfig:
 
     Raises:
         ValueError: a key that the dataclasses do not have, or a value that is not allowed.
-        omegaconf.errors.ValidationError: a value of the wrong type.
     """
-    plain = OmegaConf.to_container(values, resolve=True) if isinstance(values, DictConfig) else values
+    return build(RunConfig, plain_values(values) if isinstance(values, DictConfig) else values)
+
+
+def plain_values(values: DictConfig) -> dict[str, Any]:
+    """OmegaConf's values as a dictionary, interpolations resolved; ValueError where one cannot be."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), plain)
-    except ConfigKeyError as error:
-        allowed = ", ".join(item.name for item in fields(error.object_type)) if error.object_type else ""
-        raise ValueError(f"unknown key {error.full_key!r}; allowed beside it: {allowed}") from None
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, RunConfig)
-    return config
+        return cast(dict[str, Any], OmegaConf.to_container(values, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ValueError(one_line(error)) from error
+
+
+def check_name(name: str) -> None:
+    """A run's name is a path below `train.output_dir`; ValueError for one that leaves it or is no path."""
+    parts = PurePath(name).parts
+    fits = all(part != ".." and len(part.encode()) <= 255 for part in parts) and name.isprintable()
+    if not parts or PurePath(name).is_absolute() or not fits:
+        raise ValueError(f"name must be a folder name, or several joined by /, without .., got {name!r}")
 
 
 def load_data_config(path: str | Path, overrides: list[str] | None = None) -> DataConfig:
@@ -347,7 +363,10 @@ def load_data_config(path: str | Path, overrides: list[str] | None = None) -> Da
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no configuration file {path}")
-    given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
+    try:
+        given = OmegaConf.merge(load_yaml(path), OmegaConf.from_dotlist(overrides or []))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ValueError(f"{path} with {overrides or 'no overrides'}: {one_line(error)}") from error
     return run_config(OmegaConf.create({"data": given})).data
 
 
@@ -360,15 +379,49 @@ def load_config(path_or_name: str | Path, overrides: list[str] | None = None) ->
 
     Raises:
         FileNotFoundError: there is no such file.
-        hydra.errors.ConfigCompositionException: an override or a file with an unknown key or a wrong type.
-        ValueError: a value that is not allowed.
+        ValueError: an override or a file that cannot be read, an unknown key, or a value that is not allowed.
     """
     root, name = _locate(path_or_name)
+    for file in {root / f"{name}.yaml", *root.glob("*/*.yaml")}:
+        check_yaml(file)
     register_schema()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(root), version_base="1.3"):
+    with initialize_config_dir(config_dir=str(root), version_base="1.3"), composing(overrides or []):
         composed = compose(config_name=name, overrides=overrides or [])
     return run_config(composed)
+
+
+@contextmanager
+def composing(overrides: list[str]) -> Iterator[None]:
+    """Turn whatever Hydra and OmegaConf raise about files and `overrides` into a ValueError of one line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ValueError(one_line(error)) from error
+    except (ValueError, AttributeError, TypeError, LookupError) as error:  # Hydra's, of odd overrides
+        what = " ".join(overrides) or "the configuration"
+        raise ValueError(f"cannot apply {what}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """What Hydra or OmegaConf complain about, with the reason, which stands in the error's cause."""
+    cause = error.__cause__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
+        key = str(cause.full_key)
+        return unknown_key(key, cause.object_type or RunConfig, key.rpartition(".")[0])
+    if isinstance(error, MissingConfigException):
+        near = did_you_mean(Path(error.missing_cfg_file or "").name, error.options or [])
+        return f"there is no configuration {error.missing_cfg_file!r}{near}"
+    what, *more = str(error).strip().split("\n")
+    why = str(cause).split("\n")[0] if cause else next((line for line in more if line[:1].strip()), "")
+    where = next((w for e in (error, cause) for w in (_place(e),) if w), "")
+    return ": ".join(part for part in ("" if where in what else where, what, why) if part)
+
+
+def _place(error: BaseException | None) -> str:
+    """The key or the override that an error of Hydra or OmegaConf is about."""
+    key = re.search(r"full_key: (\S+)", str(error))
+    return key[1] if key else getattr(error, "override", None) or ""
 
 
 def _locate(path_or_name: str | Path) -> tuple[Path, str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from nested_learning.checks import check_types
+
 LevelKind = Literal["fast", "slow", "plain"]
 VARIANTS: tuple[str, ...] = ("sequential", "nested", "independent")
 KEYS: tuple[str, ...] = ("input", "projected")
@@ -50,8 +52,9 @@ class LevelSpec:
     gain: float | None = 0.1
 
     def __post_init__(self) -> None:
+        check_types(self, f"model.levels.{self.name}")
         if not self.name:
-            raise ValueError("levels.name must not be empty")
+            raise ValueError("model.levels: a name must not be empty")
         self._check(self.chunk_size is None or self.chunk_size >= 1, "chunk_size", "at least 1")
         self._check(self.expansion is None or self.expansion > 0, "expansion", "positive")
         self._check(self.eta is None or 0 < self.eta <= 1, "eta", "in (0, 1] or null")
@@ -59,7 +62,6 @@ class LevelSpec:
         self._check(self.key in KEYS, "key", f"one of {', '.join(KEYS)}")
         self._check(self.target in TARGETS, "target", f"one of {', '.join(TARGETS)}")
         if self.layers is not None:
-            self.layers = tuple(self.layers)
             distinct = len(set(self.layers)) == len(self.layers) > 0
             self._check(
                 distinct and min(self.layers) >= 0, "layers", "different block numbers from 0, or null"
@@ -67,7 +69,9 @@ class LevelSpec:
 
     def _check(self, ok: bool, name: str, allowed: str) -> None:
         if not ok:
-            raise ValueError(f"levels.{self.name}.{name} must be {allowed}, got {getattr(self, name)!r}")
+            raise ValueError(
+                f"model.levels.{self.name}.{name} must be {allowed}, got {getattr(self, name)!r}"
+            )
 
 
 def kind_of(level: LevelSpec, seq_len: int | None) -> LevelKind:

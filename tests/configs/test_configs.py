@@ -84,7 +84,7 @@ def flat(value, prefix=""):
     "override, named",
     [
         ("optim.lrr=1", "optim.lrr"),
-        ("+optim.lrr=1", "'optim.lrr'; allowed beside it: name, lr"),
+        ("+optim.lrr=1", "'optim.lrr'; did you mean optim.lr?; allowed there: name, lr"),
         ("model.memory.dleta=true", "model.memory.dleta"),
         ("nonsense=1", "nonsense"),
         ("optim.lr=abc", "optim.lr"),
@@ -140,7 +140,7 @@ def test_dictionary_round_trip():
             "optim.name must be one of adamw, sgd, muon, m3, dgd, delta_momentum, deep_momentum, got 'lion'",
         ),
         ("optim.min_lr_ratio=2", "optim.min_lr_ratio must be in [0, 1], got 2.0"),
-        ("optim.clip_norm=0", "optim.clip_norm must be positive or null, got 0.0"),
+        ("optim.clip_norm=0", "optim.clip_norm must be positive, got 0.0"),
         ("train.steps=0", "train.steps must be at least 1, got 0"),
         ("train.accumulation=3", "train.accumulation must divide train.batch_size = 8, got 3"),
         ("train.precision=fp8", "train.precision must be one of fp32, bf16, got 'fp8'"),

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from nested_learning.checks import at_least, check_types, one_of, positive, within
+
 SOURCE_KINDS = ("text", "jsonl", "parquet", "hub")
 LANGUAGES = ("en",)
 
@@ -38,8 +40,8 @@ class FilterConfig:
     max_boilerplate: float | None = 0.2
 
     def __post_init__(self) -> None:
-        if self.min_chars < 1:
-            raise ValueError(f"filter.min_chars must be at least 1, got {self.min_chars}")
+        check_types(self, "filter")
+        at_least("filter.min_chars", self.min_chars, 1)
         if self.max_chars is not None and self.max_chars < self.min_chars:
             raise ValueError(
                 f"filter.max_chars must be at least min_chars = {self.min_chars}, got {self.max_chars}"
@@ -48,7 +50,7 @@ class FilterConfig:
             raise ValueError(f"filter.language must be en or null, got {self.language!r}")
         shares = "min_stop_words max_symbols max_duplicate_lines max_repeated_grams max_boilerplate"
         for name in shares.split():
-            _share(f"filter.{name}", getattr(self, name))
+            within(f"filter.{name}", getattr(self, name), "[0, 1]")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,9 +71,9 @@ class DedupConfig:
     rows: int = 8
 
     def __post_init__(self) -> None:
+        check_types(self, "dedup")
         for name in ("bands", "rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"dedup.{name} must be at least 1, got {getattr(self, name)}")
+            at_least(f"dedup.{name}", getattr(self, name), 1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,14 +109,12 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         where = f"source {self.name}"
+        check_types(self, where)
         if not re.fullmatch(r"[\w-]+", self.name):
             raise ValueError(f"{where}: name may hold letters, digits, _ and - only, got {self.name!r}")
-        if self.kind not in SOURCE_KINDS:
-            raise ValueError(f"{where}: kind must be one of {', '.join(SOURCE_KINDS)}, got {self.kind!r}")
-        if not self.weight > 0:
-            raise ValueError(f"{where}: weight must be positive, got {self.weight}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"{where}: limit must be at least 1 or null, got {self.limit}")
+        one_of(f"{where}: kind", self.kind, SOURCE_KINDS)
+        positive(f"{where}: weight", self.weight)
+        at_least(f"{where}: limit", self.limit, 1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -140,22 +140,21 @@ class MixtureConfig:
     shard_tokens: int = 1 << 24
 
     def __post_init__(self) -> None:
-        self.sources = tuple(self.sources)
+        check_types(self, "data.mixture")
         if not self.sources:
-            raise ValueError("mixture.sources is empty; give at least one source")
+            raise ValueError("data.mixture.sources is empty; give at least one source")
         names = [source.name for source in self.sources]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"mixture.sources: the name {sorted(twice)[0]!r} is used twice")
-        _share("mixture.valid_share", self.valid_share)
-        _share("mixture.long_share", self.long_share)
+            raise ValueError(f"data.mixture.sources: the name {sorted(twice)[0]!r} is used twice")
+        for name in ("valid_share", "long_share"):
+            within(f"data.mixture.{name}", getattr(self, name), "[0, 1]")
         if self.valid_share + self.long_share >= 1:
             raise ValueError(
-                "mixture.valid_share + long_share must be below 1, "
+                "data.mixture.valid_share + long_share must be below 1, "
                 f"got {self.valid_share} + {self.long_share}"
             )
         for name in ("long_chars", "shard_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"mixture.{name} must be at least 1, got {getattr(self, name)}")
+            at_least(f"data.mixture.{name}", getattr(self, name), 1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -164,6 +163,11 @@ class Stage:
 
     until_step: int
     seq_len: int
+
+    def __post_init__(self) -> None:
+        check_types(self, "data.loader.curriculum")
+        for name in ("until_step", "seq_len"):
+            at_least(f"data.loader.curriculum.{name}", getattr(self, name), 1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -190,20 +194,16 @@ class LoaderConfig:
     curriculum: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
-        self.curriculum = tuple(self.curriculum)
-        if self.workers < 0:
-            raise ValueError(f"loader.workers must be at least 0, got {self.workers}")
+        check_types(self, "data.loader")
+        at_least("data.loader.workers", self.workers, 0)
         if self.bucketing and self.crossing:
-            raise ValueError("loader.bucketing needs loader.crossing = false: otherwise no row has padding")
+            raise ValueError(
+                "data.loader.bucketing needs loader.crossing = false: otherwise no row has padding"
+            )
         if self.packing and (self.crossing or self.bucketing):
-            raise ValueError("loader.packing needs loader.crossing = false and loader.bucketing = false")
+            raise ValueError("data.loader.packing needs loader.crossing = false and loader.bucketing = false")
         if self.bucketing and self.curriculum:
-            raise ValueError("loader.bucketing and loader.curriculum both change the length: use one")
+            raise ValueError("data.loader.bucketing and loader.curriculum both change the length: use one")
         steps = [stage.until_step for stage in self.curriculum]
         if steps != sorted(set(steps)) or (steps and steps[0] < 1):
-            raise ValueError(f"loader.curriculum: until_step must grow from 1 on, got {steps}")
-
-
-def _share(name: str, value: float | None) -> None:
-    if value is not None and not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
+            raise ValueError(f"data.loader.curriculum: until_step must grow from 1 on, got {steps}")

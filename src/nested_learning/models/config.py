@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+from nested_learning.checks import at_least, build, check_types, one_of, positive, within
 from nested_learning.levels import (
     VARIANTS,
     Event,
@@ -68,16 +69,14 @@ class MemoryConfig:
     conv_window: int = 4
 
     def __post_init__(self) -> None:
-        self.adaptive = tuple(self.adaptive)
+        where = "model.memory"
+        check_types(self, where)
         for name in self.adaptive:
-            _check("memory.adaptive", name, ADAPTIVE)
-        _check("memory.retention_target", self.retention_target, ("zero", "init"))
-        if self.eta_max is not None and not 0 < self.eta_max <= 1:
-            raise ValueError(f"memory.eta_max must be in (0, 1], got {self.eta_max}")
-        if self.keep_every is not None and self.keep_every < 1:
-            raise ValueError(f"memory.keep_every must be at least 1 or null, got {self.keep_every}")
-        if self.conv_window < 1:
-            raise ValueError(f"memory.conv_window must be at least 1, got {self.conv_window}")
+            one_of(f"{where}.adaptive", name, ADAPTIVE)
+        one_of(f"{where}.retention_target", self.retention_target, ("zero", "init"))
+        within(f"{where}.eta_max", self.eta_max, "(0, 1]")
+        for name in ("projection_chunk_size", "hidden", "truncate_every", "keep_every", "conv_window"):
+            at_least(f"{where}.{name}", getattr(self, name), 1)
 
     def step_limit(self, chunk: int) -> float:
         """Upper bound of the step size of a memory that is written every `chunk` tokens."""
@@ -134,14 +133,13 @@ class HopeConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        self.levels = tuple(LevelSpec(**v) if isinstance(v, dict) else v for v in self.levels)
-        if isinstance(self.memory, dict):
-            self.memory = MemoryConfig(**self.memory)
-        _check("model.mixer", self.mixer, MIXERS)
-        _check("model.read", self.read, READS)
-        for name in ("vocab_size", "dim", "num_layers", "num_heads", "chunk_size", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        check_types(self, "model")
+        one_of("model.mixer", self.mixer, MIXERS)
+        one_of("model.read", self.read, READS)
+        for name in ("vocab_size", "dim", "num_layers", "num_heads", "chunk_size", "window", "seq_len"):
+            at_least(f"model.{name}", getattr(self, name), 1)
+        for name in ("rope_base", "norm_eps"):
+            positive(f"model.{name}", getattr(self, name))
         if self.dim % self.num_heads:
             raise ValueError(f"model.num_heads must divide model.dim = {self.dim}, got {self.num_heads}")
         if (self.dim // self.num_heads) % 2:
@@ -153,20 +151,18 @@ class HopeConfig:
             raise ValueError(f"model.levels must have different names, got {names}")
         self._check_levels()
         other = self.memory.projection_chunk_size
-        if other is not None and (other < 1 or max(other, self.chunk_size) % min(other, self.chunk_size)):
+        if other is not None and max(other, self.chunk_size) % min(other, self.chunk_size):
             raise ValueError(
                 "model.memory.projection_chunk_size must divide model.chunk_size or be a multiple of it, "
                 f"got {other} and {self.chunk_size}"
             )
 
     def _check_levels(self) -> None:
-        _check("model.cms_variant", self.cms_variant, VARIANTS)
+        one_of("model.cms_variant", self.cms_variant, VARIANTS)
         if self.cms_per_head and self.cms_variant != "independent":
             raise ValueError(
                 f"model.cms_per_head needs model.cms_variant = independent, got {self.cms_variant!r}"
             )
-        if self.seq_len is not None and self.seq_len < 1:
-            raise ValueError(f"model.seq_len must be at least 1 or null, got {self.seq_len}")
         for level in self.levels:
             where, period = f"model.levels.{level.name}", level.chunk_size
             if self.seq_len and period and period > self.seq_len and period % self.seq_len:
@@ -218,10 +214,5 @@ class HopeConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`. An unknown key is a TypeError."""
-        return cls(**values)
-
-
-def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        """Inverse of `to_dict`. An unknown key is a ValueError."""
+        return build(cls, values, "model")

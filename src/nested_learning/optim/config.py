@@ -7,28 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nested_learning.checks import at_least, check_types, one_of, positive, within
+
 POLYNOMIALS = ("quintic", "cubic")
 DTYPES = ("bfloat16", "float32", "param")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
-
-
-def _whole(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -45,8 +27,9 @@ class MuonConfig:
     ns_steps: int = 5
 
     def __post_init__(self) -> None:
-        _between("muon.momentum", self.momentum, 0, 1)
-        _whole("muon.ns_steps", self.ns_steps, 1)
+        check_types(self, "muon")
+        within("muon.momentum", self.momentum, "[0, 1)")
+        at_least("muon.ns_steps", self.ns_steps, 1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -90,17 +73,19 @@ class M3Config:
     adamw_eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        self.betas = (self.betas[0], self.betas[1], self.betas[2])
-        self.adamw_betas = (self.adamw_betas[0], self.adamw_betas[1])
-        for value in (*self.betas, *self.adamw_betas):
-            _between("m3.betas", value, 0, 1)
-        _whole("m3.slow_every", self.slow_every, 1)
-        _whole("m3.ns_steps", self.ns_steps, 1)
-        _positive("m3.eps", self.eps)
-        _one_of("m3.accumulation", self.accumulation, ("ema", "sum"))
-        _one_of("m3.polynomial", self.polynomial, POLYNOMIALS)
-        _one_of("m3.ns_dtype", self.ns_dtype, DTYPES)
-        _one_of("m3.adjust", self.adjust, ("rms", "match_rms_adamw", "original", "none"))
+        check_types(self, "m3")
+        for beta in self.betas:
+            within("m3.betas", beta, "[0, 1)" if self.accumulation == "ema" else "[0, 1]")
+        for beta in self.adamw_betas:
+            within("m3.adamw_betas", beta, "[0, 1)")
+        positive("m3.adamw_eps", self.adamw_eps)
+        at_least("m3.slow_every", self.slow_every, 1)
+        at_least("m3.ns_steps", self.ns_steps, 1)
+        positive("m3.eps", self.eps)
+        one_of("m3.accumulation", self.accumulation, ("ema", "sum"))
+        one_of("m3.polynomial", self.polynomial, POLYNOMIALS)
+        one_of("m3.ns_dtype", self.ns_dtype, DTYPES)
+        one_of("m3.adjust", self.adjust, ("rms", "match_rms_adamw", "original", "none"))
         if self.nesterov and self.accumulation == "sum":
             raise ValueError("m3.nesterov needs m3.accumulation = ema, got 'sum'")
 
@@ -123,9 +108,10 @@ class DGDConfig:
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
-        _one_of("dgd.step", self.step, ("exact", "paper"))
-        _one_of("dgd.target", self.target, ("gradient", "relative"))
-        _one_of("dgd.reduction", self.reduction, ("mean", "sum"))
+        check_types(self, "dgd")
+        one_of("dgd.step", self.step, ("exact", "paper"))
+        one_of("dgd.target", self.target, ("gradient", "relative"))
+        one_of("dgd.reduction", self.reduction, ("mean", "sum"))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -157,17 +143,18 @@ class DeltaMomentumConfig:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        _between("delta_momentum.momentum", self.momentum, 0, 1)
-        _between("delta_momentum.beta2", self.beta2, 0, 1)
-        _positive("delta_momentum.beta", self.beta)
-        _positive("delta_momentum.eps", self.eps)
+        check_types(self, "delta_momentum")
+        within("delta_momentum.momentum", self.momentum, "[0, 1]")
+        within("delta_momentum.beta2", self.beta2, "[0, 1)")
+        positive("delta_momentum.beta", self.beta)
+        positive("delta_momentum.eps", self.eps)
         deltas = ("off", "literal", "eta", "normalized", "capped")
-        _one_of("delta_momentum.delta", self.delta, deltas)
-        _one_of("delta_momentum.side", self.side, ("right", "left"))
-        _one_of("delta_momentum.precondition", self.precondition, ("none", "diagonal"))
+        one_of("delta_momentum.delta", self.delta, deltas)
+        one_of("delta_momentum.side", self.side, ("right", "left"))
+        one_of("delta_momentum.precondition", self.precondition, ("none", "diagonal"))
         features = ("identity", "signed_square", "cube", "sign", "tanh")
-        _one_of("delta_momentum.features", self.features, features)
-        _one_of("delta_momentum.output", self.output, ("identity", "newton_schulz", "sign"))
+        one_of("delta_momentum.features", self.features, features)
+        one_of("delta_momentum.output", self.output, ("identity", "newton_schulz", "sign"))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -191,8 +178,10 @@ class DeepMomentumConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _between("deep_momentum.decay", self.decay, 0, 1)
-        _positive("deep_momentum.inner_lr", self.inner_lr)
-        _whole("deep_momentum.hidden", self.hidden, 0)
-        _one_of("deep_momentum.objective", self.objective, ("l2", "dot"))
-        _one_of("deep_momentum.output", self.output, ("identity", "newton_schulz"))
+        check_types(self, "deep_momentum")
+        within("deep_momentum.decay", self.decay, "[0, 1]")
+        positive("deep_momentum.inner_lr", self.inner_lr)
+        at_least("deep_momentum.hidden", self.hidden, 0)
+        within("deep_momentum.seed", self.seed, f"[0, {2**63})")
+        one_of("deep_momentum.objective", self.objective, ("l2", "dot"))
+        one_of("deep_momentum.output", self.output, ("identity", "newton_schulz"))
