@@ -13,14 +13,16 @@ import nested_learning
 
 SOURCE = Path(nested_learning.__file__).parent
 ALLOWED = {
-    "levels": set(),
-    "state": set(),
+    "checks": set(),
+    "yaml_files": set(),
     "allocator": set(),
+    "state": set(),
+    "levels": {"checks"},
     "ops": {"levels", "state"},
     "layers": {"levels", "state", "ops", "models.config"},
-    "models": {"levels", "state", "ops", "layers"},
-    "optim": {"levels", "state", "ops", "config"},
-    "data": {"levels", "state"},
+    "models": {"checks", "levels", "state", "ops", "layers"},
+    "optim": {"checks", "levels", "state", "ops", "config"},
+    "data": {"checks", "levels", "state"},
 }
 
 

@@ -232,7 +232,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
         ({"kind": "csv"}, "source s: kind must be one of text, jsonl, parquet, hub, got 'csv'"),
         ({"weight": 0.0}, "source s: weight must be positive, got 0.0"),
         ({"weight": math.nan}, "source s: weight must be positive"),
-        ({"limit": 0}, "source s: limit must be at least 1 or null, got 0"),
+        ({"limit": 0}, "source s: limit must be at least 1, got 0"),
     ],
 )
 def test_bad_settings_are_named(change, message):

@@ -196,7 +196,7 @@ def test_a_bad_level_is_named(level: dict, message: str) -> None:
         ({"cms_variant": "both"}, "model.cms_variant must be one of sequential, nested, independent"),
         ({"cms_per_head": True}, "model.cms_per_head needs model.cms_variant = independent"),
         ({"cms_variant": "nested"}, "chunk sizes of nested fast levels must divide one another, got [4, 6]"),
-        ({"seq_len": 0}, "model.seq_len must be at least 1 or null, got 0"),
+        ({"seq_len": 0}, "model.seq_len must be at least 1, got 0"),
         ({"num_layers": 1}, "model.levels.b.layers must be less than model.num_layers = 1, got [1]"),
     ],
 )

@@ -129,7 +129,7 @@ def test_bad_options_are_named():
         DeltaMomentum(make(), delta="on")
     with pytest.raises(ValueError, match=r"delta_momentum\.side must be one of right, left, got 'top'"):
         DeltaMomentum(make(), side="top")
-    with pytest.raises(ValueError, match=r"delta_momentum\.momentum must be between 0 and 1, got 2"):
+    with pytest.raises(ValueError, match=r"delta_momentum\.momentum must be in \[0, 1\], got 2"):
         DeltaMomentum(make(), momentum=2)
     with pytest.raises(TypeError, match="dleta"):
         DeltaMomentum(make(), dleta="off")

@@ -148,7 +148,7 @@ def test_a_parameter_that_misses_a_step_keeps_its_own_clock():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"betas": (0.9, 1.5, 0.9)}, r"m3\.betas must be between 0 and 1, got 1\.5"),
+        ({"betas": (0.9, 1.5, 0.9)}, r"m3\.betas must be in \[0, 1\), got 1\.5"),
         ({"slow_every": 0}, r"m3\.slow_every must be at least 1, got 0"),
         ({"accumulation": "mean"}, r"m3\.accumulation must be one of ema, sum, got 'mean'"),
         ({"adjust": "rsm"}, r"m3\.adjust must be one of rms, .*, got 'rsm'"),
