@@ -231,7 +231,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
         ({"name": "a/b"}, "source a/b: name may hold letters"),
         ({"kind": "csv"}, "source s: kind must be one of text, jsonl, parquet, hub, got 'csv'"),
         ({"weight": 0.0}, "source s: weight must be positive, got 0.0"),
-        ({"weight": math.nan}, "source s: weight must be positive"),
+        ({"weight": math.nan}, "source s.weight must be a finite number, got nan"),
         ({"limit": 0}, "source s: limit must be at least 1, got 0"),
     ],
 )
