@@ -15,9 +15,11 @@ import torch
 from tqdm import tqdm
 
 from nested_learning.adapt.paths import Adaptable
+from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.eval.loading import Loaded
 from nested_learning.eval.results import Metric, Result, samples_path, versions, write_result
-from nested_learning.eval.scorer import Sampling, Scorer, TextTokenizer
+from nested_learning.eval.scorer import Sampling, Scorer
+from nested_learning.eval.tokenizers import HuggingFaceTokenizer
 
 try:
     from lm_eval.api.model import LM
@@ -42,7 +44,7 @@ class NestedLM(LM):  # type: ignore[misc]
         tokenizer, batch_size, policy, max_length, start, device: of the `Scorer`.
     """
 
-    def __init__(self, model: Adaptable, tokenizer: TextTokenizer, **scorer: Any) -> None:
+    def __init__(self, model: Adaptable, tokenizer: Tokenizer | HuggingFaceTokenizer, **scorer: Any) -> None:
         super().__init__()
         self.scorer = Scorer(model, tokenizer, **scorer)
         self._device = torch.device(self.scorer.device)
@@ -50,7 +52,7 @@ class NestedLM(LM):  # type: ignore[misc]
     @property
     def tokenizer_name(self) -> str:
         """For lm-eval's caches of requests."""
-        return str(getattr(self.scorer.tokenizer, "fingerprint", type(self.scorer.tokenizer).__name__))
+        return self.scorer.tokenizer.fingerprint
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """ln p of continuations and whether they are the model's own; requests of (context, continuation)."""

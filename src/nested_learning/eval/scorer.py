@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,50 +23,14 @@ from torch.nn import functional as F
 
 from nested_learning.adapt.paths import Adaptable
 from nested_learning.data.padding import IGNORE
+from nested_learning.data.tokenizer import Tokenizer
+from nested_learning.eval.tokenizers import HuggingFaceTokenizer, Ids, PlainTokenizer, TextTokenizer
 from nested_learning.models.sampling import sample_token
 
 POLICIES = ("fresh", "carried")
 SEGMENT = 512  # tokens of a call, so that memory for logits does not grow with a text
-Ids = list[int]
 Score = tuple[float, bool]
 T = TypeVar("T")
-
-
-class TextTokenizer(Protocol):
-    """What scoring asks of a tokenizer; those of `data.tokenizer` and `HuggingFaceTokenizer` do it."""
-
-    @property
-    def eos_id(self) -> int:
-        """The token at the end of a text."""
-        ...
-
-    def encode(self, text: str) -> Ids:
-        """Token ids of `text`."""
-        ...
-
-    def decode(self, ids: Ids) -> str:
-        """Text of `ids`."""
-        ...
-
-
-class HuggingFaceTokenizer:
-    """A tokenizer of transformers with the methods of this package's, and without special tokens."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        if tokenizer.eos_token_id is None:
-            raise ValueError("tokenizer must have an end-of-text token")
-        self.tokenizer = tokenizer
-        self.eos_id = int(tokenizer.eos_token_id)
-
-    def encode(self, text: str) -> Ids:
-        """Token ids of `text`."""
-        ids: Ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
-    def decode(self, ids: Ids) -> str:
-        """Text of `ids`; special tokens are left out."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,15 +56,17 @@ class Scorer:
     """Scores texts and continues them.
 
     Args:
-        model: see `Adaptable`; on `device`, in evaluation mode.
-        tokenizer: `encode`, `decode`, and `eos_id`, which stands before a text that has no context.
+        model: see `Adaptable`; on `device`, in evaluation mode. It may have `max_length`, and `end_ids`:
+            tokens that end a text besides the tokenizer's.
+        tokenizer: of this package, or a `HuggingFaceTokenizer`.
         batch_size: rows of a call at most. It changes time and memory, not the numbers.
         policy: "fresh": every request finds the model in `start`. "carried": contexts (and texts of
             `rolling`) are read one behind the other, as one stream in the order of the requests; each
             continuation is scored or written on a fork that is thrown away. A context that is that of the
             request before is not read again. `reset` begins a new stream.
-        max_length: tokens that a call may read, for models that have a maximum. Longer contexts lose their
-            beginning; longer texts are scored in windows. None: no maximum, a text is read in one pass.
+        max_length: tokens that a call may read. Longer contexts lose their beginning; longer texts are scored
+            in windows. None: the model's own, if it has one and the policy is "fresh"; without a maximum a
+            text is read in one pass.
         start: a state of one row from which requests begin, such as a memory; None = nothing.
         device: where the model is.
 
@@ -111,7 +77,7 @@ class Scorer:
     def __init__(
         self,
         model: Adaptable,
-        tokenizer: TextTokenizer,
+        tokenizer: Tokenizer | HuggingFaceTokenizer,
         batch_size: int = 8,
         policy: str = "fresh",
         max_length: int | None = None,
@@ -125,9 +91,15 @@ class Scorer:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if policy == "carried" and max_length is not None:
             raise ValueError(f"max_length must be None for policy = carried, got {max_length}")
-        self.model, self.tokenizer, self.device = model, tokenizer, device
-        self.batch_size, self.policy, self.max_length = batch_size, policy, max_length
-        self.start = start
+        self.model, self.device = model, device
+        self.tokenizer: TextTokenizer = (
+            tokenizer if isinstance(tokenizer, HuggingFaceTokenizer) else PlainTokenizer(tokenizer)
+        )
+        self.batch_size, self.policy, self.start = batch_size, policy, start
+        if max_length is None and policy == "fresh":
+            max_length = getattr(model, "max_length", None)
+        self.max_length: int | None = max_length
+        self._ends = {self.tokenizer.eos_id, *getattr(model, "end_ids", ())}
         self.reset()
 
     def reset(self) -> None:
@@ -150,17 +122,16 @@ class Scorer:
         """Tokens of a context and of its continuation, so that together they are those of the whole text.
 
         White space at the context's end goes to the continuation, as most tokenizers put it before words.
-        A context without tokens is the end of a document. That is the rule of lm-eval's `hf` models.
+        Where there is no context, the prefix token stands for it. That is the rule of lm-eval's `hf` models.
         """
         stripped = context.rstrip()
         continuation = context[len(stripped) :] + continuation
-        head = self.tokenizer.encode(stripped) if stripped else []
-        whole = self.tokenizer.encode(stripped + continuation)
-        tail = whole[len(head) :]
-        if head:
-            return head, tail
-        eos = self.tokenizer.eos_id
-        return (tail[:1], tail[1:]) if tail[:1] == [eos] else ([eos], tail)
+        if context:
+            head, whole = self.tokenizer.encode(stripped), self.tokenizer.encode(stripped + continuation)
+            if head:
+                return head, whole[len(head) :]
+        prefix, tail = self.tokenizer.prefix_id, self.tokenizer.encode_plain(continuation)
+        return (tail[:1], tail[1:]) if tail[:1] == [prefix] else ([prefix], tail)
 
     @torch.no_grad()
     def loglikelihood_of_ids(self, pairs: Sequence[tuple[Ids, Ids]]) -> Iterator[tuple[int, Score]]:
@@ -189,7 +160,7 @@ class Scorer:
         todo = sorted((i for i, ids in enumerate(documents) if ids), key=lambda i: (len(documents[i]), i))
         if self.policy == "carried":
             for i in sorted(todo):
-                inputs, targets = _row([self.tokenizer.eos_id], documents[i])
+                inputs, targets = _row([self.tokenizer.prefix_id], documents[i])
                 (score,), state = self._score([inputs], [targets], self._stream)
                 self._stream, self._last = self._read([documents[i][-1:]], state), None
                 yield i, score[0]
@@ -198,7 +169,7 @@ class Scorer:
             windows = [
                 (i, *window)
                 for i in batch
-                for window in rolling_windows(documents[i], self.tokenizer.eos_id, self.max_length)
+                for window in rolling_windows(documents[i], self.tokenizer.prefix_id, self.max_length)
             ]
             totals = dict.fromkeys(batch, 0.0)
             rows = {number: (inputs, targets) for number, (_, inputs, targets) in enumerate(windows)}
@@ -209,7 +180,7 @@ class Scorer:
     @torch.no_grad()
     def generate(self, contexts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
         """Continue contexts: their numbers and the new texts, as they come."""
-        ids = [self.tokenizer.encode(text) or [self.tokenizer.eos_id] for text in contexts]
+        ids = [self.tokenizer.encode(text) or [self.tokenizer.prefix_id] for text in contexts]
         if self.max_length is not None:
             room = self.max_length - sampling.max_new_tokens
             if room < 1:
@@ -324,6 +295,7 @@ class Scorer:
     def _write(self, last: list[Ids], state: Any, sampling: Sampling) -> list[str]:
         """Continue rows of which `state` has read all but `last`."""
         generator = torch.Generator(self.device).manual_seed(sampling.seed)
+        until = (*sampling.until, self.tokenizer.decode_all([self.tokenizer.eos_id]))
         tokens, written = self._pad(last, 0), [Ids() for _ in last]
         texts: list[str | None] = [None] * len(last)
         for _ in range(sampling.max_new_tokens):
@@ -334,17 +306,22 @@ class Scorer:
             tokens = new[:, None]
             for row, token in enumerate(new.tolist()):
                 written[row].append(token)
-                texts[row] = self._ended(written[row], sampling.until) if texts[row] is None else texts[row]
+                texts[row] = self._ended(written[row], until) if texts[row] is None else texts[row]
             if None not in texts:
                 break
-        return [self.tokenizer.decode(w) if t is None else t for t, w in zip(texts, written, strict=True)]
+        return [
+            _before(self.tokenizer.decode(ids), until) if text is None else text
+            for text, ids in zip(texts, written, strict=True)
+        ]
 
     def _ended(self, ids: Ids, until: Sequence[str]) -> str | None:
-        """The text of `ids` if it has come to its end, up to there."""
-        ended = ids[-1] == self.tokenizer.eos_id
-        text = self.tokenizer.decode(ids[:-1] if ended else ids)
-        found = [at for stop in until if stop and (at := text.find(stop)) >= 0]
-        return text[: min(found)] if found else text if ended else None
+        """The text of `ids` if it has come to its end, up to there. Special tokens can be such an end too."""
+        ended = ids[-1] in self._ends
+        kept = ids[:-1] if ended else ids
+        shown = "" if ended else self.tokenizer.decode_all(kept)
+        if ended or any(stop and stop in shown for stop in until):
+            return _before(self.tokenizer.decode(kept), until)
+        return None
 
     def _cut(self, context: Ids, continuation: Ids) -> tuple[Ids, Ids]:
         """Drop the beginning of what is too long for the model."""
@@ -363,14 +340,14 @@ class Scorer:
         return torch.tensor(padded, dtype=torch.long, device=self.device)
 
 
-def rolling_windows(ids: Ids, eos_id: int, max_length: int | None) -> Iterator[tuple[Ids, Ids]]:
+def rolling_windows(ids: Ids, prefix_id: int, max_length: int | None) -> Iterator[tuple[Ids, Ids]]:
     """Inputs and targets of the windows of a text, every token a target once; one window without a maximum.
 
-    The first window begins with the end-of-text token. A later one is as full as it can be: what it scores is
+    The first window begins with the prefix token. A later one is as full as it can be: what it scores is
     preceded by tokens that were scored before and are IGNORE among its targets.
     """
     size = max_length or len(ids)
-    whole = [eos_id, *ids]
+    whole = [prefix_id, *ids]
     for done in range(0, len(ids), size):
         end = min(done + size, len(ids))
         first = max(0, end - size)
@@ -382,6 +359,11 @@ def _row(context: Ids, continuation: Ids) -> tuple[Ids, Ids]:
     if not continuation:
         return [], []
     return context + continuation[:-1], [IGNORE] * (len(context) - 1) + continuation
+
+
+def _before(text: str, until: Sequence[str]) -> str:
+    """What stands before the first of the texts that end it."""
+    return text[: min((at for stop in until if stop and (at := text.find(stop)) >= 0), default=None)]
 
 
 def _chunks(items: list[T], size: int) -> list[list[T]]:

@@ -92,6 +92,20 @@ class PretrainedLevels(nn.Module):
         self._blocks = [blocks[n] for n in sorted(periods)]  # lists: they belong to `model` already
         self._originals = [copy.copy(block) for block in self._blocks]
 
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of a context that the model was made for, if its configuration says so."""
+        model: Any = self.model
+        length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        return length
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text, by the model's settings of generation."""
+        model: Any = self.model
+        ids: int | list[int] | None = model.generation_config.eos_token_id
+        return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+
     def init_state(self, batch: int, plain: bool = False) -> PretrainedState:
         """State at the start of a context; with `plain`, the weights of all levels are part of it."""
         if not plain:
