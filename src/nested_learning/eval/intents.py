@@ -41,7 +41,7 @@ def read_examples(path: Path, split: str, label_field: str | None = None) -> lis
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another ending, or a field that is missing.
+        ValueError: another ending, a field that is missing, or a label that is.
     """
     if path.suffix not in (".json", ".csv", ".jsonl"):
         raise ValueError(f"examples must be in a .json, .csv or .jsonl file, got {path}")
@@ -50,17 +50,22 @@ def read_examples(path: Path, split: str, label_field: str | None = None) -> lis
             content = json.load(file)
             if split not in content:
                 raise ValueError(f"{path} holds no {split!r}, but {', '.join(content)}")
-            return [Example(text, label) for text, label in content[split]]
+            fields = ("text", "label")
+            rows = [dict(zip(fields, pair, strict=True)) for pair in content[split]]
+            return [_example(row, path, number, "label") for number, row in enumerate(rows)]
         rows = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(line) for line in file)
-        return [_example(row, path, label_field) for row in rows]
+        return [_example(row, path, number, label_field) for number, row in enumerate(rows)]
 
 
-def _example(row: dict[str, Any], path: Path, label_field: str | None) -> Example:
-    label = next((name for name in ([label_field] if label_field else LABELS) if name in row), None)
-    if label is None or "text" not in row:
+def _example(row: dict[str, Any], path: Path, number: int, label_field: str | None) -> Example:
+    field = next((name for name in ([label_field] if label_field else LABELS) if name in row), None)
+    if field is None or "text" not in row:
         wanted = label_field or " or ".join(LABELS)
         raise ValueError(f"{path} must have the fields text and {wanted}, got {', '.join(map(str, row))}")
-    return Example(str(row["text"]), str(row[label]))
+    label = row[field]
+    if not isinstance(label, str | int) or not str(label).strip():
+        raise ValueError(f"{path}: record {number} has {field} = {label!r}; it must name a class")
+    return Example(str(row["text"]), str(label))
 
 
 def hold_out(examples: Sequence[Example], every: int = 5) -> tuple[list[Example], list[Example]]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +60,36 @@ class Task:
     split: str = "validation"
 
 
+class LabelError(ValueError):
+    """A label that names no choice."""
+
+
+def _number(record: Record, field: str, names: Sequence[str]) -> int:
+    """Number of the choice that a field names, as text or as an integer."""
+    label = record[field]
+    if isinstance(label, str | int) and str(label) in names:
+        return names.index(str(label))
+    raise LabelError(
+        f"{field} = {label!r}; allowed: {', '.join(names)} (test splits often have none and cannot be scored)"
+    )
+
+
 def _asked(prompt: str, answers: list[str], gold: int) -> Question:
+    if wrong := [answer for answer in answers if not isinstance(answer, str)]:
+        raise ValueError(f"answers must be texts, got {wrong[0]!r}")
     return Question(pairs=[(prompt, f" {a}") for a in answers], answers=answers, gold=gold, shown=prompt)
 
 
 def _piqa(record: Record) -> Question:
     prompt = f"Question: {record['goal']}\nAnswer:"
-    return _asked(prompt, [record["sol1"], record["sol2"]], int(record["label"]))
+    return _asked(prompt, [record["sol1"], record["sol2"]], _number(record, "label", ("0", "1")))
 
 
 def _hellaswag(record: Record) -> Question:
     context = f"{record['ctx_a']} {record['ctx_b'].capitalize()}"
     prompt = _without_brackets(f"{record['activity_label']}: {context}")
-    return _asked(prompt, [_without_brackets(end) for end in record["endings"]], int(record["label"]))
+    endings = [_without_brackets(end) for end in record["endings"]]
+    return _asked(prompt, endings, _number(record, "label", [str(i) for i in range(len(endings))]))
 
 
 def _without_brackets(text: str) -> str:
@@ -90,24 +106,29 @@ def _winogrande(record: Record) -> Question:
     return Question(
         pairs=[(context, end) for context in contexts],
         answers=contexts,
-        gold=int(record["answer"]) - 1,
+        gold=_number(record, "answer", ("1", "2")),
         shown=sentence,
     )
 
 
 def _arc(record: Record) -> Question:
-    labels, texts = list(record["choices"]["label"]), list(record["choices"]["text"])
-    return _asked(f"Question: {record['question']}\nAnswer:", texts, labels.index(record["answerKey"]))
+    labels, texts = [str(label) for label in record["choices"]["label"]], list(record["choices"]["text"])
+    if len(set(labels)) != len(texts) or len(labels) != len(texts):
+        raise ValueError(f"choices must have a label each, got {len(texts)} texts and labels {labels}")
+    gold = _number(record, "answerKey", labels)
+    return _asked(f"Question: {record['question']}\nAnswer:", texts, gold)
 
 
 def _boolq(record: Record) -> Question:
     prompt = f"{record['passage']}\nQuestion: {record['question']}?\nAnswer:"
-    return _asked(prompt, ["no", "yes"], int(record["label"]))
+    return _asked(prompt, ["no", "yes"], _number(record, "label", ("0", "1", "False", "True")) % 2)
 
 
 def _siqa(record: Record) -> Question:
     answers = [record[name] for name in ("answerA", "answerB", "answerC")]
-    return _asked(f"Q: {record['context']} {record['question']}\nA:", answers, int(record["label"]) - 1)
+    return _asked(
+        f"Q: {record['context']} {record['question']}\nA:", answers, _number(record, "label", ("1", "2", "3"))
+    )
 
 
 ARC = ("question", "choices", "answerKey")
@@ -149,33 +170,43 @@ TASKS: dict[str, Task] = {
 def read_questions(task: str, local_dir: Path | None, limit: int | None) -> list[Question]:
     """The first `limit` questions of a task, from a folder or else from the hub through lm-eval.
 
+    All records are checked: labels that count from 1 instead of 0 may begin with some that look right.
+
     Args:
         local_dir: a folder with `TASK.jsonl`, `.json` (a list) or `.parquet`.
 
     Raises:
         FileNotFoundError: no file of the task in the folder, or a hub that cannot be reached.
-        ValueError: a record without the fields of the task.
+        ValueError: a record without the fields of the task, or with a label that names no choice.
     """
-    records = _hub_records(task) if local_dir is None else _local_records(task, local_dir)
-    found = []
-    for number, record in enumerate(islice(records, limit)):
+    path = None if local_dir is None else _local_file(task, local_dir)
+    records = _hub_records(task) if path is None else _local_records(path)
+    where, found = path or task, []
+    for number, record in enumerate(records):
         if missing := [name for name in TASKS[task].fields if name not in record]:
             raise ValueError(
-                f"{task}: record {number} lacks {', '.join(missing)}; it has {', '.join(record) or 'nothing'}"
+                f"{where}: record {number} lacks {', '.join(missing)}; "
+                f"it has {', '.join(record) or 'nothing'}"
             )
         try:
             found.append(TASKS[task].build(record))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{task}: record {number} cannot be read: {error}") from error
+        except LabelError as error:
+            raise ValueError(f"{where}: record {number} has {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{where}: record {number} cannot be read: {error}") from error
     if not found:
-        raise ValueError(f"{task}: there are no records")
-    return found
+        raise ValueError(f"{where}: there are no records")
+    return found[:limit]
 
 
-def _local_records(task: str, folder: Path) -> Iterator[Record]:
+def _local_file(task: str, folder: Path) -> Path:
     path = next((p for end in ENDINGS if (p := folder / f"{task}{end}").is_file()), None)
     if path is None:
         raise FileNotFoundError(f"there is no {task}{', '.join(ENDINGS)} in {folder}")
+    return path
+
+
+def _local_records(path: Path) -> Iterator[Record]:
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
