@@ -17,6 +17,7 @@ import torch
 
 from nested_learning.allocator import keep_freed_memory
 from nested_learning.bench.timing import spread
+from nested_learning.data.script import run_script
 from nested_learning.layers.mlp import swiglu_width
 from nested_learning.levels import LevelSpec
 from nested_learning.models.config import MIXERS, HopeConfig
@@ -83,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

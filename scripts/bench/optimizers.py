@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 
 from nested_learning.bench.optimizers import StepSettings, markdown, measure
+from nested_learning.data.script import run_script
+from nested_learning.device import pick_device
 from nested_learning.models.config import HopeConfig
 
 
@@ -43,6 +45,7 @@ def main() -> None:
     """Parse, measure, write."""
     options = parser().parse_args()
     torch.set_num_threads(options.threads)
+    device = str(pick_device(options.device, "--device"))
     model = HopeConfig(
         vocab_size=options.vocab,
         dim=options.dim,
@@ -54,7 +57,7 @@ def main() -> None:
         key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.other_options)
     }
     settings = StepSettings(
-        model=model, repeats=options.repeats, device=options.device, other=options.other, other_options=more
+        model=model, repeats=options.repeats, device=device, other=options.other, other_options=more
     )
     result = measure(settings, lambda message: print(message, file=sys.stderr, flush=True))
     options.output.mkdir(parents=True, exist_ok=True)
@@ -64,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -16,6 +16,7 @@ from pathlib import Path
 from nested_learning.bench.report import write_report
 from nested_learning.bench.run import run_benchmark
 from nested_learning.bench.settings import PARTS, PRECISIONS, BenchSettings, smoke_settings
+from nested_learning.data.script import run_script
 from nested_learning.models.config import MIXERS
 
 NUMBERS = (
@@ -71,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

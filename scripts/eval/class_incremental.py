@@ -50,9 +50,9 @@ def main() -> None:
         test = read_examples(options.test or options.train, "test", options.label_field)
     limits = options.train_per_class, options.test_per_class
     tasks = split_tasks(train, test, options.tasks, options.seed, limits)
-    print(", ".join(f"{count} {name}" for name, count in describe(tasks).items()))
     learning = memorize.from_options(options)
     loaded = loading.from_options(options)
+    print(", ".join(f"{count} {name}" for name, count in describe(tasks).items()))
     output = loaded.output("class_incremental", options.output)
     if options.fresh:
         start_fresh(samples_path(output))

@@ -31,7 +31,7 @@ def main() -> None:
     add("--files", type=Path, nargs="+", default=[], help="the texts of these spans; default: bundled")
     add("--max-samples", type=int, help="questions per task, and spans, at most")
     add("--fresh", action="store_true", help="score again what earlier calls have scored")
-    add("--device", default="cpu", help="such as cuda:0")
+    add("--device", default="cpu", help="auto, cpu, cuda, cuda:0 … or mps (default %(default)s)")
     add("--output", type=Path, default=Path("outputs/eval/comparison.md"), help="the table (%(default)s)")
     options = made.parse_args()
     names, most = (

@@ -53,14 +53,14 @@ def test_a_configuration_of_ones_own_replaces_that_of_the_checkpoint(run_folder,
     mine.write_text(text.replace("name: tiny", "name: mine"))
     assert load(run_folder, config=mine).config.name == "mine"
     mine.write_text(text.replace("dim: 16", "dim: 32"))
-    with pytest.raises(CheckpointError, match="do not fit its model"):
+    with pytest.raises(CheckpointError, match=r"model\.dim = 32 \(checkpoint: 16\)"):
         load(run_folder, config=mine)
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(run_folder, tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(train_sentencepiece(["some words to learn from, " * 50], 280).state()["model"])
-    with pytest.raises(CheckpointError, match="its tokenizer has 280 tokens but its weights are for 257"):
+    with pytest.raises(CheckpointError, match="has 280 tokens; checkpoint .* is for 257"):
         load(run_folder, tokenizer_path=path)
     with pytest.raises(CheckpointError, match="is for 257 tokens"):
         load(run_folder, config=run_folder / "config.yaml", tokenizer_path=path)

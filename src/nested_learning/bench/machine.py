@@ -71,7 +71,7 @@ def floor_seconds(work: Iterable[Work], rates: Rates, factor: float = 1.0) -> Fl
 def describe(device: str) -> dict[str, str | int]:
     """Processor, threads and versions, for the report."""
     return {
-        "processor": torch.cuda.get_device_name() if device.startswith("cuda") else _cpu_name(),
+        "processor": torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu_name(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
@@ -82,7 +82,7 @@ def describe(device: str) -> dict[str, str | int]:
 def synchronize(device: str) -> None:
     """Wait for the device; nothing to wait for on a CPU."""
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def _best(run: Callable[[], object], device: str, repeats: int = 10) -> float:

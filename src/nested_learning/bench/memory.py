@@ -60,10 +60,10 @@ def measure_peak(run: Run, device: str = "cpu") -> int:
     """Bytes by which memory rises during `run`, at its highest."""
     gc.collect()
     if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         run()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     _return_free_pages()
     if CLEAR.exists() and os.access(CLEAR, os.W_OK):
         CLEAR.write_text("5")  # the high-water mark starts again from here

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from nested_learning.device import pick_device
 from nested_learning.levels import LevelSpec
 from nested_learning.models.config import MIXERS, HopeConfig, MemoryConfig
 from nested_learning.models.lm import HopeLM
@@ -34,7 +35,7 @@ class BenchSettings:
         compile: `torch.compile` attention, MLPs and memory writes (training and forward).
         precision: "fp32", or "bf16" for autocast to bfloat16.
         threads: CPU threads.
-        device: "cpu" or "cuda".
+        device: "cpu" or "cuda"; "auto" = CUDA if there is one.
         decode_positions: tokens read before decoding is timed.
         decode_batch: sequences decoded together.
         decode_tokens: tokens decoded per timed run; None = `chunk`, so that each run holds one write.
@@ -74,6 +75,9 @@ class BenchSettings:
         self.lengths = tuple((int(length), batch) for length, batch in self.lengths)
         for name in ("mixers", "parts", "decode_positions", "peer_chunks"):
             setattr(self, name, tuple(getattr(self, name)))
+        device = pick_device(self.device, "bench.device")
+        _one_of("device", (device.type,), ("cpu", "cuda"))  # others could not be waited for
+        self.device = str(device)
         _one_of("mixers", self.mixers, MIXERS)
         _one_of("parts", self.parts, PARTS)
         _one_of("precision", (self.precision,), PRECISIONS)

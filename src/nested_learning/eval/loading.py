@@ -11,6 +11,8 @@ import torch
 
 from nested_learning.config import RunConfig, load_config
 from nested_learning.data.tokenizer import Tokenizer, load_tokenizer
+from nested_learning.device import pick_device
+from nested_learning.eval.fit import check_fit
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint import (
     CheckpointError,
@@ -68,10 +70,12 @@ def load(
         device: such as "cpu" or "cuda:0".
 
     Raises:
-        CheckpointError: no checkpoint there, a damaged one, or weights that fit neither configuration nor
+        CheckpointError: no checkpoint there, a damaged one, or weights that do not fit configuration or
             tokenizer.
+        ValueError: a device that is not there.
         FileNotFoundError: no such configuration or tokenizer.
     """
+    device = pick_device(device, "--device")
     path = locate(checkpoint)
     tokenizer = None if tokenizer_path is None else load_tokenizer(tokenizer_path)
     own = None if config is None else load_config(config)
@@ -80,6 +84,7 @@ def load(
             f"--config {config} is for {own.model.vocab_size} tokens, "
             f"--tokenizer-path {tokenizer_path} has {tokenizer.vocab_size}"
         )
+    check_fit(path, own, tokenizer)
     model, tokenizer, read = load_checkpoint(path, device, own, tokenizer)
     proof = path if path.is_file() else path / MANIFEST
     digest = hashlib.sha256(proof.read_bytes()).hexdigest()
@@ -116,7 +121,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", help="configuration instead of the checkpoint's own")
     add("--tokenizer-path", type=Path, help="SentencePiece model instead of the checkpoint's own")
-    add("--device", default="cpu", help="such as cuda:0")
+    add("--device", default="cpu", help="auto, cpu, cuda, cuda:0 … or mps (default %(default)s)")
     add("--output", type=Path, help=f"result file (.json); default: below {OUTPUT}, by checkpoint")
     add("--fresh", action="store_true", help="forget the samples of an earlier, unfinished evaluation")
 

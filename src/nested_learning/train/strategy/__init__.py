@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from nested_learning.config import RunConfig
-from nested_learning.train.strategy.base import SingleStrategy, pick_device
+from nested_learning.device import pick_device
+from nested_learning.train.strategy.base import SingleStrategy
 
 STRATEGIES = ("single", "ddp", "fsdp", "deepspeed")
 
-__all__ = ["STRATEGIES", "SingleStrategy", "build_strategy", "pick_device"]
+__all__ = ["STRATEGIES", "SingleStrategy", "build_strategy"]
 
 
 def build_strategy(name: str, config: RunConfig) -> SingleStrategy:
@@ -18,11 +19,11 @@ def build_strategy(name: str, config: RunConfig) -> SingleStrategy:
         config: the run; `train.device` and `parallel` matter here.
 
     Raises:
-        ValueError: an unknown name; a batch that does not divide over the processes; settings that the
-            strategy does not support.
+        ValueError: an unknown name; a device that is not there; a batch that does not divide over the
+            processes; settings that the strategy does not support.
     """
     if name == "single":
-        return SingleStrategy(pick_device(config.train.device))
+        return SingleStrategy(pick_device(config.train.device, "train.device"))
     if name == "ddp":
         from nested_learning.train.strategy.ddp import DDPStrategy
 

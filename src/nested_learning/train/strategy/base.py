@@ -18,13 +18,6 @@ T = TypeVar("T")
 CPU = torch.device("cpu")
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA if there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
 class SingleStrategy:
     """One process, one device; the base of the others, which override what differs.
 

@@ -22,8 +22,9 @@ from torch.distributed.rendezvous import rendezvous
 from torch.optim import Optimizer
 
 from nested_learning.config import RunConfig
+from nested_learning.device import pick_device
 from nested_learning.train.checkpoint.tensors import pack, write_tensors
-from nested_learning.train.strategy.base import SingleStrategy, pick_device
+from nested_learning.train.strategy.base import SingleStrategy
 
 T = TypeVar("T")
 ANSWER_WITHIN = timedelta(seconds=5)
@@ -50,9 +51,9 @@ class DistributedStrategy(SingleStrategy):
             for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
         )
         _check_batch(config, self.world_size)
-        super().__init__(pick_device(config.train.device))
+        super().__init__(pick_device(config.train.device, "train.device"))
         if self.device.type == "cuda" and self.device.index is None:
-            self.device = torch.device("cuda", self.local_rank)
+            self.device = pick_device(f"cuda:{self.local_rank}", f"train.device of rank {self.rank}")
         self._join(timedelta(minutes=config.parallel.timeout_minutes))
         self.saving: dist.ProcessGroup | None = None
 

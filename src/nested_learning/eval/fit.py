@@ -1,0 +1,88 @@
+"""Whether a configuration or a tokenizer fits the weights of a checkpoint, before these are read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nested_learning.config import RunConfig, run_config
+from nested_learning.data.tokenizer import Tokenizer
+from nested_learning.models.config import HopeConfig
+from nested_learning.models.lm import HopeLM
+from nested_learning.train.checkpoint import CheckpointError
+from nested_learning.train.checkpoint.read import read_run
+from nested_learning.train.checkpoint.single_file import KEY
+
+SHOWN = 4  # differences in an error
+
+
+def check_fit(path: Path, config: RunConfig | None, tokenizer: Tokenizer | None) -> None:
+    """Compare what shall stand in for a checkpoint's own configuration and tokenizer with its description.
+
+    Args:
+        path: a checkpoint folder, or a file made by `nl export`.
+        config: instead of the checkpoint's; its model may differ in what changes no weight, such as a chunk
+            size.
+        tokenizer: instead of the checkpoint's.
+
+    Raises:
+        CheckpointError: one that does not fit, or a checkpoint without a description.
+    """
+    if config is None and tokenizer is None:
+        return
+    own = run_config(_described(path)).model
+    if tokenizer is not None and tokenizer.vocab_size != own.vocab_size:
+        raise CheckpointError(
+            f"--tokenizer-path has {tokenizer.vocab_size} tokens; checkpoint {path} is for {own.vocab_size}"
+        )
+    if config is not None and config.model != own and _shapes(config.model) != _shapes(own):
+        differences = _differences(config.model, own)
+        more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        raise CheckpointError(
+            f"--config is for another model than checkpoint {path}: {', '.join(differences[:SHOWN])}{more}"
+        )
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """The configuration in a checkpoint."""
+    if path.is_dir():
+        content: dict[str, Any] = read_run(path)["config"]
+        return content
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[KEY])
+            return dict(about["config"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} describes no model: {error!r}") from error
+
+
+def _shapes(model: HopeConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in HopeLM(model).state_dict().items()}
+
+
+def _differences(model: HopeConfig, own: HopeConfig) -> list[str]:
+    """Fields of two models that differ, such as "model.dim = 64 (checkpoint: 32)"."""
+    ours, theirs = _flat(model), _flat(own)
+    return [
+        f"{name} = {ours.get(name)} (checkpoint: {theirs.get(name)})"
+        for name in dict.fromkeys([*ours, *theirs])
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _flat(value: Any, name: str = "model") -> dict[str, Any]:
+    """Fields of nested dataclasses and of lists of them, by names such as "model.levels.0.chunk_size"."""
+    if is_dataclass(value):
+        parts = [(field.name, getattr(value, field.name)) for field in fields(value)]
+    elif isinstance(value, tuple) and any(map(is_dataclass, value)):
+        parts = [(str(i), part) for i, part in enumerate(value)]
+    else:
+        return {name: value}
+    return {key: leaf for own, part in parts for key, leaf in _flat(part, f"{name}.{own}").items()}
