@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,14 +46,16 @@ def read_examples(path: Path, split: str, label_field: str | None = None) -> lis
     if path.suffix not in (".json", ".csv", ".jsonl"):
         raise ValueError(f"examples must be in a .json, .csv or .jsonl file, got {path}")
     with path.open(encoding="utf-8", newline="") as file:
+        rows: Iterable[dict[str, Any]]
         if path.suffix == ".json":
             content = json.load(file)
             if split not in content:
                 raise ValueError(f"{path} holds no {split!r}, but {', '.join(content)}")
-            fields = ("text", "label")
-            rows = [dict(zip(fields, pair, strict=True)) for pair in content[split]]
-            return [_example(row, path, number, "label") for number, row in enumerate(rows)]
-        rows = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(line) for line in file)
+            rows, label_field = ({"text": text, "label": label} for text, label in content[split]), "label"
+        elif path.suffix == ".csv":
+            rows = csv.DictReader(file)
+        else:
+            rows = (json.loads(line) for line in file)
         return [_example(row, path, number, label_field) for number, row in enumerate(rows)]
 
 
