@@ -14,6 +14,7 @@ import nested_learning
 SOURCE = Path(nested_learning.__file__).parent
 ALLOWED = {
     "checks": set(),
+    "device": set(),
     "yaml_files": set(),
     "allocator": set(),
     "state": set(),

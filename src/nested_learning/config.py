@@ -36,6 +36,7 @@ from nested_learning.checks import (
     within,
 )
 from nested_learning.data.config import LoaderConfig, MixtureConfig
+from nested_learning.device import check_device
 from nested_learning.models.config import HopeConfig
 from nested_learning.optim.config import (
     DeepMomentumConfig,
@@ -197,6 +198,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "train")
+        check_device(self.device, "train.device")
         one_of("train.precision", self.precision, ("fp32", "bf16"))
         one_of("train.inner", self.inner, ("none", "online"))
         if self.grad_through_write and self.inner == "none":

@@ -143,6 +143,8 @@ def test_dictionary_round_trip():
         ("optim.clip_norm=0", "optim.clip_norm must be positive, got 0.0"),
         ("train.steps=0", "train.steps must be at least 1, got 0"),
         ("train.accumulation=3", "train.accumulation must divide train.batch_size = 8, got 3"),
+        ("train.device=gpu", "train.device must be auto, cpu, cuda, cuda:NUMBER or mps, got 'gpu'"),
+        ("seed=-1", "seed must be in [0, 9223372036854775808), got -1"),
         ("train.precision=fp8", "train.precision must be one of fp32, bf16, got 'fp8'"),
         ("data.valid_fraction=1", "data.valid_fraction must be in (0, 1), got 1.0"),
         ("data.tokenizer.kind=byte", "data.tokenizer.vocab_size must be 257"),
