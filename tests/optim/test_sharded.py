@@ -1,4 +1,4 @@
-"""M3, Muon and delta gradient descent on parameters that FSDP2 spreads over two processes."""
+"""M3 and delta gradient descent on two processes: sharded parameters (FSDP2), and whole ones (DDP)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,25 @@ from torch import nn
 from torch.nn import functional as F
 
 from nested_learning.config import OptimConfig
-from nested_learning.optim import DeepMomentum, DeltaMomentum, build_optimizer
+from nested_learning.optim import (
+    DeepMomentum,
+    DeltaGradientDescent,
+    DeltaMomentum,
+    GeneralizedGradientDescent,
+    build_optimizer,
+)
 from nested_learning.optim.config import M3Config
 
 CONFIGS = {
     "m3": OptimConfig(name="m3", lr=0.01, m3=M3Config(slow_every=3, ns_dtype="float32")),
     "dgd": OptimConfig(name="dgd", lr=0.1, adamw_lr_scale=0.1),
+}
+
+
+WHOLE = {  # the optimizer, the reduction of its loss, and its rate on one process over that on two
+    "mean": (DeltaGradientDescent, "mean", 1.0),
+    "sum": (lambda m, lr: DeltaGradientDescent(m, lr=lr, reduction="sum"), "sum", 0.5),
+    "huber": (GeneralizedGradientDescent, "mean", 1.0),
 }
 
 
@@ -37,6 +50,18 @@ def train(model: nn.Module, name: str, rank: int, ranks: int) -> None:
         optimizer.step()
 
 
+def train_whole(model: nn.Module, optimizer: torch.optim.Optimizer, reduction: str, rank: int, ranks: int):
+    """Two micro-batches in every step; the gradients of processes are averaged."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        for _ in range(2):
+            x, y = torch.randn(8, 6, generator=generator), torch.randn(8, 9, generator=generator)
+            loss = F.mse_loss(model(x.chunk(ranks)[rank]), y.chunk(ranks)[rank], reduction=reduction)
+            (loss / 2).backward()
+        optimizer.step()
+
+
 def worker(rank: int, folder: str) -> None:
     from torch.distributed.fsdp import fully_shard
 
@@ -50,12 +75,15 @@ def worker(rank: int, folder: str) -> None:
         full = {key: p.full_tensor() for key, p in model.named_parameters()}
         if rank == 0:
             torch.save(full, f"{folder}/{name}.pt")
-    for make in (DeltaMomentum, DeepMomentum):
+    for name, (make, reduction, _) in WHOLE.items():
+        model = network()
+        train_whole(nn.parallel.DistributedDataParallel(model), make(model, lr=0.02), reduction, rank, 2)
+        torch.save(model.state_dict(), f"{folder}/{name}_{rank}.pt")
+    for make in (DeltaMomentum, DeepMomentum, lambda _: GeneralizedGradientDescent(model)):
         model = network()
         fully_shard(model, mesh=mesh)
-        model(torch.ones(1, 6)).sum().backward()
         with pytest.raises(NotImplementedError, match="does not take sharded parameters"):
-            make(model.parameters()).step()
+            make(model.parameters())
     dist.destroy_process_group()
 
 
@@ -70,3 +98,12 @@ def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
         for key, p in alone.named_parameters():
             assert (p - start[key]).norm() > 1e-3
             torch.testing.assert_close(spread[key], p.detach(), rtol=1e-3, atol=1e-4)
+    for name, (make, reduction, rate) in WHOLE.items():
+        alone = network()
+        train_whole(alone, make(alone, lr=0.02 * rate), reduction, 0, 1)
+        start = network().state_dict()
+        first, second = (torch.load(tmp_path / f"{name}_{rank}.pt") for rank in range(2))
+        for key, value in alone.state_dict().items():
+            assert torch.equal(first[key], second[key])
+            assert (value - start[key]).norm() > 1e-3
+            torch.testing.assert_close(first[key], value, rtol=1e-4, atol=1e-5)

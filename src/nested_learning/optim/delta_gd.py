@@ -7,82 +7,136 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nested_learning.optim.base import DeepOptimizer, apply, gradient, wide
-from nested_learning.optim.capture import Caught, local_rows, second_moment, watch
+from nested_learning.optim.base import DeepOptimizer, apply, gradient, whole, wide
+from nested_learning.optim.capture import (
+    Caught,
+    local_rows,
+    over_processes,
+    processes,
+    second_moment,
+    watch,
+)
 from nested_learning.optim.config import DGDConfig
 
 Objective = Callable[[Tensor, Tensor], Tensor]
+TINY = 1e-30
 
 
-class _InputAware(DeepOptimizer):
-    """Catches the inputs of linear layers; parameters that are not their weights take gradient steps."""
+class InputAware(DeepOptimizer):
+    """Catches the inputs of linear layers; parameters that are not their weights take gradient steps.
+
+    Inputs are forgotten by `step` and by this optimizer's `zero_grad`, not by the model's.
+    """
+
+    keep_rows: ClassVar[bool] = False
 
     def __init__(
-        self,
-        model: nn.Module,
-        lr: float,
-        weight_decay: float,
-        params: Any,
-        options: dict[str, Any],
-        keep_rows: bool,
+        self, model: nn.Module, lr: float, weight_decay: float, params: Any, options: dict[str, Any]
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"{type(self).__name__} needs the module whose layers it watches, got "
+                f"{type(model).__name__}; its parameters can be chosen by params="
+            )
+        self.model = model
+        self.caught: dict[Tensor, Caught] = {}
         chosen = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(chosen, lr, weight_decay, options)
-        weights = (p for group in self.param_groups for p in group["params"])
-        self.caught = watch(model, weights, keep_rows)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters of the model; its options are validated.
+
+        Raises:
+            ValueError: a parameter that the model does not have, so that its inputs would not be seen.
+        """
+        super().add_param_group(param_group)
+        added = self.param_groups[-1]["params"]
+        own = set(self.model.parameters())
+        foreign = [p for p in added if p not in own]
+        if foreign:
+            del self.param_groups[-1]
+            raise ValueError(
+                f"parameters must be of the module given to {type(self).__name__}, "
+                f"got one of shape {tuple(foreign[0].shape)} that it does not have"
+            )
+        self.caught |= watch(self.model, added, self.keep_rows)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient; returns what `closure` does, if given."""
+        loss = super().step(closure)
+        self._forget()
+        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget gradients and inputs."""
+        """Forget gradients and inputs of the backward passes made so far."""
         super().zero_grad(set_to_none)
+        self._forget()
+
+    def _forget(self) -> None:
         for caught in self.caught.values():
             caught.clear()
 
+    def _initial_state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+        """Nothing but a counter: torch's checkpoint helpers want an entry of every parameter."""
+        return {"step": 0}
+
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
-            if p in self.caught:
-                self._update_layer(group, p, self.caught[p])
-                self.caught[p].clear()
-            else:
+            caught = self.caught.get(p)
+            if caught is None:
                 apply(p, gradient(p) * -group["lr"], group)
+            elif caught.count_of_uses:
+                self._update_layer(group, p, caught)
+            else:
+                _require_no_gradient(p)
+                apply(p, torch.zeros_like(p), group)
+            self.state[p]["step"] += 1
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "caught": self.caught}
+        return {**super().__getstate__(), "model": self.model, "caught": self.caught}
 
     def _update_layer(self, group: dict[str, Any], weight: Tensor, caught: Caught) -> None:
         """Move the weight of one layer by what was caught at it; both optimizers have their own."""
         raise NotImplementedError
 
 
-def _require(is_caught: bool, weight: Tensor) -> None:
-    if not is_caught:
+def _require_no_gradient(weight: Tensor) -> None:
+    """For a layer that no backward pass came to: its gradient must be zero."""
+    assert weight.grad is not None
+    if bool(whole(weight.grad).any()):
         raise RuntimeError(
-            f"no input was caught for a linear weight of shape {tuple(weight.shape)}: its layer must be "
-            "called in training mode, and not through torch.compile, between two steps"
+            f"no input was caught for a linear weight of shape {tuple(weight.shape)} that has a gradient: its "
+            "layer must be called as a module, and not through torch.compile"
         )
 
 
-class DeltaGradientDescent(_InputAware):
+class DeltaGradientDescent(InputAware):
     """Delta gradient descent (Eqs. 56–57): each linear layer regresses on minus its output gradient.
 
     For y = W x and u = −∂L/∂y the step is argmin_W ½‖W x − u‖² + ‖W − W_t‖²/(2η). For one input that is
     W(I − η′ x xᵀ) + η′ u xᵀ with η′ = η/(1 + η‖x‖²); the paper's η/(1 + η) is right for ‖x‖ = 1 only. For
     the mean over many rows it is (W − ηG)(I + ηS)⁻¹. With η → 0 it is gradient descent plus a decay of W
     along its inputs, which moves the end of training away from the loss's minimum; `target="relative"` has
-    no such decay. Hooks on the layers see x; under DDP, S is averaged over processes as gradients are.
+    no such decay. Hooks on the layers see x, and an input counts once a backward pass has come to it. A weight
+    that is used several times in a pass sums S over its uses, as its gradient does; over passes (micro-batches)
+    S is averaged, and over processes (DDP) too.
 
     Args:
         model: its `nn.Linear` weights get the rule, its other parameters plain gradient descent.
         lr, weight_decay: η, and a decoupled decay besides.
-        params: parameters or groups to take; None = all of the model.
+        params: parameters or groups of the model to take; None = all.
         options: see `optim.config.DGDConfig`.
 
     Raises:
+        TypeError: `model` is no module.
+        ValueError: parameters that are not the model's.
         RuntimeError: a weight has a gradient, but its layer was not seen to read anything.
 
     Example:
@@ -101,10 +155,9 @@ class DeltaGradientDescent(_InputAware):
         params: Any = None,
         **options: Any,
     ) -> None:
-        super().__init__(model, lr, weight_decay, params, options, keep_rows=False)
+        super().__init__(model, lr, weight_decay, params, options)
 
     def _update_layer(self, group: dict[str, Any], weight: Tensor, caught: Caught) -> None:
-        _require(caught.gram is not None, weight)
         moment = second_moment(caught, group["reduction"])
         old = wide(local_rows(weight))
         grad = local_rows(gradient(weight))
@@ -124,7 +177,7 @@ def delta_step(weight: Tensor, grad: Tensor, moment: Tensor, lr: float, step: st
     if step == "paper":
         rate = lr / (1 + lr)
         return weight - rate * (weight @ moment + grad)
-    system = torch.eye(len(moment), dtype=moment.dtype, device=moment.device).add(moment, alpha=lr)
+    system = torch.eye(len(moment), dtype=moment.dtype, device=moment.device) + lr * moment
     factor, _ = torch.linalg.cholesky_ex(system)  # the checking variant would wait for the device
     return torch.cholesky_solve((weight - lr * grad).T, factor).T
 
@@ -159,19 +212,28 @@ class GeneralizedConfig:
             raise ValueError(f"inner_steps must be at least 1, got {self.inner_steps}")
 
 
-class GeneralizedGradientDescent(_InputAware):
+class GeneralizedGradientDescent(InputAware):
     """Generalised gradient descent (Eq. 59): argmin_W mean J(W x, u) + ‖W − W_t‖²/(2η), u = −∂L/∂y.
 
     J = "dot", −⟨Wx, u⟩, is gradient descent; "l2" is delta gradient descent; "huber" is the latter with a
     pull that does not grow with the size of W x − u. The minimum is approached by `inner_steps` gradient
     steps of a safe size, η/(1 + η tr S). It keeps all inputs and output gradients of a step.
 
+    What has scaled the gradient of a weight since its backward pass (clipping of norms, `GradScaler`) scales
+    its u too. Any other change of the gradient G by ΔG (clipping of values, noise) adds ⟨ΔG, W⟩ to the
+    objective.
+
     Args:
         model, lr, weight_decay, params: as in `DeltaGradientDescent`; losses are means over rows.
         options: see `GeneralizedConfig`.
+
+    Raises:
+        NotImplementedError: a sharded parameter (FSDP), and see `DeltaGradientDescent`.
     """
 
     rule = GeneralizedConfig
+    takes_shards = False
+    keep_rows = True
 
     def __init__(
         self,
@@ -181,23 +243,35 @@ class GeneralizedGradientDescent(_InputAware):
         params: Any = None,
         **options: Any,
     ) -> None:
-        super().__init__(model, lr, weight_decay, params, options, keep_rows=True)
+        super().__init__(model, lr, weight_decay, params, options)
 
     def _update_layer(self, group: dict[str, Any], weight: Tensor, caught: Caught) -> None:
-        _require(bool(caught.inputs), weight)
-        inputs, targets = torch.cat(caught.inputs), torch.cat(caught.output_grads) * -caught.rows
-        old, lr = wide(local_rows(weight)), group["lr"]
-        curvature = 0.0 if group["objective"] == "dot" else inputs.square().sum() / caught.rows
+        inputs = torch.cat([wide(use.rows) for use in caught.uses if use.rows is not None])
+        grads = torch.cat([use.output_grad for use in caught.uses if use.output_grad is not None])
+        rows = over_processes(inputs.new_tensor(caught.loss_rows)).clamp(min=1)
+        factor, change = _since_the_pass(over_processes(grads.T @ inputs) / processes(), gradient(weight))
+        targets = grads * (-caught.loss_rows * factor)
+        old, lr = wide(weight), group["lr"]
+        curvature = over_processes(inputs.square().sum()) / rows if group["objective"] != "dot" else 0.0
         step, new = 1 / (1 + lr * curvature), old.clone()  # over η, so that η may be 0
         for _ in range(group["inner_steps"]):
-            grad = _objective_gradient(new, inputs, targets, OBJECTIVES[group["objective"]])
+            total = _objective_gradient(new, inputs, targets, OBJECTIVES[group["objective"]])
+            grad = over_processes(total) / rows + change
             new -= step * (lr * grad + new - old)
-        apply(local_rows(weight), new - old, group)
+        apply(weight, new - old, group)
+
+
+def _since_the_pass(made: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """How a gradient has changed since the backward pass made it: c and ΔG of grad = c · made + ΔG, ΔG ⊥ made."""
+    size = torch.linalg.vector_norm(made).clamp(min=TINY)
+    unit = made / size
+    along = (grad * unit).sum()
+    return along / size, grad - along * unit
 
 
 @torch.enable_grad()
 def _objective_gradient(weight: Tensor, inputs: Tensor, targets: Tensor, objective: Objective) -> Tensor:
-    """Gradient of the mean of J over the rows with respect to W."""
+    """Gradient of the sum of J over the rows with respect to W."""
     weight = weight.detach().requires_grad_()
-    (grad,) = torch.autograd.grad(objective(inputs @ weight.T, targets).mean(), weight)
+    (grad,) = torch.autograd.grad(objective(inputs @ weight.T, targets).sum(), weight)
     return grad
