@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch.optim import Optimizer
 
 class DeepOptimizer(Optimizer):
     """An optimizer whose rule is `_update(group, params)`, run without gradients on the params that have one.
+
+    All state of a parameter is made before its first update, so that checkpoints have the same entries after
+    every step.
 
     Args:
         params: parameters, or groups of them; a group may override every option.
@@ -23,9 +26,11 @@ class DeepOptimizer(Optimizer):
     Raises:
         ValueError: a negative rate or decay, or an option whose value is not allowed.
         TypeError: an option that does not exist.
+        NotImplementedError: a sharded parameter (FSDP), where `takes_shards` is False.
     """
 
     rule: type[Any]
+    takes_shards: ClassVar[bool] = True
 
     def __init__(self, params: Any, lr: float, weight_decay: float, options: dict[str, Any]) -> None:
         chosen = self.rule(**options)
@@ -39,20 +44,28 @@ class DeepOptimizer(Optimizer):
                 raise ValueError(f"{name} must be at least 0, got {full[name]}")
         self.rule(**{field.name: full[field.name] for field in fields(self.rule)})
         super().add_param_group(param_group)
+        if not self.takes_shards and any(is_spread(p) for p in self.param_groups[-1]["params"]):
+            name = type(self).__name__
+            raise NotImplementedError(f"{name} needs whole matrices and does not take sharded parameters (FSDP)")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; returns what `closure` does, if given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = run_closure(closure)
+        rehearsal = is_rehearsal(self)
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             _check(params)
-            if params:
+            for p in params:
+                if not self.state[p]:
+                    self.state[p].update(self._initial_state(group, p))
+            if params and not rehearsal:
                 self._update(group, params)
         return loss
+
+    def _initial_state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+        """All state that `parameter` will ever have, before its first update."""
+        raise NotImplementedError
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Move `params`; every optimizer has its own."""
@@ -64,13 +77,50 @@ class DeepOptimizer(Optimizer):
         restore_precision(self, state_dict)
 
 
-def restore_precision(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Undo that `Optimizer.load_state_dict` casts states to the type of their parameters."""
+def run_closure(closure: Callable[[], Any] | None) -> Any:
+    """Value of the closure given to `step`, computed with gradients; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def is_rehearsal(optimizer: Optimizer) -> bool:
+    """Whether this is the step by which `torch.distributed.checkpoint` makes the state of a fresh optimizer.
+
+    There is no state, and all rates and gradients are zero. Such a step makes the state and counts nothing.
+    Gradients are looked at only where the first step of all has no rate, so training does not wait for them.
+    """
+    groups = optimizer.param_groups
+    if any(optimizer.state.values()) or any(group["lr"] != 0 for group in groups):
+        return False
+    grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    return not any(grad.is_sparse or bool(whole(grad).any()) for grad in grads)
+
+
+def restart_counters(optimizer: Optimizer) -> None:
+    """Set the steps that optimizers of torch have counted in a rehearsal back to 0."""
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = state["step"] * 0
+
+
+def restore_precision(
+    optimizer: Optimizer, state_dict: Mapping[str, Any], only: Collection[str] | None = None
+) -> None:
+    """Undo that `Optimizer.load_state_dict` casts states to the type of their parameters.
+
+    Args:
+        optimizer: has just loaded `state_dict`.
+        only: names of the entries to restore; None = all.
+    """
     ids = [i for group in state_dict["param_groups"] for i in group["params"]]
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for i, parameter in zip(ids, params, strict=True):
         for name, value in state_dict["state"].get(i, {}).items():
             loaded = optimizer.state[parameter]
+            if only is not None and name not in only:
+                continue
             if torch.is_tensor(value) and loaded[name].dtype != value.dtype:
                 loaded[name] = value.to(device=loaded[name].device, copy=True)
 
@@ -85,7 +135,17 @@ def _check(params: list[Tensor]) -> None:
 
 def wide(tensor: Tensor) -> Tensor:
     """In float32 at least: what sums up over many steps must not be rounded to bfloat16 in each of them."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(wide_type(tensor))
+
+
+def wide_type(tensor: Tensor) -> torch.dtype:
+    """The type of `wide`."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def wide_zeros(parameter: Tensor) -> Tensor:
+    """Zeros in the shape and layout of a parameter, `wide`."""
+    return torch.zeros_like(parameter, dtype=wide_type(parameter))
 
 
 def gradient(parameter: Tensor) -> Tensor:
@@ -120,9 +180,3 @@ def spread_like(full: Tensor, example: Tensor) -> Tensor:
 
     sharded: Any = example
     return distribute_tensor(full, sharded.device_mesh, sharded.placements, src_data_rank=None)
-
-
-def refuse_shards(parameter: Tensor, name: str) -> None:
-    """Raises NotImplementedError for a parameter that is spread over processes."""
-    if is_spread(parameter):
-        raise NotImplementedError(f"{name} needs whole matrices and does not take sharded parameters (FSDP)")

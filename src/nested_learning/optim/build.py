@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from nested_learning.optim.base import is_spread
 from nested_learning.optim.combined import Combined
 from nested_learning.optim.deep_momentum import DeepMomentum
 from nested_learning.optim.delta_gd import DeltaGradientDescent
@@ -35,7 +36,9 @@ def _adamw(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
 
 
 def _sgd(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=_can_fuse(groups))
+    is_sharded = any(is_spread(p) for group in groups for p in group["params"])  # torch cannot fuse those
+    fused = _can_fuse(groups) and not is_sharded
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
 
 
 def _muon(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from nested_learning.optim.base import restore_precision
+from nested_learning.optim.base import is_rehearsal, restart_counters, restore_precision, run_closure
 
 
 class Combined(Optimizer):
@@ -35,13 +35,13 @@ class Combined(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """A step of every part; returns what `closure` does, if given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = run_closure(closure)
+        rehearsal = is_rehearsal(self)
         self._bind()
         for part in self.parts:
             part.step()
+        if rehearsal:
+            restart_counters(self)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nested_learning.ops.newton_schulz import newton_schulz
-from nested_learning.optim.base import DeepOptimizer, apply, gradient, refuse_shards
+from nested_learning.optim.base import DeepOptimizer, apply, gradient, wide_type
 from nested_learning.optim.config import DeepMomentumConfig
 
 TINY = 1e-12
@@ -40,36 +40,38 @@ class DeepMomentum(DeepOptimizer):
     """
 
     rule = DeepMomentumConfig
+    takes_shards = False
 
     def __init__(self, params: Any, lr: float = 1e-2, weight_decay: float = 0.0, **options: Any) -> None:
         super().__init__(params, lr, weight_decay, options)
 
+    def _initial_state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
+        """A memory: `bias [o, i]`, `w1 [i, h]`, `w2 [h, i]` and what w2 falls back to."""
+        rows, columns = _as_rows(parameter).shape
+        generator = torch.Generator().manual_seed(group["seed"])
+        drawn = torch.randn(group["hidden"], columns, generator=generator, dtype=torch.float64)
+        kind = {"dtype": wide_type(parameter), "device": parameter.device}
+        return {
+            "bias": torch.zeros(rows, columns, **kind),
+            "w1": torch.zeros(columns, group["hidden"], **kind),
+            "w2": drawn.to(**kind),
+            "w2_initial": drawn.to(**kind, copy=True),
+        }
+
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
-            refuse_shards(p, "DeepMomentum")
-            grad = gradient(p)
-            grad = grad.reshape(grad.shape[0], -1) if grad.ndim > 1 else grad.reshape(-1, 1)
-            state = self.state[p]
-            if not state:
-                state.update(_initial(grad, group))
+            grad, state = _as_rows(gradient(p)), self.state[p]
             inputs = grad * (math.sqrt(len(grad)) / torch.linalg.vector_norm(grad).clamp(min=TINY))
             _train(state, inputs, grad, group)
             step = _read(state, inputs)
             if group["output"] == "newton_schulz":
                 step = newton_schulz(step)
-            apply(p, step.mul(group["lr"]).view(p.shape), group)
+            apply(p, step.mul(group["lr"]).reshape(p.shape), group)
 
 
-def _initial(grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-    """A fresh memory: `bias [o, i]`, `w1 [i, h]`, `w2 [h, i]` and what w2 falls back to."""
-    generator = torch.Generator().manual_seed(group["seed"])
-    w2 = torch.randn(group["hidden"], grad.shape[1], generator=generator, dtype=torch.float64).to(grad)
-    return {
-        "bias": torch.zeros_like(grad),
-        "w1": grad.new_zeros(grad.shape[1], group["hidden"]),
-        "w2": w2,
-        "w2_initial": w2.clone(),
-    }
+def _as_rows(tensor: Tensor) -> Tensor:
+    """`[o, i]`: rows of the first dimension; a vector or scalar as rows of width 1."""
+    return tensor.reshape(tensor.shape[0], -1) if tensor.ndim > 1 else tensor.reshape(-1, 1)
 
 
 def _features(state: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nested_learning.ops.newton_schulz import newton_schulz
-from nested_learning.optim.base import DeepOptimizer, apply, gradient, refuse_shards
+from nested_learning.optim.base import DeepOptimizer, apply, gradient, wide_type
 from nested_learning.optim.config import DeltaMomentumConfig
 
 FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -42,28 +42,29 @@ class DeltaMomentum(DeepOptimizer):
     """
 
     rule = DeltaMomentumConfig
+    takes_shards = False
 
     def __init__(self, params: Any, lr: float = 1e-2, weight_decay: float = 0.0, **options: Any) -> None:
         super().__init__(params, lr, weight_decay, options)
 
+    def _initial_state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+        names = ("momentum", "second") if group["precondition"] == "diagonal" else ("momentum",)
+        dtype, layout = wide_type(parameter), torch.contiguous_format  # so that `as_matrix` is a view
+        zeros = {name: torch.zeros_like(parameter, dtype=dtype, memory_format=layout) for name in names}
+        return {"step": 0, **zeros}
+
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
-            refuse_shards(p, "DeltaMomentum")
-            grad, state = gradient(p), self.state[p]
-            if not state:
-                state["step"] = 0
-                state["momentum"] = torch.zeros_like(grad)
-                if group["precondition"] == "diagonal":
-                    state["second"] = torch.zeros_like(grad)
+            grad, state = gradient(p).contiguous(), self.state[p]
             state["step"] += 1
             momentum = as_matrix(state["momentum"])
             forget(momentum, as_matrix(grad), group)
-            momentum.add_(as_matrix(_write(grad, state, group)), alpha=-group["lr"])
-            apply(p, _output(momentum, group).view(p.shape), group)
+            momentum.sub_(as_matrix(_write(grad, state, group)) * group["lr"])
+            apply(p, _output(momentum, group).reshape(p.shape), group)
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
-    """A view `[o, i]`: vectors and scalars as one row."""
+    """A view `[o, i]` of a contiguous tensor: vectors and scalars as one row."""
     return tensor.view(1, -1) if tensor.ndim < 2 else tensor.view(tensor.shape[0], -1)
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from nested_learning.optim.wrapper import OptimizerWrapper, run_closure
+from nested_learning.optim.base import is_rehearsal, restart_counters, run_closure, whole
+from nested_learning.optim.wrapper import OptimizerWrapper
 
 TINY = 1e-30
 
@@ -35,7 +36,7 @@ class LearnedRates(OptimizerWrapper):
         ValueError: `beta` out of range, and see `OptimizerWrapper`.
     """
 
-    key = "last_update"
+    keys = ("last_update",)
 
     def __init__(
         self, optimizer: Optimizer, levels: Mapping[str, Iterable[Tensor]], beta: float = 0.02
@@ -54,31 +55,41 @@ class LearnedRates(OptimizerWrapper):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Adjust the factors of the levels that have gradients, then update with them."""
         loss = run_closure(closure)
+        rehearsal = is_rehearsal(self)
         moved = {name: [p for p in self._members(name) if p.grad is not None] for name in self.rates}
         before: dict[Tensor, Tensor] = {}
         for name, parameters in moved.items():
-            self.rates[name] = self.rates[name] * (1 - self.beta * self._agreement(parameters))
+            agreement = self._unless_skipped(self._agreement(parameters))
+            self.rates[name] = self.rates[name] * (1 - self.beta * agreement)
             before |= {p: p.clone() for p in parameters}
         self._step_inner()
+        if rehearsal:
+            restart_counters(self)
         for name, parameters in moved.items():
             for p in parameters:
-                self.kept[p] = (p - before[p]) * self.rates[name].to(p.dtype)
-                p.copy_(before[p] + self.kept[p])
+                update = (p - before[p]) * self.rates[name].to(p.dtype)
+                p.copy_(before[p] + update)
+                self.state[p]["last_update"] = update
         self._write_rates()
         return loss
 
     def _agreement(self, parameters: list[Tensor]) -> Tensor | float:
         """cos(∇L, Δ) over the parameters of a level; 0 before its first update."""
         known = [
-            (p.grad.float(), self.kept[p].float())
+            (p.grad.float(), self.state[p]["last_update"].float())
             for p in parameters
-            if p in self.kept and p.grad is not None
+            if "last_update" in self.state[p] and p.grad is not None
         ]
         if not known:
             return 0.0
-        dot = sum((g * u).sum() for g, u in known)
-        norms = sum(g.square().sum() for g, _ in known) * sum(u.square().sum() for _, u in known)
-        return dot / (norms + TINY).sqrt()  # type: ignore[union-attr]
+        dot = sum(whole((g * u).sum()) for g, u in known)
+        of_grads, of_updates = (sum(whole(t.square().sum()) for t in side) for side in zip(*known, strict=True))
+        return dot / (of_grads * of_updates + TINY).sqrt()  # type: ignore[union-attr]
+
+    def _unless_skipped(self, agreement: Tensor | float) -> Tensor | float:
+        """0 where the inner optimizer is told to leave out this update, whose gradients are not finite."""
+        found: Tensor | None = getattr(self, "found_inf", None)
+        return agreement if found is None else torch.where(found.bool(), 0.0, agreement)
 
     def _members(self, name: str) -> list[Tensor]:
         return [p for group in self.groups_of(name) for p in group["params"]]

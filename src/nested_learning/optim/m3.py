@@ -10,7 +10,16 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from nested_learning.ops.newton_schulz import newton_schulz_all
-from nested_learning.optim.base import DeepOptimizer, apply, gradient, spread_like, whole
+from nested_learning.optim.base import (
+    DeepOptimizer,
+    apply,
+    gradient,
+    spread_like,
+    whole,
+    wide,
+    wide_type,
+    wide_zeros,
+)
 from nested_learning.optim.config import M3Config
 
 RMS = 0.2  # of AdamW's steps, about (Liu et al. 2025, "Muon is scalable for LLM training")
@@ -46,9 +55,21 @@ class M3(DeepOptimizer):
     def __init__(self, params: Any, lr: float = 1e-3, weight_decay: float = 0.0, **options: Any) -> None:
         super().__init__(params, lr, weight_decay, options)
 
+    def _initial_state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+        """AdamW's, or `step`, M₁ `fast`, V `second`, M₂ `slow` and O₂ `slow_output`, as far as they are used."""
+        if not _is_matrix(group, parameter):
+            names = ("exp_avg", "exp_avg_sq")
+            return {"step": torch.zeros(()), **{name: wide_zeros(parameter) for name in names}}
+        wanted = {"fast": True, "second": group["second_moment"], "slow": group["slow_weight"] != 0}
+        state = {name: wide_zeros(parameter) for name, is_used in wanted.items() if is_used}
+        if wanted["slow"]:
+            dtype = _ns_dtype(group) or wide_type(parameter)
+            state["slow_output"] = torch.zeros_like(parameter, dtype=dtype)
+        return {"step": 0, **state}
+
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        matrices = [p for p in params if p.ndim == 2 and not group["adamw"]]
-        others = [p for p in params if p.ndim != 2 or group["adamw"]]
+        matrices = [p for p in params if _is_matrix(group, p)]
+        others = [p for p in params if not _is_matrix(group, p)]
         if others:
             self._update_by_adamw(group, others)
         if matrices:
@@ -56,7 +77,7 @@ class M3(DeepOptimizer):
 
     def _update_matrices(self, group: dict[str, Any], params: list[Tensor]) -> None:
         grads = [gradient(p) for p in params]
-        states = [self._state(p, g, group) for p, g in zip(params, grads, strict=True)]
+        states = [self.state[p] for p in params]
         if group["slow_weight"]:
             self._update_slow(group, states, grads)
         fast = self._update_fast(group, states, grads)
@@ -67,15 +88,6 @@ class M3(DeepOptimizer):
         for p, step, state in zip(params, steps, states, strict=True):
             apply(p, _scaled(step, group).mul_(-group["lr"]), group)
             state["step"] += 1
-
-    def _state(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        """`step`, M₁ `fast`, V `second`, M₂ `slow`; `slow_output` O₂ is there from the second block on."""
-        state: dict[str, Any] = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            wanted = {"fast": True, "second": group["second_moment"], "slow": group["slow_weight"] != 0}
-            state.update({name: torch.zeros_like(grad) for name, is_used in wanted.items() if is_used})
-        return state
 
     def _update_slow(self, group: dict[str, Any], states: list[dict[str, Any]], grads: list[Tensor]) -> None:
         """M₂ gathers the gradients of the running block; nobody reads it before the block is over."""
@@ -102,16 +114,13 @@ class M3(DeepOptimizer):
         return list(torch._foreach_lerp(grads, fast, beta)) if group["nesterov"] else fast
 
     def _update_by_adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        grads = [p.grad for p in params if p.grad is not None]
-        for p in params:
-            if not self.state[p]:
-                self.state[p]["step"] = torch.zeros(())
-                self.state[p].update({name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")})
+        moved = [wide(p) for p in params]  # the parameters themselves, unless they are narrow
+        grads = [gradient(p) for p in params]
         states = [self.state[p] for p in params]
         means, squares, steps = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
         beta1, beta2 = group["adamw_betas"]
         adamw(
-            params,
+            moved,
             grads,
             means,
             squares,
@@ -125,12 +134,26 @@ class M3(DeepOptimizer):
             eps=group["adamw_eps"],
             maximize=False,
         )
+        for p, new in zip(params, moved, strict=True):
+            if new is not p:
+                p.copy_(new)
+
+
+def _is_matrix(group: dict[str, Any], parameter: Tensor) -> bool:
+    """Whether the rule for matrices updates `parameter`, and not AdamW."""
+    return parameter.ndim == 2 and not group["adamw"]
+
+
+def _ns_dtype(group: dict[str, Any]) -> torch.dtype | None:
+    """Type of the Newton–Schulz products; None = that of the momenta."""
+    dtype: torch.dtype | None = None if group["ns_dtype"] == "param" else getattr(torch, group["ns_dtype"])
+    return dtype
 
 
 def _orthogonal(momenta: list[Tensor], like: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
     """Newton–Schulz of every momentum, in `ns_dtype`, spread over processes as `like` is."""
-    dtype = None if group["ns_dtype"] == "param" else getattr(torch, group["ns_dtype"])
-    results = newton_schulz_all([whole(m) for m in momenta], group["ns_steps"], group["polynomial"], dtype)
+    gathered = [whole(m) for m in momenta]
+    results = newton_schulz_all(gathered, group["ns_steps"], group["polynomial"], _ns_dtype(group))
     return [spread_like(result, example) for result, example in zip(results, like, strict=True)]
 
 
@@ -138,7 +161,7 @@ def _add_slow(steps: list[Tensor], states: list[dict[str, Any]], group: dict[str
     """O₁ + α O₂, in place in the list `steps`, in the type of the momenta."""
     for i, state in enumerate(states):
         steps[i] = steps[i].to(state["fast"].dtype)
-        if "slow_output" in state and group["slow_weight"]:
+        if group["slow_weight"]:
             steps[i] = steps[i].add(state["slow_output"], alpha=group["slow_weight"])
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nested_learning.levels import ChunkedUpdateScheduler
-from nested_learning.optim.wrapper import OptimizerWrapper, run_closure
+from nested_learning.optim.base import is_rehearsal, run_closure, wide_zeros
+from nested_learning.optim.delta_gd import InputAware
+from nested_learning.optim.wrapper import OptimizerWrapper
 
 
 class MultiFrequencyOptimizer(OptimizerWrapper):
@@ -19,6 +21,8 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
     Use it like the optimizer inside: `zero_grad`, `backward`, clip, `step`. `.grad` is always the gradient
     of this step; what a level has gathered since its last update is kept here, so clipping limits each
     step's own contribution. Between its updates nothing of a level moves: no weight decay, no moments.
+    What the inner optimizer keeps is there from the first step on, also of levels that have not been due yet,
+    so that checkpoints always have the same entries.
     An update uses the *sum* of the gathered gradients and a learning rate of `lr / C`: the sum is that of
     Eq. 71, and with SGD both together make the level as fast as one that moves at every step. (Adam's step
     does not depend on the gradient's size; there the level becomes C times slower per update.)
@@ -31,14 +35,16 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
         average: use the mean of the gathered gradients in place of their sum.
 
     Raises:
-        ValueError: names that differ, and see `ChunkedUpdateScheduler` and `OptimizerWrapper`.
+        ValueError: names that differ, an optimizer that looks at the inputs of one step, and see
+            `ChunkedUpdateScheduler` and `OptimizerWrapper`.
 
     Example:
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         >>> optimizer = MultiFrequencyOptimizer(optimizer, {"slow": 16}, {"slow": model.mlp.parameters()})
     """
 
-    key = "accumulated"
+    keys = ("accumulated", "gathered", "updates")
+    """Sum of the gradients since the last update and their number, of slow levels; updates made, of all."""
 
     def __init__(
         self,
@@ -54,6 +60,8 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
             raise ValueError(
                 f"chunk_sizes and levels must have the same names, got {list(chunk_sizes)} and {list(levels)}"
             )
+        if _looks_at_inputs(optimizer):
+            raise ValueError("an optimizer that looks at the inputs of one step cannot update slow levels")
         super().__init__(optimizer, levels)
         self.scale_lr, self.average = scale_lr, average
         for name, size in chunk_sizes.items():
@@ -80,17 +88,21 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
             The value of `closure`, which is called first; None without one.
         """
         loss = run_closure(closure)
+        if is_rehearsal(self):
+            self._hold_places([p for p in _parameters(self.param_groups) if p.grad is not None])
+            return loss
         step = self.steps + 1
         due = self.scheduler.due(step)
         slow = self._slow_groups()
-        own = [(p, p.grad) for group in slow for p in group["params"]]
+        self._hold_places([p for p in _parameters(slow) if p.grad is not None and not self.state[p]])
+        own = [(p, p.grad) for p in _parameters(slow)]
         rates = [group["lr"] for group in slow]
         for group in slow:
             self._gather(group, group["level"] in due)
             if self.scale_lr:
                 group["lr"] = group["lr"] / _chunk_size(group)
         try:
-            self._step_inner()
+            self._update()
         finally:
             for group, rate in zip(slow, rates, strict=True):
                 group["lr"] = rate
@@ -101,19 +113,62 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
         self._set_clock(step)
         return loss
 
+    def _hold_places(self, parameters: list[Tensor]) -> None:
+        """Have the inner optimizer make the state of `parameters`, before their first update.
+
+        As in `torch.distributed.checkpoint`, by a step with zero gradients and learning rates. Its counters and
+        momenta may not be those of a fresh parameter, so the first update starts without it.
+        """
+        if not parameters:
+            return
+        grads = [(p, p.grad) for p in _parameters(self.param_groups)]
+        rates = [group["lr"] for group in self.param_groups]
+        for p, _ in grads:
+            p.grad = None
+        for p in parameters:
+            p.grad = torch.zeros_like(p)
+        for group in self.param_groups:
+            group["lr"] = group["lr"] * 0
+        try:
+            self._step_inner()
+        finally:
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = rate
+            for p, grad in grads:
+                p.grad = grad
+        slow = set(_parameters(self._slow_groups()))
+        for p in parameters:
+            gathering = {"accumulated": wide_zeros(p), "gathered": 0} if p in slow else {}
+            self.state[p].update({**gathering, "updates": 0})
+
     def _gather(self, group: dict[str, Any], due: bool) -> None:
         """Add this step's gradients to those kept; show the inner optimizer the sum, or nothing."""
-        for parameter in group["params"]:
-            gradient, kept = parameter.grad, self.kept.get(parameter)
-            if gradient is not None:
-                wide = torch.promote_types(gradient.dtype, torch.float32)
-                kept = gradient.to(wide, copy=True) if kept is None else kept.add_(gradient)
-                self.kept[parameter] = kept
-            parameter.grad = None
-            if due and kept is not None:
-                total = kept / _chunk_size(group) if self.average else kept
-                parameter.grad = total.to(parameter.dtype)
-                del self.kept[parameter]
+        found: Tensor | None = getattr(self, "found_inf", None)
+        for p in group["params"]:
+            state = self.state[p]
+            if p.grad is not None:
+                grad = p.grad if found is None else torch.where(found.bool(), 0, p.grad)
+                state["accumulated"].add_(grad)
+                state["gathered"] += 1
+            p.grad = None
+            if due and state.get("gathered"):
+                total = state["accumulated"] / _chunk_size(group) if self.average else state["accumulated"]
+                p.grad = total.to(p.dtype)
+
+    def _update(self) -> None:
+        """Step the inner optimizer where it is shown gradients, and start their windows anew."""
+        moving = [p for p in _parameters(self.param_groups) if p.grad is not None]
+        for p in moving:
+            state = self.state[p]
+            if state.get("updates") == 0:
+                self.state[p] = self._take_own(state)
+        self._step_inner()
+        for p in moving:
+            state = self.state[p]
+            state["updates"] = state.get("updates", 0) + 1
+            if "accumulated" in state:
+                state["accumulated"].zero_()
+                state["gathered"] = 0
 
     def _slow_groups(self) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if _chunk_size(group) > 1]
@@ -122,6 +177,12 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
         """The clock is part of the groups, so that it is saved by all that saves an optimizer."""
         for group in self.param_groups:
             group["clock"] = step
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the inner optimizer: its parameters are updated at every step."""
+        super().add_param_group(param_group)
+        if hasattr(self, "optimizer"):
+            self._set_clock(self.steps)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`, in the middle of a window too.
@@ -143,6 +204,15 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
                 "last_update": {name: self.steps // size * size for name, size in sizes.items()},
             }
         )
+
+
+def _looks_at_inputs(optimizer: Any) -> bool:
+    inner = [*getattr(optimizer, "parts", ()), getattr(optimizer, "optimizer", None)]
+    return isinstance(optimizer, InputAware) or any(_looks_at_inputs(o) for o in inner if o is not None)
+
+
+def _parameters(groups: list[dict[str, Any]]) -> list[Tensor]:
+    return [parameter for group in groups for parameter in group["params"]]
 
 
 def _chunk_size(group: dict[str, Any]) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from nested_learning.optim.base import restore_precision
 
 Groups = list[dict[str, Any]]
 
@@ -16,8 +17,8 @@ class OptimizerWrapper(Optimizer):
     """Base of wrappers: shares `param_groups` and `state` with the inner optimizer.
 
     Every group holds parameters of one level only, whose name is `group["level"]` (absent outside of
-    levels); groups that hold several are split. What a subclass keeps per parameter in `kept` is saved and
-    loaded with the inner optimizer's state, as the entry `key`; so checkpoints need to know nothing.
+    levels); groups that hold several are split. What a subclass keeps per parameter are entries called `keys`
+    in the common state, which the inner optimizer does not see; so checkpoints need to know nothing.
 
     Args:
         optimizer: any torch optimizer that works parameter by parameter and skips those without a
@@ -29,7 +30,7 @@ class OptimizerWrapper(Optimizer):
             of `parts`, whose groups must have been split by `split_by_level` before it was made.
     """
 
-    key: ClassVar[str]
+    keys: ClassVar[tuple[str, ...]]
 
     def __init__(self, optimizer: Optimizer, levels: Mapping[str, Iterable[Tensor]]) -> None:
         levels = {name: list(parameters) for name, parameters in levels.items()}
@@ -45,11 +46,17 @@ class OptimizerWrapper(Optimizer):
         optimizer.param_groups[:] = groups
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self.optimizer = optimizer
-        self.kept: dict[Tensor, Tensor] = {}
         self._share()
 
     def _share(self) -> None:
         self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the inner optimizer, outside of levels."""
+        if hasattr(self, "optimizer"):
+            self.optimizer.add_param_group(param_group)
+        else:  # the inner optimizer's own groups, when this one is made
+            super().add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of the last step, as the inner optimizer does; not what is gathered."""
@@ -71,18 +78,18 @@ class OptimizerWrapper(Optimizer):
         found = getattr(self, "found_inf", None)
         if found is not None:
             inner.found_inf = found
-        inner.step()
-        if found is not None:
-            del inner.found_inf
+        own = {parameter: self._take_own(entries) for parameter, entries in self.state.items()}
+        try:
+            inner.step()
+        finally:
+            for parameter, entries in own.items():
+                self.state[parameter].update(entries)
+            if found is not None:
+                del inner.found_inf
 
-    def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's, with what this one keeps per parameter as one more entry `key`."""
-        packed: dict[str, Any] = self.optimizer.state_dict()
-        for number, parameter in enumerate(_parameters(self.param_groups)):
-            if parameter in self.kept:
-                own = packed["state"].get(number, {})
-                packed["state"][number] = {**own, self.key: self.kept[parameter]}
-        return packed
+    def _take_own(self, entries: dict[str, Any]) -> dict[str, Any]:
+        """Take this wrapper's entries out of the state of a parameter."""
+        return {name: entries.pop(name) for name in self.keys if name in entries}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a `state_dict` of the same wrappers around the same optimizer.
@@ -90,14 +97,14 @@ class OptimizerWrapper(Optimizer):
         Raises:
             ValueError: other parameter groups.
         """
-        state = {number: dict(entry) for number, entry in state_dict["state"].items()}
-        kept = {number: entry.pop(self.key) for number, entry in state.items() if self.key in entry}
-        inner = {number: entry for number, entry in state.items() if entry}
-        self.optimizer.load_state_dict({**state_dict, "state": inner})
+        self.optimizer.load_state_dict(dict(state_dict))
         self._share()
-        names = _parameters(state_dict["param_groups"])  # numbers, or names in distributed checkpoints
-        parameters = dict(zip(names, _parameters(self.param_groups), strict=True))
-        self.kept = {parameters[n]: t.detach().to(parameters[n].device, copy=True) for n, t in kept.items()}
+        restore_precision(self, state_dict, self.keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All there is, but hooks and what torch has patched: for copies and pickles."""
+        own = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+        return {**own, **super().__getstate__()}
 
 
 def split_by_level(groups: Groups, levels: Mapping[str, Iterable[Tensor]]) -> Groups:
@@ -120,14 +127,6 @@ def split_by_level(groups: Groups, levels: Mapping[str, Iterable[Tensor]]) -> Gr
                 part["level"] = level
             made.append(part)
     return made
-
-
-def run_closure(closure: Callable[[], Any] | None) -> Any:
-    """Value of the closure given to `step`, computed with gradients; None without one."""
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
 
 
 def _level_of(levels: Mapping[str, Iterable[Tensor]]) -> dict[Tensor, str]:
