@@ -1,4 +1,4 @@
-"""Every optimizer through torch's own checkpoint helpers: a run that goes on equals one that never stopped."""
+"""Every optimizer through torch's own checkpoint helpers: resumed runs equal those that never stopped."""
 
 import copy
 import warnings

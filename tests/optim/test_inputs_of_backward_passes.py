@@ -1,4 +1,4 @@
-"""Which inputs count for optimizers that look at them: those of the backward passes that made the gradient."""
+"""Which inputs count for optimizers that look at them: those of the passes that made the gradient."""
 
 import copy
 import pickle
@@ -45,7 +45,7 @@ def expected(weight, *uses):
 
 
 def check(module, optimizer, *uses):
-    """Step, and compare with the naive minimum over `uses`: inputs and minus the gradients of each row's loss."""
+    """Step, and compare with the naive minimum over `uses`, each a pair (inputs, targets)."""
     wanted = expected(module.weight, *uses)
     optimizer.step()
     torch.testing.assert_close(module.weight.detach(), wanted, **EXACT)
@@ -234,7 +234,7 @@ def test_what_cannot_be_watched_is_refused(make):
     with pytest.raises(TypeError, match=r"needs the module whose layers it watches, got generator"):
         make(model.parameters(), lr=LR)
     optimizer = make(model, lr=LR)
-    with pytest.raises(ValueError, match=r"of the module given to .*, got one of shape \(2, 5\) that it does"):
+    with pytest.raises(ValueError, match=r"of the module given to .*, got one of shape \(2, 5\)"):
         optimizer.add_param_group({"params": nn.Linear(5, 2, bias=False).parameters()})
     assert len(optimizer.param_groups) == 1
     with pytest.raises(ValueError, match="looks at the inputs of one step cannot update slow levels"):

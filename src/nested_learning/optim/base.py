@@ -46,7 +46,9 @@ class DeepOptimizer(Optimizer):
         super().add_param_group(param_group)
         if not self.takes_shards and any(is_spread(p) for p in self.param_groups[-1]["params"]):
             name = type(self).__name__
-            raise NotImplementedError(f"{name} needs whole matrices and does not take sharded parameters (FSDP)")
+            raise NotImplementedError(
+                f"{name} needs whole matrices and does not take sharded parameters (FSDP)"
+            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

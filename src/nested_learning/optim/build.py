@@ -76,7 +76,7 @@ MATRIX_OPTIMIZERS: dict[str, Rule] = {
 def build_optimizer(config: OptimConfig, model: nn.Module, slow: SlowLevels | None = None) -> Optimizer:
     """The optimizer `config.name` over the parameter groups of `model` (see `param_groups`).
 
-    Kernels are fused where all parameters are floating point on a CPU or a CUDA device.
+    Kernels are fused where all parameters are floating point and contiguous, on a CPU or a CUDA device.
 
     Args:
         config: name and rates.
@@ -139,8 +139,11 @@ def _is_for_rule(parameter: torch.Tensor, linear: set[int] | None) -> bool:
 
 
 def _can_fuse(groups: Groups) -> bool:
+    """Whether torch's fused kernels are right for all: on a CPU they mix up entries of other layouts."""
     parameters = [p for group in groups for p in group["params"]]
-    return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
+    return all(
+        p.device.type in FUSED_DEVICES and p.is_floating_point() and p.is_contiguous() for p in parameters
+    )
 
 
 def lr_at(config: OptimConfig, step: int, total_steps: int) -> float:

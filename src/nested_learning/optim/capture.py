@@ -1,8 +1,8 @@
 """What the linear layers of a model read, caught on the way: for optimizers that look at inputs.
 
-An input counts when a backward pass comes to the output that was made of it, as its gradient does: not those of
-forward passes that were thrown away, and each once, however often a forward pass is run again for activation
-checkpointing. Passes of `torch.autograd.grad` count as backward passes.
+An input counts when a backward pass comes to the output that was made of it, as its gradient does. So forward
+passes that were thrown away do not count, nor do those that activation checkpointing runs again. Passes
+of `torch.autograd.grad` count as backward passes.
 
 Shapes: N rows (tokens of all sequences), input width d, output width o.
 """
@@ -31,7 +31,8 @@ class Use:
         self.caught = caught
         self.size = len(rows)
         # S is made here and not in the backward pass: checkpointed activations are not kept alive
-        self.rows, self.gram = (rows, None) if caught.keep_rows else (None, _gram(rows))
+        self.rows: Tensor | None = rows if caught.keep_rows else None
+        self.gram: Tensor | None = None if caught.keep_rows else _gram(rows)
         self.output_grad: Tensor | None = None
         self.window: int | None = None
 
@@ -60,7 +61,7 @@ class Caught:
         self.clear()
 
     def clear(self) -> None:
-        """Forget it: the numbers of uses, rows and passes, S = Σ x xᵀ `[d, d]`, and with `keep_rows` the uses."""
+        """Forget the numbers of uses, rows and passes, S = Σ x xᵀ `[d, d]`, and with `keep_rows` the uses."""
         self.window += 1
         self.count_of_uses = 0
         self.rows = 0
@@ -78,7 +79,7 @@ class Caught:
         self, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
     ) -> None:
         """Look at a forward pass that a backward pass may follow."""
-        if output.requires_grad and module.weight.requires_grad:  # type: ignore[union-attr]
+        if output.requires_grad and module.weight.requires_grad:
             use = Use(self, inputs[0] if inputs else named["input"])
             output.register_hook(use)  # type: ignore[no-untyped-call]
 

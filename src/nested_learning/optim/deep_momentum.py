@@ -50,12 +50,12 @@ class DeepMomentum(DeepOptimizer):
         rows, columns = _as_rows(parameter).shape
         generator = torch.Generator().manual_seed(group["seed"])
         drawn = torch.randn(group["hidden"], columns, generator=generator, dtype=torch.float64)
-        kind = {"dtype": wide_type(parameter), "device": parameter.device}
+        w2 = drawn.to(parameter.device, wide_type(parameter))
         return {
-            "bias": torch.zeros(rows, columns, **kind),
-            "w1": torch.zeros(columns, group["hidden"], **kind),
-            "w2": drawn.to(**kind),
-            "w2_initial": drawn.to(**kind, copy=True),
+            "bias": w2.new_zeros(rows, columns),
+            "w1": w2.new_zeros(columns, group["hidden"]),
+            "w2": w2,
+            "w2_initial": w2.clone(),
         }
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:

@@ -112,8 +112,8 @@ def _require_no_gradient(weight: Tensor) -> None:
     assert weight.grad is not None
     if bool(whole(weight.grad).any()):
         raise RuntimeError(
-            f"no input was caught for a linear weight of shape {tuple(weight.shape)} that has a gradient: its "
-            "layer must be called as a module, and not through torch.compile"
+            f"no input was caught for a linear weight of shape {tuple(weight.shape)} that has a gradient: "
+            "its layer must be called as a module, and not through torch.compile"
         )
 
 
@@ -124,9 +124,9 @@ class DeltaGradientDescent(InputAware):
     W(I − η′ x xᵀ) + η′ u xᵀ with η′ = η/(1 + η‖x‖²); the paper's η/(1 + η) is right for ‖x‖ = 1 only. For
     the mean over many rows it is (W − ηG)(I + ηS)⁻¹. With η → 0 it is gradient descent plus a decay of W
     along its inputs, which moves the end of training away from the loss's minimum; `target="relative"` has
-    no such decay. Hooks on the layers see x, and an input counts once a backward pass has come to it. A weight
-    that is used several times in a pass sums S over its uses, as its gradient does; over passes (micro-batches)
-    S is averaged, and over processes (DDP) too.
+    no such decay. Hooks on the layers see x, and an input counts once a backward pass has come to it. Over
+    several uses of a weight in one pass S is summed, as gradients are; over passes (micro-batches) and over
+    processes (DDP) it is averaged.
 
     Args:
         model: its `nn.Linear` weights get the rule, its other parameters plain gradient descent.
@@ -262,7 +262,7 @@ class GeneralizedGradientDescent(InputAware):
 
 
 def _since_the_pass(made: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """How a gradient has changed since the backward pass made it: c and ΔG of grad = c · made + ΔG, ΔG ⊥ made."""
+    """How a gradient has changed since it was made: c and ΔG of grad = c · made + ΔG with ΔG ⊥ made."""
     size = torch.linalg.vector_norm(made).clamp(min=TINY)
     unit = made / size
     along = (grad * unit).sum()

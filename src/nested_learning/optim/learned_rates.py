@@ -83,7 +83,9 @@ class LearnedRates(OptimizerWrapper):
         if not known:
             return 0.0
         dot = sum(whole((g * u).sum()) for g, u in known)
-        of_grads, of_updates = (sum(whole(t.square().sum()) for t in side) for side in zip(*known, strict=True))
+        of_grads, of_updates = (
+            sum(whole(t.square().sum()) for t in side) for side in zip(*known, strict=True)
+        )
         return dot / (of_grads * of_updates + TINY).sqrt()  # type: ignore[union-attr]
 
     def _unless_skipped(self, agreement: Tensor | float) -> Tensor | float:

@@ -38,7 +38,9 @@ class M3(DeepOptimizer):
     The slow O₂ is computed once per block and kept, so that a step costs little more than Muon's. All
     matrices of a shape share their Newton–Schulz products. Parameters that are not 2-D, and groups with
     `adamw=True` (embeddings, heads), are updated by AdamW. Momenta are float32 beside bfloat16 parameters.
-    Sharded parameters (FSDP2) work: each process orthogonalises the gathered momentum.
+    Sharded parameters (FSDP2) work: each process orthogonalises the gathered momentum. `torch.compile` of
+    `step` rounds the bfloat16 Newton–Schulz in other places: after three steps weights were apart by 3 % of
+    the way they had gone, and by 1e-6 of it with `ns_dtype="float32"`.
 
     Args:
         params, lr, weight_decay: see `DeepOptimizer`.
@@ -56,7 +58,7 @@ class M3(DeepOptimizer):
         super().__init__(params, lr, weight_decay, options)
 
     def _initial_state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-        """AdamW's, or `step`, M₁ `fast`, V `second`, M₂ `slow` and O₂ `slow_output`, as far as they are used."""
+        """AdamW's, or `step`, M₁ `fast`, V `second`, M₂ `slow`, O₂ `slow_output`, as far as they are used."""
         if not _is_matrix(group, parameter):
             names = ("exp_avg", "exp_avg_sq")
             return {"step": torch.zeros(()), **{name: wide_zeros(parameter) for name in names}}

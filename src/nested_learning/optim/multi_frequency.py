@@ -116,8 +116,8 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
     def _hold_places(self, parameters: list[Tensor]) -> None:
         """Have the inner optimizer make the state of `parameters`, before their first update.
 
-        As in `torch.distributed.checkpoint`, by a step with zero gradients and learning rates. Its counters and
-        momenta may not be those of a fresh parameter, so the first update starts without it.
+        As in `torch.distributed.checkpoint`, by a step with zero gradients and learning rates. Its counters
+        and momenta may not be those of a fresh parameter, so the first update starts without it.
         """
         if not parameters:
             return
