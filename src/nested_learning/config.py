@@ -79,7 +79,8 @@ class DataConfig:
     """Text, tokenizer and the part held out.
 
     Args:
-        files: UTF-8 text files; the word "bundled" stands for the text that comes with the package.
+        files: UTF-8 text files, folders of them or patterns such as `books/*.txt`; the word "bundled" stands
+            for the text that comes with the package.
         tokenizer: how text becomes tokens.
         cache_dir: where tokenizers and token files are kept; None = `~/.cache/nested_learning`.
         valid_fraction: part of the text of `files` held out for validation, in (0, 1).

@@ -9,7 +9,7 @@ from nested_learning.data.dedup import BandKeys, KeySet, document_digest, gram_h
 
 
 def grams(text):
-    words = words_of(text)
+    words = list(words_of(text))
     return {tuple(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
 
 
@@ -24,7 +24,7 @@ def changed(text, every, rng):
 
 
 def test_hashes_of_runs_are_those_of_the_runs():
-    words = words_of(document(1, 300))
+    words = list(words_of(document(1, 300)))
     hashes = gram_hashes(words)
     seen = {}
     for i, value in enumerate(hashes.tolist()):

@@ -85,7 +85,7 @@ def test_what_is_written(mixture, tmp_path, small_blocks):
     assert manifest["sources"]["a"]["dropped"] == dropped
     assert manifest["sources"]["b"]["dropped"] == {"exact_copy": 1}  # a copy of a text in the other source
     assert manifest["sources"]["a"]["records"] == 66
-    assert "one.jsonl: not JSON" in manifest["sources"]["a"]["examples"]["bad_json"]
+    assert "one.jsonl, line 31: not JSON" in manifest["sources"]["a"]["examples"]["bad_json"]
     folder = ShardFolder(tmp_path / "out")
     expected = {"a": [*documents(60), document(3, 400)], "b": documents(25, first=100, num_words=300)}
     for name, texts in expected.items():

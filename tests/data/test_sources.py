@@ -112,9 +112,9 @@ def test_every_bad_record_is_named_and_the_rest_is_read(tmp_path):
         + b'{"text": "cut off'
     )
     items = list(read_source(source("jsonl", path)))
-    kinds = ["text", "bad_utf8", "bad_json", "missing_text", "missing_text", "missing_text", "empty", "empty"]
+    kinds = ["text", "bad_utf8", "bad_json", "missing_text", "wrong_type", "wrong_type", "empty", "empty"]
     assert [outcome(item) for item in items] == [*kinds, "text", "bad_utf8", "bad_json"]
-    assert items[1].message.startswith(f"record 2 of {path}: not UTF-8: bad byte at offset 13")
+    assert items[1].message.startswith(f"{path}, line 2: not UTF-8: bad byte at offset 13")
     assert "no text in 'text'; it has other" in items[3].message
     for i, item in enumerate(items):  # places count bad records too
         assert [outcome(x) for x in read_source(source("jsonl", path), item.place)] == [
@@ -126,11 +126,11 @@ def test_bad_bytes_in_text_and_parquet_cost_one_document(tmp_path):
     (tmp_path / "x.txt").write_bytes(b"one\n\f\nbro\xffken\n\f\n \n\f\ntwo")
     items = list(read_source(source("text", tmp_path / "x.txt")))
     assert [outcome(item) for item in items] == ["text", "bad_utf8", "empty", "text"]
-    assert items[1].message == f"record 2 of {tmp_path / 'x.txt'} is not UTF-8: bad byte at offset 3"
+    assert items[1].message == f"{tmp_path / 'x.txt'}, line 3: not UTF-8: bad byte at offset 3"
     cells = pa.array([b"one", b"bro\xffken", None, b"two"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": cells}), tmp_path / "x.parquet")
     items = list(read_source(source("parquet", tmp_path / "x.parquet")))
-    assert [outcome(item) for item in items] == ["text", "bad_utf8", "missing_text", "text"]
+    assert [outcome(item) for item in items] == ["text", "bad_utf8", "empty", "text"]
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])

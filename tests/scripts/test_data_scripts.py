@@ -72,7 +72,7 @@ def test_from_text_to_shards_and_training_tokens(script, config, tmp_path):
     assert re.search(r"(?m)^\S+ a: 150 records, 150 kept", log.read_text())
     code, out, _ = script("validate_mixture.py", config, "--shards", tmp_path / "shards", "--seq-len", 64)
     assert re.search(r"shards/b: \d+.\d% padding", out)
-    assert code == 0 and out.endswith("all good\n") and "a: weight 0.3333, jsonl: 1 files" in out
+    assert code == 0 and out.endswith("all good\n") and "a: weight 0.3333, jsonl: 1 file;" in out
     code, out, _ = script("check_tokenizer.py", "--tokenizer-path", model, "--manifest", config,
                           "--shards", tmp_path / "shards")  # fmt: skip
     assert code == 0 and out.endswith("all good\n")

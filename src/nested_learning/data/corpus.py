@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nested_learning.data.files import COMPRESSIONS, TEXT_ENDINGS, find_files, no_file
 from nested_learning.data.mixture import TokenMixture
+from nested_learning.data.records import read_text
 from nested_learning.data.shards import ShardFolder, TokenArray, Tokens
-from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer, token_dtype
+from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, encode_document, load_tokenizer
 
 DOCUMENT_SEPARATOR = "\n\f\n"
 """A line that holds a form feed and nothing else: rare in real text, so user files are not cut by chance."""
 
-FORMAT_VERSION = 1
-_WHITESPACE = re.compile(r"\s+")
+BUNDLED = "bundled"
+FORMAT_VERSION = 2
+CHECKSUMS = "checksums.json"
+NEAR = 1000
+"""Characters within which a cut waits for the end of a word."""
+
+_BOUNDARIES = (re.compile(r"\s+"), re.compile(r"\W+"))
+_SEPARATOR = re.compile(r"\r?\n\f\r?\n")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +48,8 @@ class Corpus:
         at all must fall below it.
     bytes_per_token: UTF-8 bytes per validation token (end tokens counted); loss / ln 2 / bytes_per_token is
         bits per byte.
-    provenance: cache key, tokenizer fingerprint, validation fraction; name, size and SHA-256 of each file.
+    provenance: cache key, tokenizer fingerprint, validation fraction; of each file the name, and size and
+        SHA-256 of its text.
     """
 
     train: TokenArray | Tokens
@@ -64,6 +74,41 @@ def bundled_files() -> list[Path]:
     return sorted(folder.glob("*.txt"))
 
 
+def text_files(
+    names: Iterable[str | Path],
+    where: str,
+    log: Callable[[str], None],
+    others: Sequence[str] = (),
+) -> list[Path]:
+    """The text files meant by several names, in their order; "bundled" stands for the text of the package.
+
+    Args:
+        names: files, folders and patterns, see `find_files`; of folders, files that end in `TEXT_ENDINGS`.
+        where: what holds the names, for errors.
+        log: gets a line for every folder and pattern: what was taken and what was left out.
+        others: more endings, such as ".jsonl".
+
+    Raises:
+        FileNotFoundError: a name that means no file.
+    """
+    endings = [ending + compression for ending in (*TEXT_ENDINGS, *others) for compression in COMPRESSIONS]
+    files: list[Path] = []
+    for name in names:
+        if str(name) == BUNDLED:
+            files += bundled_files()
+            continue
+        try:
+            found = find_files(name, endings)
+            if not found.files:
+                raise no_file("text", name, found)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{where}: {error}") from None
+        if found.files != [Path(name).expanduser()]:
+            log(f"{name}: {found.describe()}")
+        files += found.files
+    return files
+
+
 def default_cache_dir() -> Path:
     """`$NESTED_LEARNING_CACHE`, or `~/.cache/nested_learning`."""
     chosen = os.environ.get("NESTED_LEARNING_CACHE")
@@ -78,9 +123,11 @@ def prepare_corpus(
 ) -> Corpus:
     """Tokenize `files` once and open the result; later calls with the same content only open it.
 
-    files: UTF-8 text files, in this order; documents inside a file are split at `DOCUMENT_SEPARATOR`.
+    files: UTF-8 text files, plain, gzip or zstd, in this order; documents inside a file are split at
+        `DOCUMENT_SEPARATOR`.
     tokenizer: a spec, trained on the training part only, or a tokenizer that is ready (from a checkpoint).
-    cache_dir: None means `default_cache_dir()`. The cache is keyed by file content, tokenizer and fraction.
+    cache_dir: None means `default_cache_dir()`. The cache is keyed by file content, tokenizer and fraction;
+        one that does not have its checksums any more is made anew, with a line on stderr.
     valid_fraction: share of the characters of every file, taken from its end (see `split_validation`).
 
     Several processes may call this at once: each builds in its own folder and the first rename wins.
@@ -91,7 +138,10 @@ def prepare_corpus(
     sources = [_read_source(Path(file)) for file in files]
     key = _cache_key(sources, tokenizer, valid_fraction)
     folder = Path(cache_dir or default_cache_dir()).expanduser() / "corpora" / key
-    if not folder.is_dir():
+    damaged = _damage(folder) if folder.is_dir() else None
+    if damaged is not None:
+        print(f"token cache {folder}: {damaged}; it is made anew", file=sys.stderr)
+    if damaged is not None or not folder.is_dir():
         parts = [_split_source(source, valid_fraction) for source in sources]
         _build(folder, parts, tokenizer)
     ready = _stored_tokenizer(folder, tokenizer)
@@ -135,21 +185,26 @@ def open_corpus(folder: str | Path) -> Corpus:
 
 def split_documents(text: str) -> list[str]:
     """The documents of a text, without those that hold only white space."""
-    return [document for document in text.split(DOCUMENT_SEPARATOR) if document.strip()]
+    return [document for document in _SEPARATOR.split(text) if document.strip()]
 
 
 def split_validation(text: str, fraction: float) -> tuple[str, str]:
     """Cut `text` in two: `train + valid == text`, `valid` about the last `fraction` of its characters.
 
     The cut is moved forward to the end of the next run of white space, so that it breaks neither a word nor
-    a document separator. Raises ValueError unless 0 < fraction < 1.
+    a document separator. Text without white space (Chinese, DNA, minified code) is cut behind the next
+    punctuation; if there is none nearby either, between two characters.
+    Raises ValueError unless 0 < fraction < 1.
     """
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"valid_fraction={fraction} must lie strictly between 0 and 1")
     target = round(len(text) * (1.0 - fraction))
-    gap = _WHITESPACE.search(text, target)
-    cut = gap.end() if gap else target
-    return text[:cut], text[cut:]
+    end = len(text.rstrip())  # white space behind it leaves nothing for validation
+    for boundary in _BOUNDARIES:
+        gap = boundary.search(text, target, min(target + NEAR, end))
+        if gap and (whole := boundary.match(text, gap.start())) and whole.end() < end:
+            return text[: whole.end()], text[whole.end() :]
+    return text[:target], text[target:]
 
 
 def unigram_entropy(train: TokenArray, valid: TokenArray, vocab_size: int) -> float:
@@ -169,15 +224,10 @@ def _cross_entropy(share: npt.NDArray[np.float64], tokens: Tokens) -> float:
 
 
 def _read_source(path: Path) -> _Source:
-    if not path.is_file():
-        raise FileNotFoundError(f"text file {path} does not exist")
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"text file {path} is not UTF-8: bad byte at offset {error.start}") from error
+    text = read_text(path)
     if not split_documents(text):
         raise ValueError(f"text file {path} is empty")
+    raw = text.encode("utf-8")
     return _Source(path, hashlib.sha256(raw).hexdigest(), len(raw), text)
 
 
@@ -225,6 +275,10 @@ def _build(
         model = ready.state().get("model")
         if isinstance(tokenizer, TokenizerSpec) and model is not None:
             (draft / "tokenizer.model").write_bytes(model)
+        checksums = {file.name: file_sha256(file) for file in sorted(draft.iterdir())}
+        (draft / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
+        if folder.is_dir() and _damage(folder) is not None:
+            folder.rename(Path(scratch) / "damaged")
         try:
             draft.rename(folder)
         except OSError:
@@ -232,11 +286,27 @@ def _build(
                 raise
 
 
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a folder of the cache; None if every file has its checksum."""
+    try:
+        checksums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        wrong = [name for name, digest in checksums.items() if file_sha256(folder / name) != digest]
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, AttributeError):
+        return f"{CHECKSUMS} is damaged"
+    return f"{wrong[0]} has another SHA-256 than when it was made" if wrong else None
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _encode_documents(documents: list[str], tokenizer: Tokenizer) -> TokenArray:
     """All documents one after another, each followed by the end token: `[N]`."""
-    dtype = token_dtype(tokenizer.vocab_size)
-    pieces = [np.asarray([*tokenizer.encode(text), tokenizer.eos_id], dtype=dtype) for text in documents]
-    return np.concatenate(pieces)
+    return np.concatenate([encode_document(tokenizer, text) for text in documents])
 
 
 def _stored_tokenizer(folder: Path, tokenizer: TokenizerSpec | Tokenizer) -> Tokenizer:

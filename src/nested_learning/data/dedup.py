@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -32,21 +33,25 @@ def document_digest(text: str) -> bytes:
     return hashlib.blake2b(text.strip().encode("utf-8"), digest_size=DIGEST_BYTES).digest()
 
 
-def words_of(text: str) -> list[str]:
-    """The words of `text` in lower case, in order."""
-    return _WORD.findall(text.lower())
+def words_of(text: str) -> Iterator[str]:
+    """The words of `text` in lower case, in order, one at a time: a list of them is many times the text."""
+    return (match[0] for match in _WORD.finditer(text.lower()))
 
 
-def gram_hashes(words: list[str]) -> UIntArray:
+def gram_hashes(words: Iterable[str]) -> UIntArray:
     """32-bit hashes `[max(1, N - 4)]` of the runs of five words; fewer words are one run, no word none."""
-    if not words:
-        return np.zeros(0, np.uint32)
-    base = np.fromiter((zlib.crc32(word.encode()) for word in words), np.uint64, len(words))
-    count, size = max(1, len(words) - GRAM + 1), min(GRAM, len(words))
-    total = np.zeros(count, np.uint64)
-    for i in range(size):  # a polynomial in an odd factor, modulo 2^64
-        total = total * _FACTOR + base[i : i + count]
-    return ((total * _FACTOR) >> np.uint64(32)).astype(np.uint32)
+    base = np.fromiter((zlib.crc32(word.encode()) for word in words), np.uint32)
+    if not len(base):
+        return base
+    count, size = max(1, len(base) - GRAM + 1), min(GRAM, len(base))
+    grams = np.zeros(count, np.uint32)
+    for start in range(0, count, _BATCH):
+        part = min(_BATCH, count - start)
+        total = np.zeros(part, np.uint64)
+        for i in range(start, start + size):  # a polynomial in an odd factor, modulo 2^64
+            total = total * _FACTOR + base[i : i + part]
+        grams[start : start + part] = (total * _FACTOR) >> np.uint64(32)
+    return grams
 
 
 class BandKeys:

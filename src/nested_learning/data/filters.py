@@ -6,8 +6,9 @@ The measures follow Gopher (Rae et al., 2021, appendix A) and C4 (Raffel et al.,
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -62,10 +63,10 @@ def rejection(text: str, rules: FilterConfig) -> str | None:
             return name
     if rules.language is None and rules.max_repeated_grams is None:
         return None
-    words = words_of(text)
-    if rules.language == "en" and stop_word_share(words) < rules.min_stop_words:
+    if rules.language == "en" and stop_word_share(words_of(text)) < rules.min_stop_words:
         return "language"
-    if rules.max_repeated_grams is not None and repeated_share(gram_hashes(words)) > rules.max_repeated_grams:
+    most = rules.max_repeated_grams
+    if most is not None and repeated_share(gram_hashes(words_of(text))) > most:
         return "repetition"
     return None
 
@@ -77,8 +78,8 @@ def symbol_share(text: str) -> float:
 
 def duplicate_line_share(text: str) -> float:
     """Share of the non-empty lines that repeat an earlier line of the text."""
-    lines = _lines(text)
-    return 1 - len(set(lines)) / len(lines) if lines else 0.0
+    hashes = np.fromiter(map(hash, _lines(text)), np.int64)
+    return repeated_share(hashes)
 
 
 def boilerplate_share(text: str) -> float:
@@ -87,19 +88,21 @@ def boilerplate_share(text: str) -> float:
     present = [phrase for phrase in BOILERPLATE if phrase in lower]  # mostly none: no look at the lines
     if not present:
         return 0.0
-    lines = _lines(lower)
-    return sum(any(phrase in line for phrase in present) for line in lines) / len(lines)
+    found = np.fromiter((any(phrase in line for phrase in present) for line in _lines(lower)), np.bool_)
+    return float(found.mean())
 
 
-def stop_word_share(words: list[str]) -> float:
+def stop_word_share(words: Iterable[str]) -> float:
     """Share of lower-case `words` that are among the most frequent English function words."""
-    return sum(word in STOP_WORDS for word in words) / len(words) if words else 0.0
+    found = np.fromiter((word in STOP_WORDS for word in words), np.bool_)
+    return float(found.mean()) if len(found) else 0.0
 
 
-def repeated_share(grams: npt.NDArray[np.unsignedinteger[Any]]) -> float:
-    """Share of `grams [N]` that repeat an earlier one."""
-    return 1 - len(np.unique(grams)) / len(grams) if len(grams) else 0.0
+def repeated_share(hashes: npt.NDArray[np.integer[Any]]) -> float:
+    """Share of `hashes [N]` that repeat an earlier one."""
+    return 1 - len(np.unique(hashes)) / len(hashes) if len(hashes) else 0.0
 
 
-def _lines(text: str) -> list[str]:
-    return [line for line in map(str.strip, text.split("\n")) if line]
+def _lines(text: str) -> Iterator[str]:
+    """The lines that are not empty, stripped, one at a time: a list of short ones is many times the text."""
+    return (line for line in map(str.strip, io.StringIO(text, newline="\n")) if line)

@@ -35,7 +35,7 @@ class Usage:
 
 def write_text(source: SourceConfig, path: Path, megabytes: float) -> float:
     """Write so many megabytes of a source as jsonl, again and again with other words at the start of each
-    line if there is less: megabytes written."""
+    line if there is less: megabytes written. Raises ValueError for a source without text."""
     size, turn = 0, 0
     with path.open("w", encoding="utf-8") as file:
         while size < megabytes * 1e6:
@@ -50,6 +50,8 @@ def write_text(source: SourceConfig, path: Path, megabytes: float) -> float:
                 if size >= megabytes * 1e6:
                     break
             turn += 1
+            if not size:
+                raise ValueError(f"source {source.name}: it holds no text")
     return size / 1e6
 
 

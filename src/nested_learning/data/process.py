@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nested_learning.data.config import DedupConfig, MixtureConfig, SourceConfig
+from nested_learning.data.corpus import file_sha256
 from nested_learning.data.dedup import BandKeys, UIntArray, document_digest
 from nested_learning.data.filters import rejection
 from nested_learning.data.parallel import ordered_map
@@ -36,6 +37,8 @@ from nested_learning.data.sources import (
     Place,
     Problem,
     SourceError,
+    UnusableSourceError,
+    list_source,
     read_source,
     source_bytes,
     source_files,
@@ -107,6 +110,7 @@ def process_mixture(job: Job) -> dict[str, Any]:
 
     Raises:
         SourceError, FileNotFoundError: a source cannot be read; what was saved stays.
+        UnusableSourceError: no record of a source is usable, or too many are not; nothing is called complete.
         DiskFullError: no room; what was saved stays.
         OtherSettingsError: the folder was begun with other settings.
     """
@@ -121,6 +125,8 @@ def process_mixture(job: Job) -> dict[str, Any]:
             progress = store.sources.setdefault(source.name, SourceProgress())
             if progress.read:
                 job.log(f"{source.name}: going on after record {progress.read}")
+            elif source.kind != "hub":
+                job.log(f"{source.name}: {list_source(source).describe()}")
             if not progress.done:
                 _process_source(job, source, store, progress)
             job.log(f"{source.name}: {summary(progress)}")
@@ -173,6 +179,8 @@ def _process_source(job: Job, source: SourceConfig, store: ShardStore, progress:
         raise
     finally:
         bar.close()
+    store.commit()
+    progress.check(source)
     progress.done = True
     store.commit()
 
@@ -237,12 +245,12 @@ def _make(text: str) -> Made | str:
 
 def _write_block(job: Job, source: SourceConfig, store: ShardStore, block: Finished) -> None:
     progress = store.sources[source.name]
+    progress.read += len(block.made)
     for problem in block.problems:
-        if progress.drop(problem.kind, problem.message):
+        if progress.add_problem(problem):
             job.log(
                 f"{source.name}: {problem.kind}: {problem.message} (others of this kind are counted only)"
             )
-    progress.read += len(block.made) + sum(problem.kind != "corrupt_file" for problem in block.problems)
     for document in block.made:
         if isinstance(document, str):
             progress.drop(document)
@@ -314,10 +322,12 @@ def _manifest(job: Job, store: ShardStore) -> dict[str, Any]:
             "examples": progress.examples,
             "splits": splits,
         }
+        if not splits["train"]["tokens"]:
+            raise UnusableSourceError(
+                f"source {source.name}: no document is left for training; dropped: "
+                f"{progress.dropped or 'none, nothing was read'}"
+            )
         _write_unigrams(job, folder, splits["train"]["shards"])
-    if not any(entry["splits"]["train"]["tokens"] for entry in sources.values()):
-        reasons = {reason: count for s in store.sources.values() for reason, count in s.dropped.items()}
-        raise ValueError(f"no document is left for training; dropped: {reasons or 'none, nothing was read'}")
     return {
         "version": SHARD_VERSION,
         "dtype": token_dtype(job.tokenizer.vocab_size).str,
@@ -375,12 +385,6 @@ def _provenance(job: Job, store: ShardStore) -> dict[str, Any]:
             if source.kind != "hub"
         },
     }
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(value: Any) -> Any:

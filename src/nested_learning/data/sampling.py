@@ -13,7 +13,8 @@ from nested_learning.data.config import MixtureConfig, SourceConfig
 from nested_learning.data.dedup import document_digest
 from nested_learning.data.filters import rejection
 from nested_learning.data.process import split_of
-from nested_learning.data.sources import Document, read_source
+from nested_learning.data.sources import Document, UnusableSourceError, read_source
+from nested_learning.data.tally import Tally
 
 HUB_FACTOR = 4
 """A hub data set is read up to so many times the characters wanted from it; local files to their end."""
@@ -48,7 +49,7 @@ def sample_mixture(mixture: MixtureConfig, num_chars: int, progress: bool = True
     text gives all it has. Memory is that of the sample.
 
     Raises ValueError for `num_chars` below 1, SourceError and FileNotFoundError for a source that cannot be
-    read.
+    read, or of which too little can be.
     """
     if num_chars < 1:
         raise ValueError(f"num_chars must be at least 1, got {num_chars}")
@@ -77,6 +78,8 @@ def _sample_source(source: SourceConfig, mixture: MixtureConfig, wanted: int, pr
         size += len(text)
         while size - len(kept[0][2]) >= wanted:
             size -= len(heapq.heappop(kept)[2])
+    if not kept and not sample.held_out:
+        raise UnusableSourceError(f"source {source.name}: its filter leaves no document")
     sample.training = [text for _, _, text in sorted(kept, key=lambda entry: entry[1])]
     return sample
 
@@ -84,7 +87,8 @@ def _sample_source(source: SourceConfig, mixture: MixtureConfig, wanted: int, pr
 def _usable(
     source: SourceConfig, mixture: MixtureConfig, sample: SourceSample, progress: bool
 ) -> Iterator[tuple[str, bytes]]:
-    """Texts that pass the filter, with their digests."""
+    """Texts that pass the filter, with their digests. Raises UnusableSourceError at the end; see `Tally`."""
+    tally = Tally()
     most = HUB_FACTOR * sample.wanted if source.kind == "hub" else None
     seen = 0
     records = tqdm(
@@ -96,9 +100,11 @@ def _usable(
     )
     for number, item in enumerate(records):
         if (source.limit is not None and number >= source.limit) or (most is not None and seen >= most):
-            return
+            break
+        tally.add(item)
         if not isinstance(item, Document):
             sample.problems += 1
         elif source.filter is None or rejection(item.text, source.filter) is None:
             seen += len(item.text)
             yield item.text, document_digest(item.text)
+    tally.check(source)

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nested_learning.data.config import MixtureConfig
+from nested_learning.data.sources import UnusableSourceError
 
 
 def file_log(path: Path | None) -> Callable[[str], None]:
@@ -57,9 +58,13 @@ def with_limits(
 
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Exit with what `main` returns; 2 and one line for input that cannot be used, 130 after Ctrl-C."""
+    """Exit with what `main` returns; with one line and 1 for a source that was read and does not hold what it
+    should, 2 for other input that cannot be used, 130 after Ctrl-C."""
     try:
         code = main() or 0
+    except UnusableSourceError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        code = 1
     except (ValueError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         code = 2

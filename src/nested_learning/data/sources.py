@@ -1,36 +1,49 @@
 """Documents from text, jsonl and parquet files, plain, gzip or zstd, and from Hugging Face `datasets`.
 
-Reading never stops at one bad record: readers yield a `Problem` in its place, which callers count. Every item
-says where it ends, and reading can start again from there.
+Reading never stops at one bad record: readers yield a `Problem` in its place, which callers count
+(`data.tally`) to refuse a source that holds too many. Every item says where it ends, and reading can start
+again from there.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import io
-import json
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from nested_learning.data.config import SourceConfig
 from nested_learning.data.corpus import bundled_files
+from nested_learning.data.files import COMPRESSIONS, TEXT_ENDINGS, Listing, find_files, no_file
+from nested_learning.data.records import (
+    CORRUPT,
+    WrongEncodingError,
+    lookup,
+    open_stream,
+    parse_json,
+    read_lines,
+    record_limit,
+    type_name,
+)
 
-SUFFIXES = {"text": (".txt", ".md", ".rst"), "jsonl": (".jsonl", ".json"), "parquet": (".parquet",)}
-COMPRESSIONS = ("", ".gz", ".zst")
+ENDINGS = {"text": TEXT_ENDINGS, "jsonl": (".jsonl", ".json"), "parquet": (".parquet",)}
+
+BATCH_ROWS = 64
+"""Rows of a parquet file that are held at once."""
+
+TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
+"""Types of a parquet column that may hold text, as arrow writes them."""
 
 
 class SourceError(ValueError):
     """A source that cannot be read (further), and what to do about it."""
 
 
+class UnusableSourceError(SourceError):
+    """A source that was read, and does not hold what it should."""
+
+
 class CorruptFileError(Exception):
     """The rest of a file cannot be decoded."""
-
-
-CORRUPT = (CorruptFileError, gzip.BadGzipFile, EOFError, zlib.error, OSError)
 
 
 class Place(NamedTuple):
@@ -52,36 +65,46 @@ class Document(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A record (or the rest of a file) that cannot be used: its kind, for counting, and one sentence."""
+    """A record (or the rest of a file) that cannot be used: its kind, for counting, and one sentence.
+
+    lost: bytes of the file that are left out with it, if it is the rest of a file.
+    """
 
     kind: str
     message: str
     place: Place
     consumed: int
+    lost: int = 0
 
 
 Item = Document | Problem
 Value = str | bytes | Problem
 """What a format's reader makes of one record; a `Problem` with any place, which `read_source` fills in."""
 
+Read = Iterator[tuple[str, Value, int]]
+"""What a format's reader yields: where the record stands in the file ("line 3"), what it is, bytes read."""
+
+
+def list_source(source: SourceConfig) -> Listing:
+    """The files of a local source, sorted by name, and what was left out.
+
+    Raises FileNotFoundError if there is none.
+    """
+    if source.path == "bundled":
+        return Listing(files=bundled_files())
+    endings = [ending + compression for ending in ENDINGS[source.kind] for compression in COMPRESSIONS]
+    try:
+        found = find_files(source.path, endings)
+        if not found.files:
+            raise no_file(source.kind, source.path, found)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"source {source.name}: {error}") from None
+    return found
+
 
 def source_files(source: SourceConfig) -> list[Path]:
     """The files of a local source, sorted by name. Raises FileNotFoundError if there is none."""
-    if source.path == "bundled":
-        return bundled_files()
-    path = Path(source.path).expanduser()
-    if path.is_dir():
-        endings = tuple(s + c for s in SUFFIXES[source.kind] for c in COMPRESSIONS)
-        files = [file for file in path.rglob("*") if file.name.endswith(endings)]
-    elif path.is_file():
-        files = [path]
-    else:
-        root = Path(path.anchor) if path.is_absolute() else Path()
-        pattern = str(path.relative_to(path.anchor) if path.is_absolute() else path)
-        files = [file for file in root.glob(pattern) if file.is_file()]
-    if not files:
-        raise FileNotFoundError(f"source {source.name}: no {source.kind} file at {source.path}")
-    return sorted(files)
+    return list_source(source).files
 
 
 def source_bytes(source: SourceConfig) -> int | None:
@@ -96,7 +119,9 @@ def read_source(source: SourceConfig, start: Place = START) -> Iterator[Item]:
 
     Raises:
         FileNotFoundError: no file at the path.
-        SourceError: no record of a file has the text field, or a hub data set cannot be reached (any more).
+        UnusableSourceError: no record of a file has the text field, a column is not of text, a file is in
+            UTF-16.
+        SourceError: a hub data set cannot be reached (any more).
     """
     if source.kind == "hub":
         yield from _read_hub(source, start)
@@ -110,7 +135,7 @@ def read_source(source: SourceConfig, start: Place = START) -> Iterator[Item]:
 
 
 def _read_file(
-    read: Callable[[Path, str], Iterator[tuple[Value, int]]],
+    read: Callable[[Path, str], Read],
     source: SourceConfig,
     file: Path,
     place: Place,
@@ -122,20 +147,23 @@ def _read_file(
     skip = start.record if start.file == number else 0
     consumed = before
     try:
-        for value, position in read(file, source.text):
+        for name, value, position in read(file, source.text):
             record, consumed = record + 1, before + position
             if isinstance(value, Problem) and value.kind == "missing_text":
                 without += 1
             if record > skip:
-                yield _item(value, f"record {record} of {file}", Place(number, record), consumed)
-    except CORRUPT as error:
+                yield _item(value, f"{file}, {name}", Place(number, record), consumed)
+    except WrongEncodingError as error:
+        raise UnusableSourceError(f"source {source.name}: {error}") from None
+    except (CorruptFileError, *CORRUPT) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk, not the content
             raise
         message = f"{file} is corrupt after record {record} ({error}); the rest of it is left out"
-        yield Problem("corrupt_file", message, Place(number + 1, 0), consumed)
+        lost = before + file.stat().st_size - consumed
+        yield Problem("corrupt_file", message, Place(number + 1, 0), consumed, lost)
         return
     if record and without == record:
-        raise SourceError(
+        raise UnusableSourceError(
             f"source {source.name}: no record of {file} has text in {source.text!r}; "
             "set `text` to the right field"
         )
@@ -148,12 +176,12 @@ def _item(value: Value, where: str, place: Place, consumed: int) -> Item:
         try:
             value = value.decode("utf-8")
         except UnicodeDecodeError as error:
-            message = f"{where} is not UTF-8: bad byte at offset {error.start}"
+            message = f"{where}: not UTF-8: bad byte at offset {error.start}"
             return Problem("bad_utf8", message, place, consumed)
     if not value.strip():
-        return Problem("empty", f"{where} is empty", place, consumed)
+        return Problem("empty", f"{where}: empty", place, consumed)
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):  # from "\ud800" in JSON
-        return Problem("bad_utf8", f"{where} holds half of a surrogate pair", place, consumed)
+        return Problem("bad_utf8", f"{where}: holds half of a surrogate pair", place, consumed)
     return Document(value, place, consumed)
 
 
@@ -161,78 +189,120 @@ def _problem(kind: str, message: str) -> Problem:
     return Problem(kind, message, START, 0)
 
 
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
-    """A decompressed stream, and a function that tells how far the file itself has been read."""
-    if path.suffix == ".zst":
-        import pyarrow as pa
-
-        with pa.OSFile(str(path)) as raw, pa.CompressedInputStream(raw, "zstd") as stream:
-            yield cast(BinaryIO, io.BufferedReader(stream, 1 << 20)), raw.tell
-        return
-    with path.open("rb") as file:
-        if path.suffix == ".gz":
-            with gzip.GzipFile(fileobj=file) as unzipped:
-                yield cast(BinaryIO, io.BufferedReader(cast(Any, unzipped), 1 << 20)), file.tell
-        else:
-            yield file, file.tell
+def _too_large(limit: int) -> Problem:
+    return _problem("too_large", f"more than the {limit} bytes that a record of this file may have")
 
 
-def _read_text(path: Path, field: str) -> Iterator[tuple[Value, int]]:
+def _text_of(record: object, field: str) -> Value:
+    """The text of a record, or what is wrong with it. `null` is an empty text."""
+    if not isinstance(record, dict):
+        return _problem("wrong_type", f"must be an object with the field {field!r}, got {type_name(record)}")
+    there, value = lookup(record, field)
+    if isinstance(value, str):
+        return value
+    if not there:
+        has = ", ".join(map(str, list(record)[:10])) or "nothing"
+        return _problem("missing_text", f"no text in {field!r}; it has {has}")
+    if value is None:
+        return ""
+    return _problem("wrong_type", f"{field!r} must be text, got {type_name(value)}")
+
+
+def _read_text(path: Path, field: str) -> Read:
     """Documents end at a line that holds a form feed and nothing else."""
-    lines: list[bytes] = []
-    with _open(path) as (stream, tell):
-        for line in stream:
+    limit, number, start = record_limit(path), 1, 1
+    document, too_large = bytearray(), False
+    with open_stream(path) as (stream, tell):
+        while line := stream.readline(limit + 1):
             if line.rstrip(b"\r\n") == b"\f":
-                yield b"".join(lines).removesuffix(b"\n"), tell()
-                lines = []
+                whole = bytes(document).removesuffix(b"\n").removesuffix(b"\r")
+                yield f"line {start}", _too_large(limit) if too_large else whole, tell()
+                document, too_large, start = bytearray(), False, number + 1
+            elif too_large or len(document) + len(line) > limit:
+                document, too_large = bytearray(), True
             else:
-                lines.append(line)
-        if lines:
-            yield b"".join(lines), tell()
+                document += line
+            number += line.endswith(b"\n")
+        if document or too_large:
+            yield f"line {start}", _too_large(limit) if too_large else bytes(document), tell()
 
 
-def _read_jsonl(path: Path, field: str) -> Iterator[tuple[Value, int]]:
-    with _open(path) as (stream, tell):
-        for line in stream:
-            if line.strip():
-                yield _json_text(line, field), tell()
+def _read_jsonl(path: Path, field: str) -> Read:
+    limit = record_limit(path)
+    with open_stream(path) as (stream, tell):
+        for line in read_lines(stream, limit):
+            text = _too_large(limit) if line.data is None else _json_text(line.data, field)
+            yield f"line {line.number}", text, tell()
 
 
 def _json_text(line: bytes, field: str) -> Value:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except UnicodeDecodeError as error:
         return _problem("bad_utf8", f"not UTF-8: bad byte at offset {error.start}")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return _problem("bad_json", f"not JSON: {error}")
-    text = record.get(field) if isinstance(record, dict) else None
-    return text if isinstance(text, str) else _missing(field, record)
+    return _text_of(record, field)
 
 
-def _missing(field: str, record: object) -> Problem:
-    has = ", ".join(map(str, list(record)[:10])) if isinstance(record, dict) else type(record).__name__
-    return _problem("missing_text", f"no text in {field!r}; it has {has}")
-
-
-def _read_parquet(path: Path, field: str) -> Iterator[tuple[Value, int]]:
+def _read_parquet(path: Path, field: str) -> Read:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            if field not in file.schema_arrow.names:
-                names = ", ".join(file.schema_arrow.names)
-                raise SourceError(
-                    f"{path} has no column {field!r}; it has {names}; set `text` to the right one"
-                )
+            parts = _column(file.schema_arrow, field, path)
+            column = ".".join(parts)
+            _check_expansion(file.metadata, column, path)
             size, rows, done = path.stat().st_size, file.metadata.num_rows, 0
-            for batch in file.iter_batches(batch_size=256, columns=[field]):
-                for cell in batch.column(0).cast(pa.large_binary()):  # bytes: bad UTF-8 is ours to report
-                    value, done = cell.as_py(), done + 1
-                    yield (_missing(field, {}) if value is None else value), size * done // rows
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[column]):
+                for cell in _text_cells(batch, parts):  # bytes: bad UTF-8 is ours to report
+                    done += 1
+                    yield f"record {done}", cell.as_py() or b"", size * done // rows
     except pa.ArrowException as error:
         raise CorruptFileError(str(error)) from error
+
+
+def _column(schema: Any, field: str, path: Path) -> list[str]:
+    """The path to a column of text, from the outermost column in; UnusableSourceError if there is none."""
+    import pyarrow as pa
+
+    parts = [field] if field in schema.names else field.split(".")
+    kind: Any = pa.struct(list(schema))
+    for part in parts:
+        names = [kind.field(i).name for i in range(kind.num_fields)] if pa.types.is_struct(kind) else []
+        if names.count(part) != 1:
+            count = "more than one" if part in names else "no"
+            raise UnusableSourceError(
+                f"{path} has {count} column {field!r}; at {part!r} it has {', '.join(names) or 'none'}; "
+                "set `text` to the right one"
+            )
+        kind = kind.field(part).type
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if str(plain) not in TEXT_TYPES:
+        raise UnusableSourceError(f"{path}: column {field!r} must hold text, got {kind}")
+    return parts
+
+
+def _check_expansion(metadata: Any, column: str, path: Path) -> None:
+    """CorruptFileError if a column holds far more than text that is compressed to the size of its file."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    expanded = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
+    if expanded > record_limit(path):
+        raise CorruptFileError(f"column {column!r} expands to {expanded} bytes")
+
+
+def _text_cells(batch: Any, parts: list[str]) -> Any:
+    """The cells of a column of text, as bytes."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    cells = batch.column(batch.schema.get_field_index(parts[0]))
+    for part in parts[1:]:
+        cells = pc.struct_field(cells, part)
+    cells = cells.dictionary_decode() if pa.types.is_dictionary(cells.type) else cells
+    return cells.cast(pa.large_binary())
 
 
 def _read_hub(source: SourceConfig, start: Place) -> Iterator[Item]:
@@ -241,15 +311,14 @@ def _read_hub(source: SourceConfig, start: Place) -> Iterator[Item]:
     try:
         for row in stream.skip(start.record) if start.record else stream:
             record += 1
-            if record == 1 and source.text not in row:
-                raise SourceError(
+            if record == 1 and not lookup(row, source.text)[0]:
+                raise UnusableSourceError(
                     f"source {source.name}: {source.path} has no field {source.text!r}; "
                     f"it has {', '.join(row)}"
                 )
-            value = row.get(source.text)
-            text: Value = value if isinstance(value, str) else _missing(source.text, row)
-            consumed += len(value.encode("utf-8", "surrogatepass")) if isinstance(value, str) else 0
-            yield _item(text, f"record {record} of {source.path}", Place(0, record), consumed)
+            text = _text_of(row, source.text)
+            consumed += len(text.encode("utf-8", "surrogatepass")) if isinstance(text, str) else 0
+            yield _item(text, f"{source.path}, record {record}", Place(0, record), consumed)
     except SourceError:
         raise
     except Exception as error:  # network errors of half a dozen libraries

@@ -24,6 +24,7 @@ import numpy as np
 from nested_learning.data.dedup import DIGEST_BYTES, KeySet, UIntArray
 from nested_learning.data.shards import MANIFEST, SPLITS, TokenArray, shard_file
 from nested_learning.data.sources import START, Place
+from nested_learning.data.tally import Tally
 
 PROGRESS = "progress.json"
 KEYS = "near.keys"
@@ -49,29 +50,17 @@ class SplitCounts:
 
 
 @dataclass(kw_only=True, slots=True)
-class SourceProgress:
+class SourceProgress(Tally):
     """How far a source is.
 
-    place: where reading goes on. read: records read. dropped: reason → documents rejected, copies and records
-    that could not be used. examples: reason → the first message. seconds: time spent on it, over all runs.
-    done: nothing is left to read.
+    place: where reading goes on. seconds: time spent on it, over all runs. done: nothing is left to read.
     """
 
     place: Place = START
-    read: int = 0
     consumed: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
     splits: dict[str, SplitCounts] = field(default_factory=lambda: {name: SplitCounts() for name in SPLITS})
     seconds: float = 0.0
     done: bool = False
-
-    def drop(self, reason: str, message: str | None = None) -> bool:
-        """Count a document that is not kept; True if it is the first for this reason."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        if message is not None:
-            self.examples.setdefault(reason, message)
-        return self.dropped[reason] == 1
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -81,7 +70,7 @@ class SourceProgress:
         }
         plain = {
             name: getattr(self, name)
-            for name in ("read", "consumed", "dropped", "examples", "seconds", "done")
+            for name in ("read", "consumed", "dropped", "examples", "lost", "seconds", "done")
         }
         return plain | {"place": list(self.place), "splits": counts}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -53,7 +54,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without a final `eos_id`."""
+        """Token ids of `text`, without a final `eos_id`. Raises ValueError for half of a surrogate pair."""
         ...
 
     def decode(self, ids: list[int]) -> str:
@@ -76,8 +77,8 @@ class ByteTokenizer:
     byte_ids = frozenset(range(256))
 
     def encode(self, text: str) -> list[int]:
-        """The UTF-8 bytes of `text`."""
-        return list(text.encode("utf-8"))
+        """The UTF-8 bytes of `text`. Raises ValueError for half of a surrogate pair."""
+        return list(_valid(text).encode("utf-8"))
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids`; bytes that are not UTF-8 (a sampled sequence may hold some) become U+FFFD.
@@ -125,8 +126,11 @@ class SentencePieceTokenizer:
         self.segment_chars = SEGMENT_CHARS if self._cuts_exactly() else WHOLE_CHARS
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`. Control pieces such as `</s>` written out in the text are plain text."""
-        ids: list[int] = self._processor.encode(text)
+        """Token ids of `text`. Control pieces such as `</s>` written out in the text are plain text.
+
+        Raises ValueError for half of a surrogate pair.
+        """
+        ids: list[int] = self._processor.encode(_valid(text))
         return ids
 
     def decode(self, ids: list[int]) -> str:
@@ -185,13 +189,13 @@ def train_sentencepiece(
 
     if model_type not in MODEL_TYPES:
         raise ValueError(f"model_type={model_type!r} is unknown; allowed: bpe, unigram")
-    lines = list(_training_lines(texts))
-    if not lines:
+    lines = _training_lines(texts)
+    if (first := next(lines, None)) is None:
         raise ValueError("texts: no text to train a tokenizer on")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
+            sentence_iterator=itertools.chain([first], lines),
             model_writer=model,
             vocab_size=vocab_size,
             model_type=model_type,
@@ -241,7 +245,7 @@ def encode_document(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.unsignedi
     """Token ids of a document and `eos_id` behind them, `[N]` of `token_dtype`; memory by its tokens only."""
     dtype = token_dtype(tokenizer.vocab_size)
     if isinstance(tokenizer, ByteTokenizer):
-        data = np.frombuffer(text.encode("utf-8"), np.uint8)
+        data = np.frombuffer(_valid(text).encode("utf-8"), np.uint8)
         return np.append(data.astype(dtype), np.asarray([tokenizer.eos_id], dtype=dtype))
     pieces = [
         np.asarray(tokenizer.encode(segment), dtype=dtype)
@@ -269,8 +273,22 @@ def load_tokenizer(source: Mapping[str, Any] | str | Path) -> Tokenizer:
 
 
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:
+    """Lines without their end, one at a time: a list of short ones is many times the text."""
     # Only "\n" is cut at: str.splitlines() would also cut at characters that must stay inside a piece.
-    return (line for text in texts for line in text.split("\n") if line.strip())
+    lines = (line for text in texts for line in io.StringIO(_valid(text), newline="\n"))
+    return (line.removesuffix("\n") for line in lines if line.strip())
+
+
+def _valid(text: str) -> str:
+    """`text` itself; ValueError for half of a surrogate pair in it, which no encoding of text can hold."""
+    try:
+        if not text.isascii():
+            text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text holds half of a surrogate pair, U+{ord(text[error.start]):04X}, at position {error.start}"
+        ) from None
+    return text
 
 
 def _training_error(vocab_size: int, message: str) -> ValueError:

@@ -7,9 +7,10 @@ from itertools import islice
 import numpy as np
 
 from nested_learning.data.config import MixtureConfig, SourceConfig
-from nested_learning.data.process import file_sha256
+from nested_learning.data.corpus import file_sha256
 from nested_learning.data.shards import SPLITS, ShardFolder, ShardSet
-from nested_learning.data.sources import Document, read_source, source_bytes, source_files
+from nested_learning.data.sources import Document, list_source, read_source, source_bytes
+from nested_learning.data.tally import Tally
 
 LOOK = 100
 """Records of a source that are read to check it."""
@@ -18,16 +19,17 @@ LOOK = 100
 def check_source(source: SourceConfig) -> str:
     """One line about a source, after reading its first records.
 
-    Raises FileNotFoundError, SourceError if it cannot be read, and ValueError if no record is usable.
+    Raises FileNotFoundError, SourceError if it cannot be read, or if too few of those records can.
     """
     items = list(islice(read_source(source), LOOK))
     good = [item for item in items if isinstance(item, Document)]
-    if not good:
-        what = items[0].message if items and not isinstance(items[0], Document) else "it has no record"
-        raise ValueError(f"source {source.name}: none of its first {len(items)} records is usable: {what}")
+    tally = Tally()
+    for item in items:
+        tally.add(item)
+    tally.check(source)
     mean = sum(len(item.text) for item in good) / len(good)
     size = source_bytes(source)
-    where = "streamed" if size is None else f"{len(source_files(source))} files, {size / 1e6:.1f} MB"
+    where = "streamed" if size is None else f"{list_source(source).describe()}; {size / 1e6:.1f} MB"
     return f"{where}; {len(good)} of the first {len(items)} records usable, {mean:.0f} characters on average"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nested_learning.data.files import find_files
 from nested_learning.eval.loading import load, locate
 from nested_learning.eval.perplexity import LongTexts, draw_positions, evaluate_perplexity
 from nested_learning.eval.results import BASELINE, Metric, Result, read_result
@@ -94,7 +95,7 @@ def result_files(sources: Sequence[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for source in map(Path, sources):
-        files = sorted(source.glob("*.json")) if source.is_dir() else [source]
+        files = find_files(source, (".json",), deep=False).files if source.is_dir() else [source]
         if not files or not files[0].is_file():
             raise FileNotFoundError(f"there is no result file at {source}")
         found += files

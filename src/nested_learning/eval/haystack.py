@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nested_learning.data.corpus import bundled_files
+from nested_learning.data.records import read_text
 from nested_learning.data.synthetic.needle import NOISE as NOISE_WORDS
 
 NOISE = tuple(sentence.replace(" .", ".") for sentence in NOISE_WORDS)
@@ -107,7 +108,7 @@ def essay_words(path: Path | None = None) -> list[str]:
         ValueError: a file without words, or not in UTF-8.
     """
     file = path or next(file for file in bundled_files() if file.name == "speeches.txt")
-    words = file.read_text(encoding="utf-8").split()
+    words = read_text(file).split()
     if not words:
         raise ValueError(f"haystack {file} holds no words")
     return words

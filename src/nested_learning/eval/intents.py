@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from nested_learning.data.records import Record, format_of, read_json, read_records, type_name
 
 LABELS = ("label", "category", "intent")
 """Names of the column of labels that are looked for, in this order, if none is given."""
@@ -43,31 +43,41 @@ def read_examples(path: Path, split: str, label_field: str | None = None) -> lis
         FileNotFoundError: no such file.
         ValueError: another ending, a field that is missing, or a label that is.
     """
-    if path.suffix not in (".json", ".csv", ".jsonl"):
+    if format_of(path) not in (".json", ".csv", ".jsonl"):
         raise ValueError(f"examples must be in a .json, .csv or .jsonl file, got {path}")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows: Iterable[dict[str, Any]]
-        if path.suffix == ".json":
-            content = json.load(file)
-            if split not in content:
-                raise ValueError(f"{path} holds no {split!r}, but {', '.join(content)}")
-            rows, label_field = ({"text": text, "label": label} for text, label in content[split]), "label"
-        elif path.suffix == ".csv":
-            rows = csv.DictReader(file)
-        else:
-            rows = (json.loads(line) for line in file)
-        return [_example(row, path, number, label_field) for number, row in enumerate(rows)]
+    if format_of(path) == ".json":
+        return _split_of(path, split)
+    return [_example(record, label_field) for record in read_records(path)]
 
 
-def _example(row: dict[str, Any], path: Path, number: int, label_field: str | None) -> Example:
-    field = next((name for name in ([label_field] if label_field else LABELS) if name in row), None)
-    if field is None or "text" not in row:
+def _split_of(path: Path, split: str) -> list[Example]:
+    """The examples of a split of a file like CLINC150's."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object with lists by split, got {type_name(content)}")
+    if split not in content:
+        raise ValueError(f"{path} holds no {split!r}, but {', '.join(content) or 'nothing'}")
+    entries = content[split]
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}, {split!r}: must be a list, got {type_name(entries)}")
+    for number, entry in enumerate(entries, 1):
+        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(x, str) for x in entry)):
+            raise ValueError(f"{path}, {split!r}, record {number}: must be [text, label], got {entry!r:.80}")
+    return [Example(text, label) for text, label in entries]
+
+
+def _example(record: Record, label_field: str | None) -> Example:
+    where, row = record
+    name = next((name for name in ([label_field] if label_field else LABELS) if name in row), None)
+    if name is None or "text" not in row:
         wanted = label_field or " or ".join(LABELS)
-        raise ValueError(f"{path} must have the fields text and {wanted}, got {', '.join(map(str, row))}")
-    label = row[field]
+        raise ValueError(f"{where}: must have the fields text and {wanted}, got {', '.join(map(str, row))}")
+    text, label = row["text"], row[name]
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: text must be text, got {type_name(text)}")
     if not isinstance(label, str | int) or not str(label).strip():
-        raise ValueError(f"{path}: record {number} has {field} = {label!r}; it must name a class")
-    return Example(str(row["text"]), str(label))
+        raise ValueError(f"{where}: {name} must name a class, got {label!r}")
+    return Example(text, str(label))
 
 
 def hold_out(examples: Sequence[Example], every: int = 5) -> tuple[list[Example], list[Example]]:

@@ -12,7 +12,6 @@ Shapes: B batch, T tokens of a span.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from torch import Tensor
 
 from nested_learning.adapt import memorize as adapt_memorize
 from nested_learning.adapt import score as adapt_score
-from nested_learning.data.corpus import bundled_files, split_documents, split_validation
+from nested_learning.data.corpus import bundled_files, split_documents, split_validation, text_files
+from nested_learning.data.records import format_of, read_records, read_text
 from nested_learning.data.tokenizer import Tokenizer, encode_document
 from nested_learning.eval.loading import Loaded
 from nested_learning.eval.memorize import Memorize
@@ -52,8 +52,8 @@ class LongTexts:
     """What to read.
 
     Args:
-        files: .txt (documents end at a line that is a form feed) or .jsonl (field "text"); none = the last
-            part of the bundled texts, which training on them holds out.
+        files: .txt (documents end at a line that is a form feed) or .jsonl (field "text"), folders of them or
+            patterns; none = the last part of the bundled texts, which training on them holds out.
         length: tokens of a span.
         max_samples: at most so many spans, from all documents in turn; None = all.
         batch_size: spans read together.
@@ -123,18 +123,16 @@ def read_documents(files: Sequence[Path], valid_fraction: float) -> list[str]:
         ValueError: a line of a .jsonl without a text.
     """
     if not files:
-        ends = [split_validation(path.read_text("utf-8"), valid_fraction)[1] for path in bundled_files()]
+        ends = [split_validation(read_text(path), valid_fraction)[1] for path in bundled_files()]
         return [document for end in ends for document in split_documents(end)]
     found: list[str] = []
-    for path in files:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix != ".jsonl":
-            found += split_documents(text)
+    for path in text_files(files, "files", print, (".jsonl",)):
+        if format_of(path) != ".jsonl":
+            found += split_documents(read_text(path))
             continue
-        for number, line in enumerate(text.split("\n"), 1):
-            record = json.loads(line) if line.strip() else {"text": ""}
-            if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-                raise ValueError(f'{path}, line {number}: there must be a text in the field "text"')
+        for where, record in read_records(path):
+            if not isinstance(record.get("text"), str):
+                raise ValueError(f'{where}: there must be a text in the field "text"')
             found.append(record["text"])
     return found
 

@@ -6,12 +6,13 @@ scores, is in `TASKS`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from nested_learning.data.records import read_records
 
 Record = dict[str, Any]
 ENDINGS = (".jsonl", ".json", ".parquet")
@@ -179,23 +180,20 @@ def read_questions(task: str, local_dir: Path | None, limit: int | None) -> list
         FileNotFoundError: no file of the task in the folder, or a hub that cannot be reached.
         ValueError: a record without the fields of the task, or with a label that names no choice.
     """
-    path = None if local_dir is None else _local_file(task, local_dir)
-    records = _hub_records(task) if path is None else _local_records(path)
-    where, found = path or task, []
-    for number, record in enumerate(records):
+    records: Iterator[tuple[str, Record]]
+    records = _hub_records(task) if local_dir is None else read_records(_local_file(task, local_dir))
+    found = []
+    for where, record in records:
         if missing := [name for name in TASKS[task].fields if name not in record]:
-            raise ValueError(
-                f"{where}: record {number} lacks {', '.join(missing)}; "
-                f"it has {', '.join(record) or 'nothing'}"
-            )
+            raise ValueError(f"{where}: lacks {', '.join(missing)}; it has {', '.join(record) or 'nothing'}")
         try:
             found.append(TASKS[task].build(record))
         except LabelError as error:
-            raise ValueError(f"{where}: record {number} has {error}") from error
+            raise ValueError(f"{where}: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{where}: record {number} cannot be read: {error}") from error
+            raise ValueError(f"{where}: cannot be read: {error}") from error
     if not found:
-        raise ValueError(f"{where}: there are no records")
+        raise ValueError(f"{task}: there are no records in {local_dir or 'its split'}")
     return found[:limit]
 
 
@@ -206,19 +204,8 @@ def _local_file(task: str, folder: Path) -> Path:
     return path
 
 
-def _local_records(path: Path) -> Iterator[Record]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return iter(pq.read_table(path).to_pylist())
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        return iter(json.loads(text))
-    return (json.loads(line) for line in text.split("\n") if line.strip())
-
-
-def _hub_records(task: str) -> Iterator[Record]:
-    """Documents as lm-eval loads them, before it changes them."""
+def _hub_records(task: str) -> Iterator[tuple[str, Record]]:
+    """Documents as lm-eval loads them, before it changes them, and how to name each."""
     try:
         from lm_eval.tasks import TaskManager, get_task_dict
     except ImportError as error:
@@ -233,4 +220,5 @@ def _hub_records(task: str) -> Iterator[Record]:
             f"{task}: its data cannot be had from the hub ({error}); "
             f"give --local-dir with {task}.jsonl, see docs/evaluation.md"
         ) from error
-    return iter(found.dataset[TASKS[task].split])
+    documents = found.dataset[TASKS[task].split]
+    return ((f"{task}, record {number}", record) for number, record in enumerate(documents, 1))

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from nested_learning.data.corpus import bundled_files, open_corpus, prepare_corpus
+from nested_learning.data.corpus import bundled_files, open_corpus, prepare_corpus, text_files
 from nested_learning.data.loader import sequential_batches
 from nested_learning.data.tokenizer import Tokenizer
 
@@ -23,7 +23,8 @@ class Segment:
 
     Args:
         name: unique.
-        files: text files, of which the last part is held out; "bundled:NAME" comes with the package.
+        files: text files, folders or patterns; of each file the last part is held out. "bundled:NAME" comes
+            with the package.
         shards: instead of files, a folder made by `scripts/data/process_mixture.py`.
     """
 
@@ -43,19 +44,21 @@ class Segment:
             ValueError: shards of another tokenizer.
         """
         if self.shards is None:
-            return prepare_corpus(
-                [locate(file) for file in self.files], tokenizer, None, valid_fraction
-            ).valid
+            files = [path for file in self.files for path in self._located(file)]
+            return prepare_corpus(files, tokenizer, None, valid_fraction).valid
         corpus = open_corpus(self.shards)
         if corpus.tokenizer.fingerprint != tokenizer.fingerprint:
             raise ValueError(f"segments.{self.name}: {self.shards} was tokenized for another model")
         return corpus.valid
 
+    def _located(self, file: str) -> list[Path]:
+        if file.startswith(BUNDLED):
+            return [locate(file)]
+        return text_files([file], f"segments.{self.name}.files", print)
+
 
 def locate(file: str) -> Path:
-    """The path of a file of a segment."""
-    if not file.startswith(BUNDLED):
-        return Path(file)
+    """The path of a bundled text, given as "bundled:NAME"."""
     names = {path.name: path for path in bundled_files()}
     name = file.removeprefix(BUNDLED)
     if name not in names:

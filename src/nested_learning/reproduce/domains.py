@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from nested_learning.data.corpus import bundled_files, split_validation
 from nested_learning.data.loader import TokenLoader
+from nested_learning.data.records import read_text
 from nested_learning.reproduce.training import Batch
 
 DOMAINS = ("scripture", "plays", "cipher", "novel")
@@ -30,12 +31,12 @@ def domain_text(name: str) -> str:
     if name != "cipher":
         if name not in files:
             raise ValueError(f"domains must be of {', '.join([*files, 'cipher'])}, got {name!r}")
-        return files[name].read_text(encoding="utf-8")
+        return read_text(files[name])
     letters = list(string.ascii_lowercase)
     random.Random(0).shuffle(letters)
     other = "".join(letters)
     table = str.maketrans(string.ascii_letters, other + other.upper())
-    return files["speeches"].read_text(encoding="utf-8").translate(table)
+    return read_text(files["speeches"]).translate(table)
 
 
 def domain_tokens(name: str) -> tuple[Bytes, Bytes]:

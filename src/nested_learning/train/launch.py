@@ -13,7 +13,7 @@ from torch import nn
 
 from nested_learning.allocator import keep_freed_memory
 from nested_learning.config import DataConfig, RunConfig, set_seed
-from nested_learning.data.corpus import Corpus, bundled_files, open_corpus, prepare_corpus
+from nested_learning.data.corpus import Corpus, open_corpus, prepare_corpus, text_files
 from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
 from nested_learning.models.bill import fast_weight_bill
 from nested_learning.models.lm import HopeLM
@@ -49,7 +49,7 @@ def run(config: RunConfig, spread: SingleStrategy) -> TrainResult:
     """Train as `config` says, in the processes of `spread`; see `launch`."""
     say: Callable[[str], None] = print if spread.is_main else _silent
     with spread.local_main_first():
-        corpus = load_corpus(config.data)
+        corpus = load_corpus(config.data, say)
     check_vocabulary(config, corpus.tokenizer)
     set_seed(config.seed)  # after the data, so that a cached corpus changes nothing; before the model
     model = build_model(config, spread.device)
@@ -73,8 +73,8 @@ def sample_model(config: RunConfig, model: HopeLM, spread: SingleStrategy) -> Ho
     return model
 
 
-def load_corpus(config: DataConfig) -> Corpus:
-    """Tokenized text of a run: its shards if it names any, else its files.
+def load_corpus(config: DataConfig, say: Callable[[str], None] = print) -> Corpus:
+    """Tokenized text of a run: its shards if it names any, else its files; `say` is told what folders hold.
 
     Raises:
         ValueError: no files given, or one that cannot be used.
@@ -84,7 +84,7 @@ def load_corpus(config: DataConfig) -> Corpus:
         return open_corpus(config.shards)
     if not config.files:
         raise ValueError("data.files is empty: give text, as in data.files=[a.txt,b.txt], or data.shards")
-    files = [f for name in config.files for f in (bundled_files() if name == "bundled" else [Path(name)])]
+    files = text_files(config.files, "data.files", say)
     wanted = config.tokenizer
     tokenizer: Tokenizer | TokenizerSpec = TokenizerSpec(kind=wanted.kind, vocab_size=wanted.vocab_size)
     if wanted.path is not None:
