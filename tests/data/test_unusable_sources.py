@@ -224,3 +224,25 @@ def test_a_parquet_bomb_is_not_opened(tmp_path, monkeypatch):
     source = parquet(tmp_path / "x.parquet", cells, compression="zstd", use_dictionary=False)
     (problem,) = read_source(source)
     assert problem.kind == "corrupt_file" and "column 'text' expands to 6" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"weight"', '"wait"', "mixture.json is damaged: it does not describe shards"),
+        ('"good": {', '"../good": {', "mixture.json is damaged: it does not describe shards"),
+        ('"shards": [', '"shards": ["a"], "old": [', "mixture.json is damaged: it does not describe shards"),
+        ('"version": 1', '"version": "1"', "mixture.json has version '1', this code reads 1"),
+        ("}", "", "mixture.json, line [0-9]+: not JSON"),
+    ],
+)
+def test_a_damaged_description_of_shards_is_named(tmp_path, good, old, new, message):
+    from nested_learning.data import ShardFolder
+
+    process(tmp_path, good)
+    file = tmp_path / "out" / "mixture.json"
+    content = file.read_text()
+    assert old in content
+    file.write_text(content.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        ShardFolder(tmp_path / "out")

@@ -8,7 +8,6 @@ workers nor on how often the run was killed.
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from nested_learning.data.shards import (
     SHARD_VERSION,
     TOKENIZER_FILE,
     TokenArray,
+    read_manifest,
     shard_file,
 )
 from nested_learning.data.sources import (
@@ -297,7 +297,7 @@ def _finished(job: Job) -> dict[str, Any] | None:
     file = job.folder / MANIFEST
     if not file.is_file():
         return None
-    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    manifest = read_manifest(file)
     check_settings(manifest["settings"], job.settings(), job.folder)
     return manifest
 

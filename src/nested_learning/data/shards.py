@@ -10,7 +10,7 @@ Every document ends with the end token; documents may reach over shards.
 
 from __future__ import annotations
 
-import json
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nested_learning.data.dedup import DIGEST_BYTES
+from nested_learning.data.records import read_json
 from nested_learning.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
 TokenArray = npt.NDArray[np.unsignedinteger[Any]]
@@ -91,11 +92,7 @@ class ShardFolder:
                 f"no complete shards in {self.path} ({MANIFEST} is missing); make them with "
                 "scripts/data/process_mixture.py"
             )
-        self.manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if self.manifest.get("version") != SHARD_VERSION:
-            raise ValueError(
-                f"{file} has version {self.manifest.get('version')}, this code reads {SHARD_VERSION}"
-            )
+        self.manifest = read_manifest(file)
         self.weights = {name: float(entry["weight"]) for name, entry in self.manifest["sources"].items()}
 
     def tokenizer(self) -> Tokenizer:
@@ -123,10 +120,39 @@ class ShardFolder:
         """How often each token occurs in a training batch, `[V]`, summing to 1: counts by source weight."""
         share: npt.NDArray[np.float64] = np.zeros(self.manifest["tokenizer"]["vocab_size"])
         for name in self.open("train"):
-            counts = np.load(self.path / name / "unigrams.npy")
+            file = self.path / name / "unigrams.npy"
+            try:
+                counts = np.load(file)
+            except (ValueError, EOFError) as error:
+                raise ValueError(f"{file} is damaged: {error}") from None
             share += self.weights[name] * counts / counts.sum()
         share /= share.sum()
         return share
+
+
+def read_manifest(file: Path) -> dict[str, Any]:
+    """What a `mixture.json` holds. Raises ValueError for one of another version, and for a damaged one."""
+    manifest = read_json(file)
+    version = manifest.get("version") if isinstance(manifest, dict) else None
+    if version != SHARD_VERSION:
+        raise ValueError(f"{file} has version {version!r}, this code reads {SHARD_VERSION}")
+    try:
+        np.dtype(manifest["dtype"])
+        whole = isinstance(manifest["settings"], dict) and isinstance(
+            manifest["tokenizer"]["vocab_size"], int
+        )
+        for name, entry in manifest["sources"].items():
+            float(entry["weight"])
+            sizes = [size for split in SPLITS for size in entry["splits"][split]["shards"]]
+            whole = whole and all(isinstance(size, int) for size in sizes)
+            whole = (
+                whole and re.fullmatch(r"[\w-]+", name) is not None
+            )  # a folder beside the file, nowhere else
+    except (KeyError, TypeError, ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{file} is damaged: it does not describe shards as they are made; make them anew")
+    return dict(manifest)
 
 
 def shard_file(folder: Path, split: str, number: int) -> Path:

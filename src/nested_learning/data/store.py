@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from nested_learning.data.dedup import DIGEST_BYTES, KeySet, UIntArray
+from nested_learning.data.records import read_json
 from nested_learning.data.shards import MANIFEST, SPLITS, TokenArray, shard_file
 from nested_learning.data.sources import START, Place
 from nested_learning.data.tally import Tally
@@ -103,7 +104,7 @@ class ShardStore:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(folder)
         if (folder / PROGRESS).is_file():
-            saved = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+            saved = read_json(folder / PROGRESS)
             check_settings(saved["settings"], settings, folder)
             self.sources = {name: SourceProgress.from_dict(v) for name, v in saved["sources"].items()}
             self._near_count = saved["near_keys"]

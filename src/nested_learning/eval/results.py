@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from nested_learning.data.records import read_json
 from nested_learning.train.checkpoint import write_atomic
 
 BASELINE, ADAPTED, GOLD = "baseline", "adapted", "adapted, gold text"
@@ -173,7 +174,7 @@ def read_result(path: str | Path) -> Result:
         FileNotFoundError: no such file.
         ValueError: not a result file.
     """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    content = read_json(path)
     names = {field.name for field in fields(Result)}
     if not isinstance(content, dict) or content.keys() != names:
         raise ValueError(f"{path} is no result file: it must hold {', '.join(sorted(names))}")
