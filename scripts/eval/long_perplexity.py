@@ -24,7 +24,7 @@ def main() -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     loading.add_options(made)
     add = made.add_argument
-    add("--files", type=Path, nargs="+", default=[], help='.txt, or .jsonl with the field "text"')
+    add("--files", type=Path, nargs="+", default=[], help='.txt, .jsonl with the field "text", folders')
     add("--length", type=int, default=default.length, help="tokens of a span (default %(default)s)")
     add("--max-samples", type=int, default=default.max_samples, help="spans at most (default %(default)s)")
     add("--batch-size", type=int, default=default.batch_size, help="spans together (default %(default)s)")

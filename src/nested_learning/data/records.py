@@ -25,8 +25,8 @@ RECORD_BYTES = 1 << 28
 EXPANSION = 16
 """Text shrinks to a third or a fifth, rarely to a tenth; what expands further is no text."""
 
-BUFFER = 1 << 16
-"""Bytes decompressed at once; so much before a broken place may be lost with it."""
+BUFFER = 1 << 20
+"""Bytes decompressed at once. What is broken shows up late, at a checksum: so much before it is given up."""
 
 WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
