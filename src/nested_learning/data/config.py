@@ -84,7 +84,7 @@ class SourceConfig:
         name: used in logs and as a folder; letters, digits, `_` and `-`.
         kind: "text" (UTF-8 files, documents separated by a line with a form feed), "jsonl", "parquet", or
             "hub" (a data set for Hugging Face `datasets`, streamed). Files may end in .gz or .zst.
-        path: a file, a folder or a pattern such as `corpus/*.jsonl.gz` (see `files.find_files`); "bundled" stands for the text that
+        path: a file, a folder or a pattern such as `corpus/*.jsonl.gz`; "bundled" stands for the text that
             comes with the package; for "hub" the name of the data set, or of a builder such as "json".
         subset: for "hub", the configuration of the data set.
         data_files: for "hub", the files of a builder such as "json".
