@@ -153,7 +153,7 @@ def test_errors_name_file_and_line(tmp_path, name, content, message):
         (
             "a.jsonl",
             '{"text": "x", "label": null}',
-            r"a\.jsonl, line 1: label must be text or a whole number, got null",
+            r"a\.jsonl, line 1: label must name a class, got None",
         ),
         ("a.json", "[1]", r"a\.json must hold an object with lists by split, got a list"),
         ("a.json", '{"train": 3}', r"a\.json, 'train': must be a list, got a number"),

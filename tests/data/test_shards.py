@@ -1,5 +1,6 @@
 """Shards as one array: every slice equals that of the concatenation; other processes open their own maps."""
 
+import json
 import pickle
 
 import numpy as np
@@ -54,6 +55,7 @@ def test_a_folder_of_another_version_is_refused(tmp_path):
 
 
 def test_an_unknown_split_is_named(tmp_path):
-    (tmp_path / "mixture.json").write_text('{"version": 1, "sources": {}}')
+    manifest = {"version": 1, "sources": {}, "dtype": "<u2", "settings": {}, "tokenizer": {"vocab_size": 9}}
+    (tmp_path / "mixture.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="split must be one of train, valid, long, got 'test'"):
         ShardFolder(tmp_path).open("test")

@@ -46,7 +46,7 @@ def test_a_label_that_names_no_choice_is_refused(tmp_path, task, label):
     with pytest.raises(ValueError) as error:
         read_questions(task, tmp_path, None)
     message = str(error.value)
-    assert message.startswith(f"{path}: record 1 has {FIELDS[task]} = {label!r}; allowed: ")
+    assert message.startswith(f"{path}, line 2: {FIELDS[task]} = {label!r}; allowed: ")
     assert message.endswith("(test splits often have none and cannot be scored)")
     assert "\n" not in message
 
@@ -98,21 +98,21 @@ def test_digits_name_the_choices_of_arc_where_they_are_its_labels(tmp_path):
         read_questions("arc_easy", tmp_path, None)
     for labels in (["1", "1"], ["1", "2", "3"]):
         path.write_text(json.dumps({**record, "choices": {"text": ["a", "b"], "label": labels}}))
-        with pytest.raises(ValueError, match="record 0 cannot be read: choices must have a label each"):
+        with pytest.raises(ValueError, match="line 1: cannot be read: choices must have a label each"):
             read_questions("arc_easy", tmp_path, None)
 
 
 def test_labels_behind_the_first_questions_are_looked_at_too(tmp_path):
     """Of a file that counts from 1, the first labels may all be among those that count from 0."""
     write(tmp_path, "piqa", 2, at=2)
-    with pytest.raises(ValueError, match="record 2 has label = 2"):
+    with pytest.raises(ValueError, match="line 3: label = 2"):
         read_questions("piqa", tmp_path, 1)
 
 
 def test_answers_are_texts(tmp_path):
     path = tmp_path / "piqa.jsonl"
     path.write_text(json.dumps({"goal": "x", "sol1": "a", "sol2": None, "label": 0}))
-    with pytest.raises(ValueError, match="record 0 cannot be read: answers must be texts, got None"):
+    with pytest.raises(ValueError, match="line 1: cannot be read: answers must be texts, got None"):
         read_questions("piqa", tmp_path, None)
 
 
@@ -126,14 +126,14 @@ def test_examples_without_a_class_are_refused(tmp_path, ending, label):
         path.write_text(
             json.dumps({"text": "a", "label": "x"}) + "\n" + json.dumps({"text": "b", "label": label})
         )
-    with pytest.raises(ValueError, match=r"record 1 has label = .*; it must name a class"):
+    with pytest.raises(ValueError, match=r"(line|record) 2: label must name a class, got"):
         read_examples(path, "train")
 
 
 def test_rows_of_a_table_without_a_class_are_refused(tmp_path):
     path = tmp_path / "a.csv"
-    path.write_text("text,category\na,weather\nb\n")
-    with pytest.raises(ValueError, match=r"a\.csv: record 1 has category = None; it must name a class"):
+    path.write_text("text,category\na,weather\nb,\n")
+    with pytest.raises(ValueError, match=r"a\.csv, line 3: category must name a class, got ''"):
         read_examples(path, "train")
 
 

@@ -204,15 +204,15 @@ def test_bad_task_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no piqa.jsonl, .json, .parquet in"):
         read_questions("piqa", tmp_path, None)
     (tmp_path / "piqa.jsonl").write_text('{"goal": "x", "sol1": "y"}\n')
-    with pytest.raises(ValueError, match="piqa.jsonl: record 0 lacks sol2, label; it has goal, sol1"):
+    with pytest.raises(ValueError, match="piqa.jsonl, line 1: lacks sol2, label; it has goal, sol1"):
         read_questions("piqa", tmp_path, None)
     (tmp_path / "piqa.jsonl").write_text("")
-    with pytest.raises(ValueError, match="piqa.jsonl: there are no records"):
+    with pytest.raises(ValueError, match="piqa: there are no records in "):
         read_questions("piqa", tmp_path, None)
     (tmp_path / "winogrande.jsonl").write_text(
         '{"sentence": "no blank", "option1": "", "option2": "", "answer": "1"}\n'
     )
-    with pytest.raises(ValueError, match="winogrande.jsonl: record 0 cannot be read"):
+    with pytest.raises(ValueError, match="winogrande.jsonl, line 1: cannot be read"):
         read_questions("winogrande", tmp_path, None)
     with pytest.raises(ValueError, match="task 'pica' is unknown; allowed: piqa, hellaswag"):
         ZeroShot(tasks=("pica",))

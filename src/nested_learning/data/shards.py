@@ -137,22 +137,26 @@ def read_manifest(file: Path) -> dict[str, Any]:
     if version != SHARD_VERSION:
         raise ValueError(f"{file} has version {version!r}, this code reads {SHARD_VERSION}")
     try:
-        np.dtype(manifest["dtype"])
-        whole = isinstance(manifest["settings"], dict) and isinstance(
-            manifest["tokenizer"]["vocab_size"], int
-        )
-        for name, entry in manifest["sources"].items():
-            float(entry["weight"])
-            sizes = [size for split in SPLITS for size in entry["splits"][split]["shards"]]
-            whole = whole and all(isinstance(size, int) for size in sizes)
-            whole = (
-                whole and re.fullmatch(r"[\w-]+", name) is not None
-            )  # a folder beside the file, nowhere else
+        whole = _describes_shards(manifest)
     except (KeyError, TypeError, ValueError, AttributeError):
         whole = False
     if not whole:
         raise ValueError(f"{file} is damaged: it does not describe shards as they are made; make them anew")
     return dict(manifest)
+
+
+def _describes_shards(manifest: dict[str, Any]) -> bool:
+    """Whether names and types are those of a manifest. A source is a folder beside it, nowhere else."""
+    np.dtype(manifest["dtype"])
+    sources = manifest["sources"]
+    sizes = [n for s in sources.values() for split in SPLITS for n in s["splits"][split]["shards"]]
+    return (
+        isinstance(manifest["settings"], dict)
+        and isinstance(manifest["tokenizer"]["vocab_size"], int)
+        and all(float(source["weight"]) > 0 for source in sources.values())
+        and all(isinstance(size, int) for size in sizes)
+        and all(re.fullmatch(r"[\w-]+", name) for name in sources)
+    )
 
 
 def shard_file(folder: Path, split: str, number: int) -> Path:

@@ -60,10 +60,13 @@ def _split_of(path: Path, split: str) -> list[Example]:
     entries = content[split]
     if not isinstance(entries, list):
         raise ValueError(f"{path}, {split!r}: must be a list, got {type_name(entries)}")
+    examples = []
     for number, entry in enumerate(entries, 1):
-        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(x, str) for x in entry)):
-            raise ValueError(f"{path}, {split!r}, record {number}: must be [text, label], got {entry!r:.80}")
-    return [Example(text, label) for text, label in entries]
+        where = f"{path}, {split!r}, record {number}"
+        if not isinstance(entry, list) or len(entry) != 2:
+            raise ValueError(f"{where}: must be [text, label], got {entry!r:.80}")
+        examples.append(_labelled(where, *entry, name="label"))
+    return examples
 
 
 def _example(record: Record, label_field: str | None) -> Example:
@@ -72,7 +75,10 @@ def _example(record: Record, label_field: str | None) -> Example:
     if name is None or "text" not in row:
         wanted = label_field or " or ".join(LABELS)
         raise ValueError(f"{where}: must have the fields text and {wanted}, got {', '.join(map(str, row))}")
-    text, label = row["text"], row[name]
+    return _labelled(where, row["text"], row[name], name)
+
+
+def _labelled(where: str, text: object, label: object, name: str) -> Example:
     if not isinstance(text, str):
         raise ValueError(f"{where}: text must be text, got {type_name(text)}")
     if not isinstance(label, str | int) or not str(label).strip():
