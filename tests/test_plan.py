@@ -6,7 +6,7 @@ import torch
 from nested_learning import cli
 from nested_learning.config import load_config
 from nested_learning.models.lm import HopeLM
-from nested_learning.plan import Hardware, count_block, make_plan, optimizer_numbers
+from nested_learning.plan import Hardware, count_block, count_blocks, make_plan, optimizer_numbers
 
 SMALL = ["model.dim=32", "model.num_heads=2", "model.chunk_size=8", "train.seq_len=64", "train.batch_size=8"]
 H100 = {"memory_gb": 80, "peak_tflops": 989, "mfu": 0.2, "sharded": True}
@@ -50,18 +50,18 @@ def test_flops_of_attention_are_those_of_the_formula():
 
 def test_memory_shrinks_with_gpus_and_grows_with_rows():
     config = load_config("pilot_smoke", SMALL)
-    block = count_block(config)
-    one = make_plan(config, block, 2, Hardware(gpus=1, **H100))
-    eight = make_plan(config, block, 2, Hardware(gpus=8, **H100))
-    whole = make_plan(config, block, 2, Hardware(gpus=8, **{**H100, "sharded": False}))
+    blocks = count_blocks(config)
+    one = make_plan(config, blocks, 2, Hardware(gpus=1, **H100))
+    eight = make_plan(config, blocks, 2, Hardware(gpus=8, **H100))
+    whole = make_plan(config, blocks, 2, Hardware(gpus=8, **{**H100, "sharded": False}))
     assert (one.rows, one.accumulation, eight.rows) == (8, 1, 1)
     assert one.optimizer == pytest.approx(8 * eight.optimizer) == pytest.approx(whole.optimizer)
     assert one.activations == 8 * eight.activations and one.fast == 8 * eight.fast
     assert eight.tokens_per_second == pytest.approx(8 * one.tokens_per_second)
     tight = Hardware(gpus=1, **{**H100, "memory_gb": (one.memory - one.activations / 4) / 2**30})
-    assert make_plan(config, block, 2, tight).accumulation == 2
+    assert make_plan(config, blocks, 2, tight).accumulation == 2
     with pytest.raises(ValueError, match=r"--gpus must divide train\.batch_size = 8, got 3"):
-        make_plan(config, block, 2, Hardware(gpus=3, **H100))
+        make_plan(config, blocks, 2, Hardware(gpus=3, **H100))
 
 
 def test_the_command(capsys):

@@ -137,10 +137,11 @@ def fast_checks(config: HopeConfig, seq_len: int, state: ModelState) -> list[Che
     """What the fast levels of every block counted over one sequence, beside the plan."""
     checks = []
     for number, layer in enumerate(state.layers):
+        events = config.calendar(seq_len, number)
         for spec, level in zip(config.levels_of(number), layer.memory.levels, strict=True):
             if not isinstance(level, FastLevelState) or spec.chunk_size is None:
                 continue
-            kinds = [event.kind for event in config.calendar(seq_len) if event.level == spec.name]
+            kinds = [event.kind for event in events if event.level == spec.name]
             planned = (kinds.count("update"), kinds.count("reset"))
             fires = seq_len // spec.chunk_size
             if sum(planned) != fires:

@@ -74,6 +74,22 @@ class LevelSpec:
             )
 
 
+def check_levels(levels: Sequence[LevelSpec], where: str = "levels") -> None:
+    """Refuse levels that are none, no `LevelSpec`, or not told apart by their names.
+
+    Raises:
+        ValueError: naming `where` they stand.
+    """
+    if not levels:
+        raise ValueError(f"{where} must hold at least one level")
+    for level in levels:
+        if not isinstance(level, LevelSpec):
+            raise ValueError(f"{where} must hold LevelSpec, got {type(level).__name__}")
+    names = [level.name for level in levels]
+    if len(set(names)) != len(names):
+        raise ValueError(f"{where} must have different names, got {names}")
+
+
 def kind_of(level: LevelSpec, seq_len: int | None) -> LevelKind:
     """Whether a level is "fast", "slow" or "plain" where training sequences have `seq_len` tokens.
 
@@ -102,7 +118,7 @@ def reset_periods(
         return [None] * len(levels)
     if any(slow % quick for quick, slow in pairwise(periods)):
         raise ValueError(f"chunk sizes of nested fast levels must divide one another, got {periods}")
-    slower: dict[int | None, int | None] = dict(zip(periods, [*periods[1:], None], strict=True))
+    slower: dict[int | None, int | None] = dict(pairwise([*periods, None]))
     return [slower.get(fast.get(level.name)) for level in levels]
 
 

@@ -61,8 +61,15 @@ class Plan:
         return self.parameters + self.gradients + self.optimizer + self.fast + self.activations
 
 
-def count_block(config: RunConfig) -> Block:
-    """Count one block of a model by running it on fake tensors, in the run's precision."""
+def count_blocks(config: RunConfig) -> list[Block]:
+    """Every block of a model; those with the same levels are counted once."""
+    names = [tuple(level.name for level in config.model.levels_of(n)) for n in range(config.model.num_layers)]
+    counted = {kind: count_block(config, names.index(kind)) for kind in set(names)}
+    return [counted[kind] for kind in names]
+
+
+def count_block(config: RunConfig, layer: int = 0) -> Block:
+    """Count block number `layer` by running it on fake tensors, in the run's precision."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -76,7 +83,7 @@ def count_block(config: RunConfig) -> Block:
         return tensor
 
     with FakeTensorMode():
-        block = HopeBlock(config.model)
+        block = HopeBlock(config.model, layer)
         fast = block.init_state(1).numel()
         x = torch.zeros(1, config.train.seq_len, config.model.dim, requires_grad=True)
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
@@ -93,7 +100,8 @@ def count_block(config: RunConfig) -> Block:
 def optimizer_numbers(config: RunConfig) -> float:
     """Numbers that the optimizer keeps per parameter, counted on a small model of the same kind."""
     width = 2 * config.model.num_heads * 8
-    model = HopeLM(replace(config.model, dim=width, num_layers=1, vocab_size=512))
+    levels = tuple(replace(level, layers=None) for level in config.model.levels)
+    model = HopeLM(replace(config.model, dim=width, num_layers=1, vocab_size=512, levels=levels))
     optimizer = build_optimizer(config.optim, model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -120,7 +128,7 @@ class Hardware:
     sharded: bool
 
 
-def make_plan(config: RunConfig, block: Block, kept_per_parameter: float, on: Hardware) -> Plan:
+def make_plan(config: RunConfig, blocks: list[Block], kept_per_parameter: float, on: Hardware) -> Plan:
     """The plan with the fewest micro-batches that fits the memory; with the most, if none fits.
 
     Raises:
@@ -131,22 +139,23 @@ def make_plan(config: RunConfig, block: Block, kept_per_parameter: float, on: Ha
         raise ValueError(f"--gpus must divide train.batch_size = {train.batch_size}, got {on.gpus}")
     own_rows = train.batch_size // on.gpus
     fitting = [n for n in range(1, own_rows + 1) if own_rows % n == 0]
-    plans = [_plan_of(config, block, kept_per_parameter, on, n) for n in fitting]
+    plans = [_plan_of(config, blocks, kept_per_parameter, on, n) for n in fitting]
     return next((plan for plan in plans if plan.memory <= on.memory_gb * GIB), plans[-1])
 
 
-def _plan_of(config: RunConfig, block: Block, kept: float, on: Hardware, accumulation: int) -> Plan:
+def _plan_of(config: RunConfig, blocks: list[Block], kept: float, on: Hardware, accumulation: int) -> Plan:
     train, model = config.train, config.model
     rows = train.batch_size // on.gpus // accumulation
     total = count_parameters(config)
     shards = on.gpus if on.sharded else 1
-    whole = (2 * block.parameters + total - model.num_layers * block.parameters) if shards > 1 else 0
+    parameters = [block.parameters for block in blocks]
+    whole = (2 * max(parameters) + total - sum(parameters)) if shards > 1 else 0
     inputs = train.seq_len * model.dim * FLOAT
-    blocks = model.num_layers * block.kept
+    saved = sum(block.kept for block in blocks)
     if config.parallel.activation_checkpointing:
-        blocks = model.num_layers * inputs + block.kept
+        saved = len(blocks) * inputs + max(block.kept for block in blocks)
     logits = 2 * train.seq_len * model.vocab_size * FLOAT  # and their gradient
-    flops = model.num_layers * block.flops + 2 * train.seq_len * model.dim * model.vocab_size
+    flops = sum(block.flops for block in blocks) + 2 * train.seq_len * model.dim * model.vocab_size
     rate = on.mfu * on.peak_tflops * 1e12 * on.gpus / ((1 + BACKWARD) * flops / train.seq_len)
     return Plan(
         gpus=on.gpus,
@@ -155,8 +164,8 @@ def _plan_of(config: RunConfig, block: Block, kept: float, on: Hardware, accumul
         parameters=FLOAT * (total / shards + whole),
         gradients=FLOAT * total / shards,
         optimizer=FLOAT * kept * total / shards,
-        fast=FLOAT * model.num_layers * block.fast * rows,
-        activations=rows * (blocks + logits),
+        fast=FLOAT * sum(block.fast for block in blocks) * rows,
+        activations=rows * (saved + logits),
         tokens_per_second=rate,
         days=train.steps * train.batch_size * train.seq_len / rate / DAY,
     )
@@ -226,7 +235,7 @@ def run(options: argparse.Namespace) -> int:
         )
         for count in counts
     ]
-    block, kept = count_block(config), optimizer_numbers(config)
-    plans = [make_plan(config, block, kept, on) for on in devices]
+    blocks, kept = count_blocks(config), optimizer_numbers(config)
+    plans = [make_plan(config, blocks, kept, on) for on in devices]
     print(report(config, plans, kept, devices[0]))
     return 0

@@ -113,3 +113,10 @@ def test_memories_cost_the_same_per_token_at_every_length_and_attention_does_not
 def test_what_is_not_covered_is_refused(changes: dict, named: str):
     with pytest.raises(ValueError, match=named):
         forward_work(config("self_mod", **changes), 1, CHUNK)
+
+
+def test_a_level_counts_in_the_blocks_that_have_it():
+    chosen = config("attention", levels=(LevelSpec(name="a"), LevelSpec(name="b", layers=(1,))))
+    without = config("attention", levels=(LevelSpec(name="a"),))
+    more = total(forward_work(chosen, 2, 9)) - total(forward_work(without, 2, 9))
+    assert more == dispatched(chosen, 2, 9) - dispatched(without, 2, 9) > 0

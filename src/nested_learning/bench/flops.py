@@ -55,11 +55,13 @@ def forward_work(config: HopeConfig, batch: int, length: int) -> list[Work]:
         ]
         mixer += (_linear if config.mixer == "linear" else _two_layer)(config, batch, length)
         mixer.append(_dense("projections", tokens, dim, dim))
-    mlp: list[Work] = []
-    for level in config.levels:
-        hidden = swiglu_width(dim, level.expansion or 8 / 3)
-        mlp += [_dense("mlp", tokens, dim, 2 * hidden), _dense("mlp", tokens, hidden, dim)]
-    return (mixer + mlp) * config.num_layers + [_dense("head", tokens, dim, config.vocab_size)]
+    blocks: list[Work] = []
+    for layer in range(config.num_layers):
+        blocks += mixer
+        for level in config.levels_of(layer):
+            hidden = swiglu_width(dim, level.expansion or 8 / 3)
+            blocks += [_dense("mlp", tokens, dim, 2 * hidden), _dense("mlp", tokens, hidden, dim)]
+    return [*blocks, _dense("head", tokens, dim, config.vocab_size)]
 
 
 def flops_per_token(config: HopeConfig, length: int) -> float:

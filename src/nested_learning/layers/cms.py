@@ -23,7 +23,7 @@ from nested_learning.layers.memory import Fast, MemoryMLP, MemoryState, Written,
 from nested_learning.layers.mlp import SwiGLU, swiglu_width
 from nested_learning.layers.norm import RMSNorm, l2_normalize
 from nested_learning.layers.streams import split_rates
-from nested_learning.levels import LevelSpec, kind_of, reset_periods
+from nested_learning.levels import LevelSpec, check_levels, kind_of, reset_periods
 from nested_learning.models.config import MemoryConfig
 from nested_learning.ops.memory_mlp.fused import coefficients, read
 from nested_learning.ops.memory_mlp.read_write import read_write
@@ -221,6 +221,7 @@ class CMS(nn.Module):
         heads: int = 1,
     ) -> None:
         super().__init__()
+        check_levels(levels)
         memory = memory or MemoryConfig()
         resets = reset_periods(levels, variant, seq_len)
         if dim % heads:

@@ -13,6 +13,7 @@ from nested_learning.levels import (
     LevelKind,
     LevelSpec,
     calendar,
+    check_levels,
     kind_of,
     reset_periods,
 )
@@ -144,11 +145,7 @@ class HopeConfig:
             raise ValueError(f"model.num_heads must divide model.dim = {self.dim}, got {self.num_heads}")
         if (self.dim // self.num_heads) % 2:
             raise ValueError(f"model.dim / model.num_heads must be even, got {self.dim // self.num_heads}")
-        if not self.levels:
-            raise ValueError("model.levels must hold at least one level")
-        names = [level.name for level in self.levels]
-        if len(set(names)) != len(names):
-            raise ValueError(f"model.levels must have different names, got {names}")
+        check_levels(self.levels, "model.levels")
         self._check_levels()
         other = self.memory.projection_chunk_size
         if other is not None and max(other, self.chunk_size) % min(other, self.chunk_size):
@@ -199,9 +196,20 @@ class HopeConfig:
         """The levels that block number `layer` has."""
         return tuple(level for level in self.levels if level.layers is None or layer in level.layers)
 
-    def calendar(self, tokens: int) -> list[Event]:
-        """Which level updates, and which resets, after which token; see `levels.calendar`."""
-        return calendar(self.levels, tokens, self.cms_variant, self.seq_len)
+    def calendar(self, tokens: int, layer: int | None = None) -> list[Event]:
+        """Which level updates, and which resets, after which token; see `levels.calendar`.
+
+        Of block number `layer`, or of all blocks: then an event that several have is listed once. (A level of
+        a nested CMS resets with the next slower one of its own block.)
+        """
+        blocks = range(self.num_layers) if layer is None else [layer]
+        together = dict.fromkeys(
+            event
+            for block in blocks
+            for event in calendar(self.levels_of(block), tokens, self.cms_variant, self.seq_len)
+        )
+        order = {level.name: number for number, level in enumerate(self.levels)}
+        return sorted(together, key=lambda event: (event.token, order[event.level]))
 
     def level_kind(self, level: LevelSpec) -> LevelKind:
         """How a level is updated: in the forward pass ("fast"), by the optimizer every `chunk_size` tokens

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from nested_learning.levels import LevelSpec
+from nested_learning.levels import LevelSpec, check_levels
 from nested_learning.models.sampling import sample_token
 from nested_learning.state import State
 
@@ -267,11 +267,7 @@ def _in_use(mlp: PretrainedMLPState) -> tuple[Tensor, ...]:
 
 def _with_layers(levels: Sequence[LevelSpec], count: int) -> list[LevelSpec]:
     """Levels with the numbers of their layers, checked."""
-    if not levels:
-        raise ValueError("levels must hold at least one level")
-    names = [level.name for level in levels]
-    if len(set(names)) != len(names):
-        raise ValueError(f"levels must have different names, got {names}")
+    check_levels(levels)
     made, taken = [], set[int]()
     for level in levels:
         plain = LevelSpec(name=level.name, chunk_size=level.chunk_size, layers=level.layers)
