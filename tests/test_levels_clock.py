@@ -55,7 +55,10 @@ def test_a_saved_scheduler_goes_on_as_if_nothing_had_happened():
     [
         (lambda s: s.should_update("slwo", 6), "level must be one of fast, medium, slow, got 'slwo'"),
         (lambda s: s.mark_updated("slwo", 6), "level must be one of fast, medium, slow, got 'slwo'"),
-        (lambda s: s.should_update("slow", 0), r"step must be at least 1 \(steps count from 1\), got 0"),
+        (
+            lambda s: s.should_update("slow", 0),
+            r"step must be an integer of at least 1 \(steps count from 1\), got 0",
+        ),
         (lambda s: s.mark_updated("slow", 7), "'slow' updates at multiples of 6 steps, not at step 7"),
         (
             lambda s: (s.mark_updated("slow", 6), s.mark_updated("slow", 6)),

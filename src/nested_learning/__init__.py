@@ -9,6 +9,7 @@ from nested_learning.models.block import HopeBlock
 from nested_learning.models.config import HopeConfig, MemoryConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.models.nested_mlp import NestedModel
+from nested_learning.models.pretrained import levels_from_pretrained
 from nested_learning.optim.per_level import setup_optimizers
 from nested_learning.train.checkpoint import load_checkpoint
 
@@ -25,6 +26,7 @@ __all__ = [
     "NestedModel",
     "SelfModifyingTitans",
     "TitansMemory",
+    "levels_from_pretrained",
     "load_checkpoint",
     "load_config",
     "set_seed",

@@ -148,10 +148,10 @@ def calendar(
             and slow ones if their period ends too. None = one sequence, and no optimizer.
 
     Raises:
-        ValueError: fewer than one token; see `reset_periods`.
+        ValueError: fewer than one token, or a part of one; see `reset_periods`.
     """
-    if tokens < 1:
-        raise ValueError(f"tokens must be at least 1, got {tokens}")
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise ValueError(f"tokens must be an integer of at least 1, got {tokens!r}")
     resets = reset_periods(levels, variant, seq_len)
     events = []
     for level, reset in zip(levels, resets, strict=True):
@@ -208,12 +208,12 @@ class ChunkedUpdateScheduler:
         """Whether level `name` is due at `step`: a multiple of its chunk size.
 
         Raises:
-            ValueError: an unknown level, or a step below 1.
+            ValueError: an unknown level, or a step that is not an integer of at least 1.
         """
         if name not in self.chunk_sizes:
             raise ValueError(f"level must be one of {', '.join(self.chunk_sizes)}, got {name!r}")
-        if step < 1:
-            raise ValueError(f"step must be at least 1 (steps count from 1), got {step}")
+        if isinstance(step, bool) or not isinstance(step, int) or step < 1:
+            raise ValueError(f"step must be an integer of at least 1 (steps count from 1), got {step!r}")
         return step % self.chunk_sizes[name] == 0
 
     def due(self, step: int) -> list[str]:
@@ -258,8 +258,10 @@ class ChunkedUpdateScheduler:
         """Go on from a `state_dict`.
 
         Raises:
-            ValueError: it is of other levels or chunk sizes.
+            ValueError: it is of other levels or chunk sizes, or no state of a scheduler.
         """
+        if lacking := {"chunk_sizes", "updates", "last_update"} - state.keys():
+            raise ValueError(f"state of a scheduler must have {sorted(lacking)[0]}, got {sorted(state)}")
         if state["chunk_sizes"] != self.chunk_sizes:
             raise ValueError(
                 f"chunk_sizes must be {self.chunk_sizes}, the saved ones are {state['chunk_sizes']}"

@@ -10,13 +10,16 @@ and hand back a new one; nothing is written in place.
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+FORMAT, VERSION = "nested_learning.state", 1  # of files
 TensorFn = Callable[[Tensor], Tensor]
 
 
@@ -73,8 +76,15 @@ def _pack(value: Any) -> Any:
 
 def _unpack(value: Any) -> Any:
     if isinstance(value, dict):
-        cls = State.kinds[value["state"]]
-        return cls(**{name: _unpack(item) for name, item in value["fields"].items()})
+        kind, values = value["state"], value["fields"]
+        if kind not in State.kinds:
+            raise ValueError(f"holds a {kind}, which nothing that is imported defines")
+        fields = dataclasses.fields(State.kinds[kind])
+        needed = {f.name for f in fields if f.default is dataclasses.MISSING}
+        if wrong := sorted(needed - values.keys() | values.keys() - {f.name for f in fields}):
+            verb = "lacks" if wrong[0] in needed else "has an unknown"
+            raise ValueError(f"is of another version: its {kind} {verb} field {wrong[0]!r}")
+        return State.kinds[kind](**{name: _unpack(item) for name, item in values.items()})
     if isinstance(value, list):
         return tuple(_unpack(item) for item in value)
     return value
@@ -115,9 +125,18 @@ class State:
         return dict(_named(self, ""))
 
     def replace(self, new: Mapping[str, Tensor]) -> Self:
-        """The same state with some of its `named_tensors` replaced. Raises ValueError for an unknown name."""
-        if unknown := new.keys() - self.named_tensors().keys():
-            raise ValueError(f"{type(self).__name__} has no tensor {sorted(unknown)[0]!r}")
+        """The same state with some of its `named_tensors` replaced.
+
+        Raises:
+            ValueError: an unknown name, or a tensor of another shape.
+        """
+        mine = self.named_tensors()
+        for name, tensor in new.items():
+            if name not in mine:
+                raise ValueError(f"{type(self).__name__} has no tensor {name!r}")
+            if tensor.shape != mine[name].shape:
+                shapes = f"{list(mine[name].shape)}, got {list(tensor.shape)}"
+                raise ValueError(f"{type(self).__name__} holds {name} of shape {shapes}")
         replaced: Self = _replace(self, new, "")
         return replaced
 
@@ -130,7 +149,14 @@ class State:
         return self.map(lambda t: t.to(device))
 
     def rows(self, index: Tensor) -> Self:
-        """Select, repeat or reorder rows of the batch: `index [N]` of row numbers (beam search, forks)."""
+        """Select, repeat or reorder rows of the batch: `index [N]` of row numbers (beam search, forks).
+
+        Raises:
+            ValueError: `index` is no tensor of at least one integer.
+        """
+        whole = isinstance(index, Tensor) and index.dtype in (torch.int32, torch.int64)
+        if not whole or index.dim() != 1 or not len(index):
+            raise ValueError(f"index must be a tensor [N] of row numbers, got {index!r}")
         return self.map(lambda t: t.index_select(0, index.to(t.device)))
 
     def replace_rows(self, rows: Tensor, other: Self) -> Self:
@@ -152,13 +178,40 @@ class State:
         return sum(t.numel() for t in self.tensors())
 
     def save(self, path: str | Path) -> None:
-        """Write the state to one file; `load_state` reads it back."""
-        torch.save(_pack(self.detach()), path)
+        """Write the state to one file; `load_state` reads it back.
+
+        Raises:
+            FileNotFoundError: its folder does not exist.
+        """
+        if not Path(path).parent.is_dir():
+            raise FileNotFoundError(f"no folder {Path(path).parent} to save a state in")
+        torch.save({"format": FORMAT, "version": VERSION, "state": _pack(self.detach())}, path)
 
 
 def load_state(path: str | Path, map_location: torch.device | str = "cpu") -> Any:
-    """Read a state written by `State.save`."""
-    return _unpack(torch.load(path, map_location=map_location, weights_only=True))
+    """Read a state written by `State.save`. Only tensors and plain values are read: no code can run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no state, is cut off, or was written by another version.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no state file {path}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no state written by State.save, or is cut off")
+    try:
+        found = torch.load(path, map_location=map_location, weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} cannot be read as a state: {reason}") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(f"{path} is no state written by State.save of version {VERSION}")
+    if found["version"] != VERSION:
+        raise ValueError(f"{path} is a state of version {found['version']}, read is version {VERSION}")
+    try:
+        return _unpack(found["state"])
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +224,11 @@ class LayerState(State):
 
 @dataclasses.dataclass(frozen=True)
 class ModelState(State):
-    """State of a whole model. `position` counts the tokens read since the start of the context."""
+    """State of a whole model. `position` counts the tokens read since the start of the context.
+
+    `packed`: it read rows of several documents, and cannot be continued.
+    """
 
     layers: tuple[LayerState, ...]
     position: int = 0
+    packed: bool = False

@@ -100,7 +100,7 @@ def test_a_window_forgets_what_left_it(window: int) -> None:
     )
 
 
-SPLITS = [[1] * 17, [17], [5, 12], [1, 16], [9, 1, 1, 1, 5], [2, 3, 2, 3, 7], [12, 4, 1], [0, 9, 0, 8]]
+SPLITS = [[1] * 17, [17], [5, 12], [1, 16], [9, 1, 1, 1, 5], [2, 3, 2, 3, 7], [12, 4, 1]]
 
 
 @pytest.mark.parametrize("grad", [True, False])

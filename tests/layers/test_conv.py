@@ -49,7 +49,7 @@ def test_taps_start_uniform_within_the_root_of_the_window() -> None:
 
 
 @pytest.mark.parametrize("window", [1, 2, 4])
-@pytest.mark.parametrize("sizes", [[9], [1] * 9, [2, 1, 6], [8, 1], [0, 4, 5]])
+@pytest.mark.parametrize("sizes", [[9], [1] * 9, [2, 1, 6], [8, 1]])
 def test_any_split_gives_the_same_outputs_and_state(window: int, sizes: list[int]) -> None:
     conv = make(3, window)
     x = torch.randn(2, 9, 3, dtype=torch.float64)

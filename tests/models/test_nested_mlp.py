@@ -166,7 +166,10 @@ def with_head():
     "act, message",
     [
         (lambda: NestedModel(6, 0), "hidden_size must be at least 1, got 0"),
-        (lambda: make()(torch.zeros(2, 5)), "input must be [batch, time, 6] or [batch, 6], got [2, 5]"),
+        (
+            lambda: make()(torch.zeros(2, 5)),
+            "input must be [batch, time, 6] or [batch, 6], not empty, got float32 [2, 5]",
+        ),
         (
             lambda: setup_optimizers(make(), SIZES, optimizer_type="lion"),
             "one of adam, adamw, sgd, got 'lion'",

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -217,12 +218,15 @@ def spec(name="a", **values):
             lambda m: levels_from_pretrained(m, [spec(expansion=2.0)]),
             "levels.a may set name, chunk_size and layers",
         ),
-        (lambda m: PretrainedLevels(m, LEVELS)(torch.zeros(2, 0, dtype=torch.int64)), "got (2, 0)"),
+        (
+            lambda m: PretrainedLevels(m, LEVELS)(torch.zeros(2, 0, dtype=torch.int64)),
+            "of at least 1, got [2, 0]",
+        ),
         (
             lambda m: PretrainedLevels(m, LEVELS)(
                 text(4), PretrainedLevels(m, LEVELS).init_state(3, plain=True)
             ),
-            "state must have the batch of tokens, 2, got 3",
+            "PretrainedLevels state must have the batch of x, 2, got 3",
         ),
         (
             lambda m: PretrainedLevels(m, LEVELS)(
@@ -232,7 +236,7 @@ def spec(name="a", **values):
         ),
         (
             lambda m: PretrainedLevels(m, LEVELS).generate(text(4), -1),
-            "max_new_tokens must not be negative, got -1",
+            "max_new_tokens must be an integer of at least 0, got -1",
         ),
     ],
 )
@@ -248,3 +252,52 @@ def test_levels_without_a_period_and_layers_without_a_level_do_not_adapt():
     assert [tuple(w.shape) for w in weights[0].weights] == [(1, 32, 128), (1, 128, 32)]
     assert len(weights) == 1
     assert len(levels_from_pretrained(network("gpt2"), [spec()]).init_state(1, plain=True).mlps) == 3
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "message"),
+    [
+        (lambda m, s: m([[1, 2], [3]]), TypeError, "tokens must be a tensor [batch, length], got list"),
+        (lambda m, s: m(text(4).float()), TypeError, "tokens must be int64 or int32, got torch.float32"),
+        (lambda m, s: m(text(4)[0]), ValueError, "of at least 1, got [4]"),
+        (lambda m, s: m(torch.tensor([[3, 50]])), ValueError, "tokens must be from 0 to 49, got 50"),
+        (lambda m, s: m.generate([[1, 2], [3]], 2), TypeError, "tokens must be a tensor [batch, length]"),
+        (lambda m, s: m.generate(torch.tensor([[-1]]), 2), ValueError, "tokens must be from 0 to 49, got -1"),
+        (
+            lambda m, s: m.generate(text(4), 2.0),
+            ValueError,
+            "max_new_tokens must be an integer of at least 0",
+        ),
+        (lambda m, s: m.generate(text(4), 2, seed="a"), ValueError, "seed must be an integer of 64 bits"),
+        (lambda m, s: m(text(4), s.mlps[0]), ValueError, "takes a PretrainedState as state, got Pretrained"),
+        (lambda m, s: m(text(4), replace(s, cache=s.cache[:2])), ValueError, "of 3 decoder layers, got 2"),
+        (lambda m, s: m(text(4), s.to("meta")), ValueError, "must be on the device of x, cpu, got meta"),
+        (
+            lambda m, s: PretrainedLevels(m.model, (LEVELS[0], replace(LEVELS[1], chunk_size=32)))(
+                text(4), s
+            ),
+            ValueError,
+            "state must be of chunk size 32, got 16",
+        ),
+        (
+            lambda m, s: PretrainedLevels(network("gpt2"), LEVELS)(text(4), s),
+            ValueError,
+            "state must hold 2 matrices of a block, got 3",
+        ),
+        (lambda m, s: levels_from_pretrained(m.model, [{"name": "a"}]), ValueError, "must hold LevelSpec"),
+    ],
+)
+def test_other_tokens_and_states_are_refused(act, kind, message):
+    model = PretrainedLevels(network("llama"), LEVELS)
+    with torch.no_grad():
+        _, state = model(text(4), model.init_state(2, plain=True))
+        with pytest.raises(kind, match=re.escape(message)):
+            act(model, state)
+        assert model(text(4), state)[1].position == 8
+
+
+def test_damaged_levels_are_named(tmp_path):
+    for content in ("[", '[{"nam": "a"}]', "[3]"):
+        (tmp_path / "levels.json").write_text(content)
+        with pytest.raises(ValueError, match=r"levels\.json does not hold levels: "):
+            PretrainedLevels.load(tmp_path)

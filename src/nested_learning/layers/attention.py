@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nested_learning.layers.checks import check_held, check_input, check_kind
+from nested_learning.layers.documents import Documents, check_documents
 from nested_learning.state import State, TensorFn
 
 
@@ -128,15 +130,17 @@ class Attention(nn.Module):
         self.w_out = nn.Linear(dim, dim, bias=False)
 
     def forward(
-        self, x: Tensor, state: KVCache | None = None, documents: Tensor | None = None
+        self, x: Tensor, state: KVCache | None = None, documents: Documents | None = None
     ) -> tuple[Tensor, KVCache]:
         """`x [B, T, D]` to `(y [B, T, D], state)`; any split of a sequence gives the same outputs.
 
-        Tokens with different numbers in `documents [B, T]` do not see each other (without `state` only).
+        Tokens of different `documents` do not see each other (without `state` only).
         """
+        check_input(x, self.w_out.in_features, "Attention")
+        check_documents(documents, x, state, "Attention")
         batch, tokens, dim = x.shape
-        if state is not None and state.keys.shape[0] != batch:
-            raise ValueError(f"Attention state must have the batch of x, {batch}, got {state.keys.shape[0]}")
+        if state is not None:
+            self._check_state(state, x)
         position = 0 if state is None else state.position
         qkv = (
             self.w_qkv(x).view(batch, tokens, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
@@ -147,9 +151,20 @@ class Attention(nn.Module):
             keep = None if self.window is None else self.window - 1
             keys, values, state = k, v, KVCache.of(*_last(k, v, keep), tokens, keep)
         else:
+            if state.keys.dtype != k.dtype and not torch.is_autocast_enabled(x.device.type):
+                raise ValueError(f"Attention state must be {k.dtype}, got {state.keys.dtype}")
             keys, values, state = state.append(k, v)
-        y = attend(q, keys, values, self.window, documents)
+        y = attend(q, keys, values, self.window, None if documents is None else documents.runs)
         return self.w_out(y.transpose(1, 2).reshape(batch, tokens, dim)), state
+
+    def _check_state(self, state: KVCache, x: Tensor) -> None:
+        check_kind(state, KVCache, "Attention")
+        width = self.w_out.in_features // self.num_heads
+        for held in (state.keys, state.values):
+            check_held(held, (self.num_heads, None, width), x, "Attention")
+        window = None if state.keep is None else state.keep + 1
+        if window != self.window:
+            raise ValueError(f"Attention state must be of window {self.window}, got one of {window}")
 
 
 def rotate(x: Tensor, position: int, base: float) -> Tensor:
@@ -168,7 +183,7 @@ def rotate(x: Tensor, position: int, base: float) -> Tensor:
 
 
 def attend(
-    q: Tensor, keys: Tensor, values: Tensor, window: int | None = None, documents: Tensor | None = None
+    q: Tensor, keys: Tensor, values: Tensor, window: int | None = None, runs: Tensor | None = None
 ) -> Tensor:
     """Softmax attention of the last T of S tokens over those up to themselves, at most `window` of them.
 
@@ -176,7 +191,8 @@ def attend(
         q: `[B, H, T, d]`, queries of the last T tokens.
         keys, values: `[B, H, S, d]`.
         window: tokens seen, the token itself included; None = all.
-        documents: `[B, T]`, for T = S; a token sees only those with its own number. None = all are one.
+        runs: number of every token's document in its row `[B, T]`, for T = S; a token sees only those of its
+            own. None = all are one.
 
     Returns:
         `[B, H, T, d]`.
@@ -184,11 +200,11 @@ def attend(
     tokens = q.shape[2]
     past = keys.shape[2] - tokens
     if window is not None and tokens > window:
-        return _attend_in_blocks(q, keys, values, window, documents)
+        return _attend_in_blocks(q, keys, values, window, runs)
     if window is not None and past >= window:
         raise ValueError(f"attend takes at most window - 1 = {window - 1} past keys, got {past}")
-    if documents is not None:
-        same = documents[:, None, :, None] == documents[:, None, None, :]  # [B, 1, T, T]
+    if runs is not None:
+        same = runs[:, None, :, None] == runs[:, None, None, :]  # [B, 1, T, T]
         mask = same & _band(tokens, past, window, q.device)
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
     if past == 0 or tokens == 1:  # one token sees all the keys it is given
@@ -204,7 +220,7 @@ def _band(tokens: int, past: int, window: int | None, device: torch.device) -> T
 
 
 def _attend_in_blocks(
-    q: Tensor, keys: Tensor, values: Tensor, window: int, documents: Tensor | None = None
+    q: Tensor, keys: Tensor, values: Tensor, window: int, runs: Tensor | None = None
 ) -> Tensor:
     """Sliding-window attention in O(T · window): blocks of W queries see their own block and the one before.
 
@@ -222,9 +238,8 @@ def _attend_in_blocks(
     mask = _band(window, window, window, q.device).repeat(blocks, 1, 1)  # [blocks, W, 2W]
     mask[0, :, :front] = False
     mask = mask[None]
-    if documents is not None:
-        numbers = F.pad(documents, (front, back), value=-1)
-        theirs = numbers.unfold(1, 2 * window, window)  # [B, blocks, 2W]
+    if runs is not None:
+        theirs = F.pad(runs, (front, back), value=-1).unfold(1, 2 * window, window)  # [B, blocks, 2W]
         mask = mask & (theirs[..., window:, None] == theirs[..., None, :])
         mask = mask.repeat_interleave(heads, 0)  # [B·H, blocks, W, 2W]
     y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)

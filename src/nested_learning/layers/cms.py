@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nested_learning.layers.documents import Documents, read_apart
+from nested_learning.layers.checks import check_input, check_kind
+from nested_learning.layers.documents import Documents, check_documents, read_apart
 from nested_learning.layers.memory import Fast, MemoryMLP, MemoryState, Written, segments, write_memories
 from nested_learning.layers.mlp import SwiGLU, swiglu_width
 from nested_learning.layers.norm import RMSNorm, l2_normalize
@@ -38,6 +39,7 @@ class FastLevelState(State):
         memory: the weights, one set per sequence.
         pending: what the unfinished chunk will write (`[B, 1, n, …]`, None = nothing).
         last: the key that waits for the next token `[B, 1, D]` (None where it is written with its own).
+        chunk_size: of the level that it belongs to.
         position: tokens since the start of the context.
         writes, resets: how often the level was written, and put back to its initial state in between.
     """
@@ -45,6 +47,7 @@ class FastLevelState(State):
     memory: MemoryState
     pending: tuple[Tensor | None, ...] | None
     last: Tensor | None
+    chunk_size: int
     position: int = 0
     writes: int = 0
     resets: int = 0
@@ -94,7 +97,8 @@ class FastLevel(nn.Module):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        assert spec.chunk_size is not None
+        if spec.chunk_size is None:
+            raise ValueError(f"levels.{spec.name}.chunk_size must be a number for a fast level, got None")
         self.spec, self.chunk_size, self.reset_every = spec, spec.chunk_size, reset_every
         self.config = config = level_memory(spec, memory)
         hidden = round(dim * (spec.expansion or 1))
@@ -118,14 +122,17 @@ class FastLevel(nn.Module):
         weights = self.initial.initial_w2
         wide = torch.promote_types(weights.dtype, torch.float32)
         last = weights.new_zeros(batch, 1, weights.shape[-1], dtype=wide)
-        return FastLevelState(
-            MemoryState.pack(self._start(batch), batch), None, last if self.spec.target == "next" else None
-        )
+        memory = MemoryState.pack(self._start(batch), batch)
+        return FastLevelState(memory, None, last if self.spec.target == "next" else None, self.chunk_size)
 
     def forward(self, x: Tensor, state: FastLevelState | None = None) -> tuple[Tensor, FastLevelState]:
         """`x [B, T, D]` → (`y [B, T, D]`, state)."""
+        check_input(x, self.values.in_features, "FastLevel")
         batch, tokens, _ = x.shape
-        state = self.init_state(batch) if state is None else state
+        if state is None:
+            state = self.init_state(batch)
+        else:
+            self._check_state(state, x)
         queries = l2_normalize(x.to(torch.promote_types(x.dtype, torch.float32)))
         written, last = self._written(x, queries, state.last)
         pending = Written.unpack(state.pending)
@@ -137,9 +144,20 @@ class FastLevel(nn.Module):
                 answer, at = self._advance(at, query, new)
                 answers.append(answer)
         packed = None if at.pending is None else at.pending.pack(batch)
-        after = FastLevelState(MemoryState.pack(at.memory, batch), packed, last, *at[2:])
+        memory = MemoryState.pack(at.memory, batch)
+        after = FastLevelState(memory, packed, last, self.chunk_size, *at[2:])
         y = torch.cat(answers, 1)
         return (y if self.norm is None else self.norm(y)).to(x.dtype), after
+
+    def _check_state(self, state: FastLevelState, x: Tensor) -> None:
+        check_kind(state, FastLevelState, "FastLevel")
+        if state.chunk_size != self.chunk_size:
+            raise ValueError(
+                f"FastLevel state must be of chunk size {self.chunk_size}, got one of {state.chunk_size}"
+            )
+        if (state.last is None) != (self.spec.target == "same"):
+            raise ValueError(f"FastLevel state must be of a level with target {self.spec.target!r}")
+        self.initial.check_state(state.memory, self.config.momentum, x, "FastLevel")
 
     def _start(self, batch: int) -> Fast:
         return self.initial.start(batch, self.config.momentum)
@@ -261,7 +279,10 @@ class CMS(nn.Module):
         self, x: Tensor, state: CMSState | None = None, documents: Documents | None = None
     ) -> tuple[Tensor, CMSState]:
         """`x [B, T, D]` → (x plus what the levels add, state). `documents`: those of x, from its start."""
+        check_input(x, self.norms[0].weight.shape[0], "CMS")
+        check_documents(documents, x, state, "CMS")
         state = self.init_state(x.shape[0]) if state is None else state
+        self._check_state(state)
         after: list[Any] = []
         total = x
         for i, (norm, level, before) in enumerate(zip(self.norms, self.levels, state.levels, strict=True)):
@@ -275,6 +296,14 @@ class CMS(nn.Module):
             else:
                 total = total + y * self._share(i, y)
         return total, CMSState(tuple(after))
+
+    def _check_state(self, state: CMSState) -> None:
+        check_kind(state, CMSState, "CMS")
+        if len(state.levels) != len(self.levels):
+            raise ValueError(f"CMS state must be of {len(self.levels)} levels, got {len(state.levels)}")
+        for spec, kind, held in zip(self.specs, self.kinds, state.levels, strict=True):
+            if kind == "fast" and held is None:
+                raise ValueError(f"CMS state has no weights of level {spec.name!r}, which is fast")
 
     def _share(self, level: int, like: Tensor) -> Tensor:
         """Softmax weight of a level for every channel `[D]`."""

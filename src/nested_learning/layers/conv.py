@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nested_learning.layers.checks import check_held, check_input, check_kind
 from nested_learning.ops.shifted_sum import shifted_sum, shifted_sum_backward
 from nested_learning.state import State
 
@@ -51,12 +52,15 @@ class CausalConv(nn.Module):
 
     def pad(self, x: Tensor, state: ConvState | None = None) -> tuple[Tensor, ConvState]:
         """`x [B, T, D]` after the W − 1 inputs before it, `[B, W - 1 + T, D]`, and the next state."""
-        tokens, past = x.shape[1], self.weight.shape[1] - 1
-        before = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else state.inputs.to(x.dtype)
-        if before.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"CausalConv state must have the batch of x, {x.shape[0]}, got {before.shape[0]}"
-            )
+        dim, window = self.weight.shape
+        check_input(x, dim, "CausalConv")
+        tokens, past = x.shape[1], window - 1
+        if state is None:
+            before = x.new_zeros(x.shape[0], past, dim)
+        else:
+            check_kind(state, ConvState, "CausalConv")
+            check_held(state.inputs, (past, dim), x, "CausalConv")
+            before = state.inputs.to(x.dtype)
         padded = torch.cat([before, x], dim=1)
         last = padded[:, tokens:].clone()  # a copy, or W - 1 rows would keep all of `padded`
         return padded, ConvState(last)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nested_learning.layers.checks import check_heads, check_held, check_input, check_kind, widened
 from nested_learning.layers.conv import CausalConv, ConvState
 from nested_learning.layers.norm import RMSNorm, l2_normalize
 from nested_learning.layers.streams import merge_heads, split_heads, split_rates, start_rates
@@ -41,6 +42,9 @@ class GatedDeltaRule(nn.Module):
         self, dim: int, num_heads: int, chunk_size: int = 64, config: MemoryConfig | None = None
     ) -> None:
         super().__init__()
+        check_heads(dim, num_heads, "GatedDeltaRule")
+        if chunk_size < 1:
+            raise ValueError(f"GatedDeltaRule chunk_size must be at least 1, got {chunk_size}")
         self.config = config = config or MemoryConfig()
         self.heads, self.chunk_size = num_heads, chunk_size
         self.gates = 3 if config.momentum else 2
@@ -55,13 +59,17 @@ class GatedDeltaRule(nn.Module):
     def init_state(self, batch: int) -> LinearState:
         """State at the start of a context: an empty memory."""
         width = self.out.weight.shape[0] // self.heads
-        zeros = self.out.weight.new_zeros(batch, self.heads, width, width, dtype=torch.float32)
+        zeros = self.out.weight.new_zeros(batch, self.heads, width, width, dtype=widened(self.out.weight))
         return LinearState(zeros, zeros if self.config.momentum else None, self.conv.init_state(batch))
 
     def forward(self, x: Tensor, state: LinearState | None = None) -> tuple[Tensor, LinearState]:
         """`x [B, T, D]` → (`y [B, T, D]`, state)."""
+        check_input(x, self.out.in_features, "GatedDeltaRule")
         batch = x.shape[0]
-        state = self.init_state(batch) if state is None else state
+        if state is None:
+            state = self.init_state(batch)
+        else:
+            self._check_state(state, x)
         projected, conv = self.conv(self.project(x), state.conv)
         k, v, q = split_heads(projected, self.heads)
         logits = split_rates(self.rates(x), self.heads).to(k.dtype)
@@ -84,3 +92,12 @@ class GatedDeltaRule(nn.Module):
         lead = (batch, self.heads)
         moments = None if momentum is None else momentum.view(*lead, *momentum.shape[1:])
         return y, LinearState(weights.view(*lead, *weights.shape[1:]), moments, conv)
+
+    def _check_state(self, state: LinearState, x: Tensor) -> None:
+        check_kind(state, LinearState, "GatedDeltaRule")
+        if (state.momentum is not None) != self.config.momentum:
+            raise ValueError(
+                f"GatedDeltaRule state must be {'with' if self.config.momentum else 'without'} momenta"
+            )
+        width = self.out.in_features // self.heads
+        check_held(state.weights, (self.heads, width, width), x, "GatedDeltaRule", widened(self.out.weight))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nested_learning.layers.checks import check_held, check_kind, widened
 from nested_learning.models.config import MemoryConfig
 from nested_learning.ops.delta_rule.chunk import make_rates
 from nested_learning.ops.memory_mlp import fused
@@ -138,6 +139,18 @@ class MemoryMLP(nn.Module):
         weights = self.initial(batch)
         return Fast(weights, MLPWeights(*(torch.zeros_like(w) for w in weights)) if momentum else None)
 
+    def check_state(self, state: MemoryState, momentum: bool, x: Tensor, owner: str) -> None:
+        """Refuse a state of another memory, or one that does not go with the input `x [B, T, D]` of `owner`.
+
+        Raises:
+            ValueError: another shape, batch, type or device, or momenta where there are none.
+        """
+        check_kind(state, MemoryState, owner)
+        if (state.s1 is not None) != momentum:
+            raise ValueError(f"{owner} state must be {'with' if momentum else 'without'} momenta")
+        for held, initial in ((state.w1, self.initial_w1), (state.w2, self.initial_w2)):
+            check_held(held, initial.shape, x, owner, widened(initial))
+
     def extra_repr(self) -> str:
         """Sizes, for `print(model)`."""
         heads, hidden, width = self.initial_w2.shape
@@ -145,7 +158,7 @@ class MemoryMLP(nn.Module):
 
 
 def _repeat(weights: Tensor, batch: int) -> Tensor:
-    wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    wide = weights.to(widened(weights))
     return wide.repeat(batch, 1, 1)  # a copy for one sequence too: a state is no view of parameters
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nested_learning.layers.checks import check_held, check_kind, widened
 from nested_learning.state import State
 
 
@@ -55,14 +55,12 @@ class SwiGLU(nn.Module):
         if state is None:
             gate, up = self.w_in(x).chunk(2, dim=-1)
             return self.w_out(F.silu(gate) * up), None
-        if state.w_in.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"SwiGLU state must have the batch of x, {x.shape[0]}, got {state.w_in.shape[0]}"
-            )
+        check_kind(state, SwiGLUState, "SwiGLU")
+        for held, linear in ((state.w_in, self.w_in), (state.w_out, self.w_out)):
+            check_held(held, (linear.out_features, linear.in_features), x, "SwiGLU")
         gate, up = (x.to(state.w_in.dtype) @ state.w_in.mT).chunk(2, dim=-1)
         return ((F.silu(gate) * up).to(state.w_out.dtype) @ state.w_out.mT).to(x.dtype), state
 
 
 def _repeat(weight: Tensor, batch: int) -> Tensor:
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    return wide.expand(batch, *weight.shape)
+    return weight.to(widened(weight)).expand(batch, *weight.shape)

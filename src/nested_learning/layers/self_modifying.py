@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nested_learning.layers.checks import check_heads, check_input, check_kind
 from nested_learning.layers.conv import CausalConv, ConvState
 from nested_learning.layers.memory import (
     Fast,
@@ -33,7 +34,7 @@ from nested_learning.layers.memory import (
 )
 from nested_learning.layers.norm import RMSNorm, l2_normalize
 from nested_learning.layers.streams import merge_heads, split_heads, split_rates, start_rates
-from nested_learning.models.config import MemoryConfig
+from nested_learning.models.config import READS, MemoryConfig
 from nested_learning.ops.memory_mlp.chunk import MLPWeights, mlp_read_inside
 from nested_learning.ops.memory_mlp.fused import read
 from nested_learning.ops.memory_mlp.stack import Stack
@@ -54,12 +55,14 @@ class SelfModState(State):
 
     `memories`: fast weights, in the order of `layer.memories`. `pending`: what the unfinished chunk will
     write, `[B, H, n, …]`; None at a boundary. `position`: tokens since a boundary of the larger chunk.
+    `chunks`: names of the memories, and tokens between two writes of each.
     """
 
     memories: tuple[MemoryState, ...]
     conv: ConvState
     pending: tuple[Tensor | None, ...] | None
     position: int
+    chunks: tuple[tuple[str, int], ...]
 
 
 class Streams(NamedTuple):
@@ -104,6 +107,7 @@ class SelfModifyingTitans(nn.Module):
         config: MemoryConfig | None = None,
     ) -> None:
         super().__init__()
+        self._check_sizes(dim, num_heads, chunk_size, read, config or MemoryConfig())
         self.config = config = config or MemoryConfig()
         self.heads, self.read = num_heads, read
         width = dim // num_heads
@@ -123,13 +127,29 @@ class SelfModifyingTitans(nn.Module):
         self.norm = RMSNorm(width)
         self.out = nn.Linear(dim, dim, bias=False)
 
+    def _check_sizes(self, dim: int, heads: int, chunk: int, read: str, config: MemoryConfig) -> None:
+        owner, other = type(self).__name__, config.projection_chunk_size or chunk
+        check_heads(dim, heads, owner)
+        if read not in READS:
+            raise ValueError(f"{owner} read must be one of {', '.join(READS)}, got {read!r}")
+        if chunk < 1:
+            raise ValueError(f"{owner} chunk_size must be at least 1, got {chunk}")
+        if other < 1 or max(other, chunk) % min(other, chunk):
+            raise ValueError(
+                f"{owner} projection_chunk_size must divide chunk_size = {chunk} or be a multiple of it, "
+                f"got {other}"
+            )
+
     def init_state(self, batch: int) -> SelfModState:
         """State at the start of a context."""
         memories = tuple(MemoryState.pack(fast, batch) for fast in self._start(batch).values())
-        return SelfModState(memories, self.conv.init_state(batch), None, 0)
+        return SelfModState(memories, self.conv.init_state(batch), None, 0, tuple(self.chunks.items()))
 
     def forward(self, x: Tensor, state: SelfModState | None = None) -> tuple[Tensor, SelfModState]:
         """`x [B, T, D]` → (`y [B, T, D]`, state). Any split of a sequence gives the same answers."""
+        check_input(x, self.out.in_features, type(self).__name__)
+        if state is not None:
+            self._check_state(state, x)
         batch, tokens, _ = x.shape
         padded, conv = self.conv.pad(self.project(x), None if state is None else state.conv)
         logits = split_rates(self.rates(x), self.heads)
@@ -147,7 +167,18 @@ class SelfModifyingTitans(nn.Module):
         y = self.out(self.norm(y).flatten(2))
         packed = tuple(MemoryState.pack(fast, batch) for fast in progress.memories.values())
         pending_state = None if progress.pending is None else progress.pending.pack(batch)
-        return y, SelfModState(packed, conv, pending_state, progress.position)
+        chunks = tuple(self.chunks.items())
+        return y, SelfModState(packed, conv, pending_state, progress.position, chunks)
+
+    def _check_state(self, state: SelfModState, x: Tensor) -> None:
+        owner = type(self).__name__
+        check_kind(state, SelfModState, owner)
+        if dict(state.chunks) != self.chunks:
+            raise ValueError(
+                f"{owner} state must be of memories with chunk sizes {self.chunks}, got {dict(state.chunks)}"
+            )
+        for name, memory in zip(self.chunks, state.memories, strict=True):
+            self._memory(name).check_state(memory, self.config.momentum, x, owner)
 
     def _cut(self, padded: Tensor, logits: Tensor, runs: list[tuple[int, bool]]) -> list[Stream]:
         """The part of every run; the convolution of each begins with the inputs before it."""

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from nested_learning.layers.attention import Attention
+from nested_learning.layers.checks import check_input, check_kind
 from nested_learning.layers.cms import CMS
-from nested_learning.layers.documents import Documents, read_apart
+from nested_learning.layers.documents import Documents, check_documents, read_apart
 from nested_learning.layers.linear import GatedDeltaRule
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.self_modifying import SelfModifyingTitans
@@ -67,15 +68,18 @@ class HopeBlock(nn.Module):
         self, x: Tensor, state: LayerState | None = None, documents: Documents | None = None
     ) -> tuple[Tensor, LayerState]:
         """`x [B, T, D]` → (`y [B, T, D]`, state). `documents`: those of x, which starts a context."""
-        state = state or LayerState()
+        check_input(x, self.norm.weight.shape[0], "HopeBlock")
+        state = LayerState() if state is None else state
+        check_kind(state, LayerState, "HopeBlock")
         mixed, mixer = self._mix(self.norm(x), state.mixer, documents)
         y, memory = self.memory(x + mixed, state.memory, documents)
         return y, LayerState(mixer, memory)
 
     def _mix(self, x: Tensor, state: Any, documents: Documents | None) -> tuple[Tensor, Any]:
         if documents is not None and not isinstance(self.mixer, Attention):
+            check_documents(documents, x, state, "HopeBlock")
             return read_apart(self.mixer, x, documents)  # type: ignore[arg-type]
         mixed: tuple[Tensor, Any] = (
-            self.mixer(x, state) if documents is None else self.mixer(x, state, documents.numbers)
+            self.mixer(x, state) if documents is None else self.mixer(x, state, documents)
         )
         return mixed

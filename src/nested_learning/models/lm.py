@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nested_learning.layers.checks import check_kind
 from nested_learning.layers.cms import CMS
-from nested_learning.layers.documents import locate_documents
+from nested_learning.layers.documents import Documents, locate_documents
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.models.block import HopeBlock
 from nested_learning.models.config import HopeConfig
-from nested_learning.models.sampling import sample_token
+from nested_learning.models.sampling import check_count, check_sampling, sample_token
+from nested_learning.models.tokens import check_prompt, check_range, check_tokens
 from nested_learning.state import LayerState, ModelState
 
 INIT_STD = 0.02
@@ -50,7 +52,11 @@ class HopeLM(nn.Module):
         """State at the start of a context: the meta-learned initial memories, one set per row.
 
         `plain` makes the ordinary MLPs fast weights of each sequence too (see `adapt`).
+
+        Raises:
+            ValueError: a batch below 1.
         """
+        check_count("batch", batch, 1)
         return ModelState(tuple(block.init_state(batch, plain) for block in self._blocks()))
 
     def slow_parameters(self) -> dict[str, list[str]]:
@@ -77,33 +83,56 @@ class HopeLM(nn.Module):
 
         Args:
             documents: `[B, T]` integers, which document a token belongs to: rows of several documents,
-                each read as if alone. They begin at multiples of `config.alignment`. Only without `state`;
-                do not go on from the state that comes back: it belongs to several documents.
+                each read as if alone. A document is a run of equal numbers: a number that comes back is
+                that of another one. They begin at multiples of `config.alignment`. Only without `state`,
+                and the state that comes back cannot be continued: it belongs to several documents.
+
+        Raises:
+            TypeError: tokens that are no integers.
+            ValueError: another shape, a token outside of the vocabulary (on the CPU; on CUDA the lookup
+                asserts), documents that do not fit, or a state of another model, batch, type or device.
         """
-        self._check(tokens)
-        if documents is not None and (state is not None or documents.shape != tokens.shape):
-            raise ValueError(
-                f"documents must have the shape of tokens, {tuple(tokens.shape)}, and go without a state; "
-                f"got {tuple(documents.shape)}"
-            )
-        apart = None if documents is None else locate_documents(documents, self.config.alignment)
-        before = (LayerState(),) * len(self.blocks) if state is None else state.layers
-        x = self.embedding(tokens)
+        check_tokens(tokens)
+        apart = self._locate(documents, tokens, state)
+        before = (LayerState(),) * len(self.blocks) if state is None else self._layers(state)
+        x = self._embed(tokens)
         after = []
         for block, layer in zip(self.blocks, before, strict=True):
             x, new = block(x, layer, apart)
             after.append(new)
         weight = self.embedding.weight if self.head is None else self.head.weight
         position = (0 if state is None else state.position) + tokens.shape[1]
-        return F.linear(self.norm(x), weight.to(x.dtype)), ModelState(tuple(after), position)
+        return F.linear(self.norm(x), weight.to(x.dtype)), ModelState(
+            tuple(after), position, apart is not None
+        )
 
-    def _check(self, tokens: Tensor) -> None:
-        if tokens.dim() != 2 or tokens.shape[1] == 0:
+    def _locate(self, documents: Tensor | None, tokens: Tensor, state: ModelState | None) -> Documents | None:
+        if documents is None:
+            return None
+        apart = locate_documents(documents, self.config.alignment)
+        if state is not None or documents.shape != tokens.shape:
             raise ValueError(
-                f"tokens must be [batch, length] with length of at least 1, got {tuple(tokens.shape)}"
+                f"documents must have the shape of tokens, {tuple(tokens.shape)}, and go without a state; "
+                f"got {tuple(documents.shape)}"
             )
-        if tokens.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"tokens must be int64 or int32, got {tokens.dtype}")
+        return apart
+
+    def _layers(self, state: ModelState) -> tuple[LayerState, ...]:
+        """States of the blocks; each of them checks its own."""
+        check_kind(state, ModelState, "HopeLM")
+        if state.packed:
+            raise ValueError("state belongs to rows of several documents, which cannot be continued")
+        if len(state.layers) != len(self.blocks):
+            raise ValueError(f"state must be of {len(self.blocks)} blocks, got {len(state.layers)}")
+        return state.layers
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        try:
+            x: Tensor = self.embedding(tokens)
+        except IndexError:  # on the CPU; on CUDA the lookup asserts, and a check would make the host wait
+            check_range(tokens, self.config.vocab_size)
+            raise
+        return x
 
     @torch.no_grad()
     def generate(
@@ -120,12 +149,18 @@ class HopeLM(nn.Module):
         One token at a time on a carried state, whose size does not grow with the context for memory mixers.
 
         Args:
+            max_new_tokens: 0 gives the prompt back.
             temperature: 0 takes the likeliest token.
-            top_k, top_p: sample only from the k likeliest tokens, or from the smallest set of mass p.
+            top_k, top_p: sample only from the k likeliest tokens (all, if there are fewer), or from the
+                smallest set of mass p.
             seed: of the sampling; None draws from torch's global generator.
+
+        Raises:
+            TypeError: tokens that are no tensor of integers.
+            ValueError: naming the argument out of range.
         """
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens must not be negative, got {max_new_tokens}")
+        check_prompt(tokens, self.config.vocab_size)
+        check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
         generator = None if seed is None else torch.Generator(tokens.device).manual_seed(seed)
         new, state = tokens, None
         for _ in range(max_new_tokens):

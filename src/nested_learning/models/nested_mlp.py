@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nested_learning.layers.checks import describe
+
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -86,11 +88,14 @@ class NestedModel(nn.Module):
         """What every level hands to the next, by name; the last one is the output.
 
         Raises:
-            ValueError: `x` is not `[B, T, D]` or `[B, D]`.
+            ValueError: `x` is not `[B, T, D]` or `[B, D]` in floating point, or is empty.
         """
-        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
-            width = self.input_size
-            raise ValueError(f"input must be [batch, time, {width}] or [batch, {width}], got {list(x.shape)}")
+        width = self.input_size
+        shaped = isinstance(x, Tensor) and x.dim() in (2, 3) and x.shape[-1] == width and 0 not in x.shape
+        if not shaped or not x.is_floating_point():
+            raise ValueError(
+                f"input must be [batch, time, {width}] or [batch, {width}], not empty, got {describe(x)}"
+            )
         y = x[:, None] if x.dim() == 2 else x
         found = {}
         for name, level in self.levels.items():

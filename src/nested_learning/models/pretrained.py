@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from nested_learning.layers.checks import check_held, check_kind, describe
 from nested_learning.levels import LevelSpec, check_levels
-from nested_learning.models.sampling import sample_token
+from nested_learning.models.sampling import check_count, check_sampling, sample_token
+from nested_learning.models.tokens import check_prompt, check_range, check_tokens
 from nested_learning.state import State
 
 MLP = re.compile(r"(?:^|\.)(\d+)\.mlp$")
@@ -33,10 +35,12 @@ LEVELS_FILE = "levels.json"
 class PretrainedMLPState(State):
     """Fast weights of one MLP block, in the order of its matrices.
 
-    weights: what has been learned. active: what tokens read until the level's next update; None = `weights`.
+    weights: what has been learned. chunk_size: of its level. active: what tokens read until the level's next
+    update; None = `weights`.
     """
 
     weights: tuple[Tensor, ...]
+    chunk_size: int
     active: tuple[Tensor, ...] | None = None
 
 
@@ -82,6 +86,8 @@ class PretrainedLevels(nn.Module):
 
     def __init__(self, hf_model: nn.Module, levels: Sequence[LevelSpec]) -> None:
         super().__init__()
+        if not isinstance(hf_model, nn.Module):
+            raise ValueError(f"hf_model must be a loaded model, got {describe(hf_model)}")
         blocks = mlp_blocks(hf_model)
         self.levels = _with_layers(levels, len(blocks))
         self.model = hf_model
@@ -90,6 +96,9 @@ class PretrainedLevels(nn.Module):
         }
         self.periods = [periods[n] for n in sorted(periods)]
         self._blocks = [blocks[n] for n in sorted(periods)]  # lists: they belong to `model` already
+        self._layers = len(blocks)
+        table: Any = hf_model.get_input_embeddings()  # type: ignore[operator]
+        self._vocab = int(table.num_embeddings)
         self._originals = [copy.copy(block) for block in self._blocks]
 
     @property
@@ -108,9 +117,11 @@ class PretrainedLevels(nn.Module):
 
     def init_state(self, batch: int, plain: bool = False) -> PretrainedState:
         """State at the start of a context; with `plain`, the weights of all levels are part of it."""
+        check_count("batch", batch, 1)
         if not plain:
             return PretrainedState()
-        return PretrainedState(tuple(PretrainedMLPState(_rows(block, batch)) for block in self._blocks))
+        pairs = zip(self._blocks, self.periods, strict=True)
+        return PretrainedState(tuple(PretrainedMLPState(_rows(b, batch), period) for b, period in pairs))
 
     def fast_paths(self, state: PretrainedState) -> dict[str, list[str]]:
         """Names of the weights in `state` that can learn; see `adapt.fast_paths`."""
@@ -121,10 +132,15 @@ class PretrainedLevels(nn.Module):
         """`tokens [B, t]` → (`logits [B, t, V]`, state). `state=None` starts a context.
 
         Raises:
-            ValueError: tokens of another shape, or a state of another batch or model.
+            TypeError: tokens that are no integers.
+            ValueError: tokens of another shape, or outside of the vocabulary (on the CPU); a state of another
+                batch or model.
         """
+        check_tokens(tokens)
+        if tokens.device.type == "cpu":  # elsewhere the lookup asserts, and a check would make the host wait
+            check_range(tokens, self._vocab)
         state = PretrainedState() if state is None else state
-        _check(tokens, state, len(self._blocks))
+        self._check_state(state, tokens)
         used = [_in_use(mlp) for mlp in state.mlps]
         cache = _open_cache(state.cache)
         with self._fast(used):
@@ -133,8 +149,33 @@ class PretrainedLevels(nn.Module):
         mlps = []
         for mlp, period in zip(state.mlps, self.periods if state.mlps else (), strict=True):
             due = position // period > state.position // period
-            mlps.append(PretrainedMLPState(mlp.weights, None if due else mlp.active or mlp.weights))
+            mlps.append(PretrainedMLPState(mlp.weights, period, None if due else mlp.active or mlp.weights))
         return out.logits, PretrainedState(tuple(mlps), _close_cache(out.past_key_values), position)
+
+    def _check_state(self, state: PretrainedState, tokens: Tensor) -> None:
+        check_kind(state, PretrainedState, "PretrainedLevels")
+        if len(state.mlps) not in (0, len(self._blocks)):
+            count = len(self._blocks)
+            raise ValueError(
+                f"state must hold the weights of {count} MLP blocks or none, got {len(state.mlps)}"
+            )
+        if len(state.cache) not in (0, self._layers):
+            raise ValueError(f"state must be of {self._layers} decoder layers, got {len(state.cache)}")
+        for keys, _ in state.cache:
+            check_held(keys, (None, None, None), tokens, "PretrainedLevels")
+        if not state.mlps:
+            return
+        for block, period, mlp in zip(self._blocks, self.periods, state.mlps, strict=True):
+            check_kind(mlp, PretrainedMLPState, "PretrainedLevels")
+            if mlp.chunk_size != period:
+                raise ValueError(f"state must be of chunk size {period}, got {mlp.chunk_size}")
+            matrices = [p for p in block.parameters() if p.dim() == 2]
+            if len(matrices) != len(mlp.weights):
+                raise ValueError(
+                    f"state must hold {len(matrices)} matrices of a block, got {len(mlp.weights)}"
+                )
+            for own, held in zip(matrices, mlp.weights, strict=True):
+                check_held(held, own.shape, tokens, "PretrainedLevels")
 
     @contextmanager
     def _fast(self, used: list[tuple[Tensor, ...]]) -> Iterator[None]:
@@ -164,10 +205,10 @@ class PretrainedLevels(nn.Module):
 
         Args:
             state: of this model, with what it has learned and read before `tokens`; it is not changed.
-            temperature, top_k, top_p, seed: as in `HopeLM.generate`.
+            max_new_tokens, temperature, top_k, top_p, seed: as in `HopeLM.generate`, with its errors.
         """
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens must not be negative, got {max_new_tokens}")
+        check_prompt(tokens, self._vocab)
+        check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
         generator = None if seed is None else torch.Generator(tokens.device).manual_seed(seed)
         new = tokens
         for _ in range(max_new_tokens):
@@ -190,11 +231,16 @@ class PretrainedLevels(nn.Module):
 
         Raises:
             FileNotFoundError: there are no levels in `folder`.
+            ValueError: they are no list of levels.
             ImportError: transformers is not installed.
         """
-        specs = json.loads((Path(folder) / LEVELS_FILE).read_text(encoding="utf-8"))
+        path = Path(folder) / LEVELS_FILE
+        try:
+            levels = [LevelSpec(**spec) for spec in json.loads(path.read_text(encoding="utf-8"))]
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path} does not hold levels: {error}") from error
         model = _transformers().AutoModelForCausalLM.from_pretrained(folder, **options)
-        return cls(model, [LevelSpec(**spec) for spec in specs])
+        return cls(model, levels)
 
 
 class _RowwiseMLP:
@@ -285,18 +331,6 @@ def _with_layers(levels: Sequence[LevelSpec], count: int) -> list[LevelSpec]:
         taken.update(layers)
         made.append(LevelSpec(name=level.name, chunk_size=level.chunk_size, layers=layers))
     return made
-
-
-def _check(tokens: Tensor, state: PretrainedState, blocks: int) -> None:
-    if tokens.dim() != 2 or tokens.shape[1] == 0:
-        raise ValueError(
-            f"tokens must be [batch, length] with length of at least 1, got {tuple(tokens.shape)}"
-        )
-    if len(state.mlps) not in (0, blocks):
-        raise ValueError(f"state must hold the weights of {blocks} MLP blocks or none, got {len(state.mlps)}")
-    held = next((t.shape[0] for t in state.tensors()), tokens.shape[0])
-    if held != tokens.shape[0]:
-        raise ValueError(f"state must have the batch of tokens, {tokens.shape[0]}, got {held}")
 
 
 def _open_cache(cache: tuple[tuple[Tensor, Tensor], ...]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ def sample_token(
     Args:
         logits: `[B, V]`.
         temperature: divides the logits; 0 = the most likely token (`top_k` and `top_p` do not matter then).
-        top_k: draw from the k most likely tokens only.
+        top_k: draw from the k most likely tokens only; all, if there are fewer.
         top_p: draw from the smallest set of most likely tokens whose probability reaches `top_p`, taken
             after `temperature` and `top_k`.
         generator: source of randomness, on the device of `logits`; None = torch's global one.
@@ -31,8 +33,7 @@ def sample_token(
     """
     if logits.dim() != 2:
         raise ValueError(f"logits must have shape [B, V], got {list(logits.shape)}")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
+    _check_temperature(temperature)
     _check_limits(top_k, top_p)
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -60,8 +61,38 @@ def truncate(logits: Tensor, top_k: int | None = None, top_p: float | None = Non
     return torch.empty_like(ranked).scatter_(-1, order, ranked)
 
 
+def check_sampling(
+    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, seed: int | None
+) -> None:
+    """Refuse what `generate` cannot use, before the prompt is read.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    check_count("max_new_tokens", max_new_tokens, 0)
+    _check_temperature(temperature)
+    _check_limits(top_k, top_p)
+    if seed is not None and (not _is_whole(seed) or not -(2**63) <= seed < 2**64):
+        raise ValueError(f"seed must be an integer of 64 bits or None, got {seed!r}")
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Refuse a number that is not whole, or is less than `least`. Raises ValueError."""
+    if not _is_whole(value) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not isinstance(temperature, Real) or not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be at least 0 and finite, got {temperature!r}")
+
+
 def _check_limits(top_k: int | None, top_p: float | None) -> None:
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1 or None, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be in (0, 1] or None, got {top_p}")
+    if top_k is not None and (not _is_whole(top_k) or top_k < 1):
+        raise ValueError(f"top_k must be at least 1 or None, got {top_k!r}")
+    if top_p is not None and not (isinstance(top_p, Real) and 0 < top_p <= 1):
+        raise ValueError(f"top_p must be in (0, 1] or None, got {top_p!r}")
