@@ -260,11 +260,10 @@ class ChunkedUpdateScheduler:
         Raises:
             ValueError: it is of other levels or chunk sizes, or no state of a scheduler.
         """
-        if lacking := {"chunk_sizes", "updates", "last_update"} - state.keys():
-            raise ValueError(f"state of a scheduler must have {sorted(lacking)[0]}, got {sorted(state)}")
-        if state["chunk_sizes"] != self.chunk_sizes:
-            raise ValueError(
-                f"chunk_sizes must be {self.chunk_sizes}, the saved ones are {state['chunk_sizes']}"
-            )
+        saved = state.get("chunk_sizes")
+        if saved != self.chunk_sizes:
+            raise ValueError(f"chunk_sizes must be {self.chunk_sizes}, the saved ones are {saved}")
+        if lacking := {"updates", "last_update"} - state.keys():
+            raise ValueError(f"state of a scheduler must have {min(lacking)!r}, got {sorted(state)}")
         self.updates = dict(state["updates"])
         self.last_update = dict(state["last_update"])

@@ -244,7 +244,7 @@ class CMS(nn.Module):
         resets = reset_periods(levels, variant, seq_len)
         if dim % heads:
             raise ValueError(f"heads must divide dim = {dim}, got {heads}")
-        self.specs, self.variant = tuple(levels), variant
+        self.dim, self.specs, self.variant = dim, tuple(levels), variant
         self.kinds = tuple(kind_of(spec, seq_len) for spec in levels)
         self.norms = nn.ModuleList(RMSNorm(dim, eps) for _ in levels)
         self.levels = nn.ModuleList(
@@ -279,7 +279,7 @@ class CMS(nn.Module):
         self, x: Tensor, state: CMSState | None = None, documents: Documents | None = None
     ) -> tuple[Tensor, CMSState]:
         """`x [B, T, D]` → (x plus what the levels add, state). `documents`: those of x, from its start."""
-        check_input(x, self.norms[0].weight.shape[0], "CMS")
+        check_input(x, self.dim, "CMS")
         check_documents(documents, x, state, "CMS")
         state = self.init_state(x.shape[0]) if state is None else state
         self._check_state(state)
