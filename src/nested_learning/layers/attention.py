@@ -161,7 +161,7 @@ class Attention(nn.Module):
         check_kind(state, KVCache, "Attention")
         width = self.w_out.in_features // self.num_heads
         for held in (state.keys, state.values):
-            check_held(held, (self.num_heads, None, width), x, "Attention")
+            check_held(held, (self.num_heads, *held.shape[2:3], width), x, "Attention")
         window = None if state.keep is None else state.keep + 1
         if window != self.window:
             raise ValueError(f"Attention state must be of window {self.window}, got one of {window}")

@@ -48,13 +48,13 @@ def check_kind(state: object, kind: type[State], owner: str) -> None:
 
 
 def check_held(
-    held: Tensor, sizes: Sequence[int | None], x: Tensor, owner: str, dtype: torch.dtype | None = None
+    held: Tensor, sizes: Sequence[int], x: Tensor, owner: str, dtype: torch.dtype | None = None
 ) -> None:
     """Refuse a tensor of a state that does not belong to a layer and its input.
 
     Args:
         held: `[B, *sizes]`.
-        sizes: all but the batch; None = any size.
+        sizes: all but the batch.
         x: the input, which gives batch and device.
         owner: name of the layer.
         dtype: of the tensor; None = any.
@@ -62,18 +62,19 @@ def check_held(
     Raises:
         ValueError: another batch, shape, type or device.
     """
+    same = held.shape == (x.shape[0], *sizes) and held.device == x.device
+    if not same or (dtype is not None and held.dtype != dtype):
+        raise ValueError(f"{owner} state must {_mismatch(held, sizes, x, dtype)}")
+
+
+def _mismatch(held: Tensor, sizes: Sequence[int], x: Tensor, dtype: torch.dtype | None) -> str:
     if held.shape[:1] != x.shape[:1]:
-        raise ValueError(f"{owner} state must have the batch of x, {x.shape[0]}, got {len(held)}")
-    same = len(held.shape) == len(sizes) + 1
-    if not same or any(b is not None and a != b for a, b in zip(held.shape[1:], sizes, strict=True)):
-        wanted = ", ".join("any" if size is None else str(size) for size in sizes)
-        raise ValueError(f"{owner} state must hold [batch, {wanted}] here, got {list(held.shape)}")
-    if dtype is not None and held.dtype != dtype:
-        raise ValueError(f"{owner} state must be {dtype}, got {held.dtype}")
+        return f"have the batch of x, {x.shape[0]}, got {len(held)}"
+    if held.shape[1:] != tuple(sizes):
+        return f"hold [batch, {', '.join(map(str, sizes))}] here, got {list(held.shape)}"
     if held.device != x.device:
-        raise ValueError(
-            f"{owner} state must be on the device of x, {x.device}, got {held.device} (state.to moves it)"
-        )
+        return f"be on the device of x, {x.device}, got {held.device} (state.to moves it)"
+    return f"be {dtype}, got {held.dtype}"
 
 
 def widened(parameter: Tensor) -> torch.dtype:

@@ -162,7 +162,7 @@ class PretrainedLevels(nn.Module):
         if len(state.cache) not in (0, self._layers):
             raise ValueError(f"state must be of {self._layers} decoder layers, got {len(state.cache)}")
         for keys, _ in state.cache:
-            check_held(keys, (None, None, None), tokens, "PretrainedLevels")
+            check_held(keys, keys.shape[1:], tokens, "PretrainedLevels")
         if not state.mlps:
             return
         for block, period, mlp in zip(self._blocks, self.periods, state.mlps, strict=True):
