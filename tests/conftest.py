@@ -1,5 +1,25 @@
 """Two threads at most: tests run beside other work, and OpenMP threads that wait are slower than none."""
 
+from contextlib import ExitStack
+
+import pytest
 import torch
+from reorder_sums import reorder_sums
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+KERNELS = ExitStack()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--reorder-sums", type=int, metavar="N", help="sum products in another order, the N-th; see reorder_sums.py"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("reorder_sums") is not None:
+        KERNELS.enter_context(reorder_sums(config.getoption("reorder_sums")))
+
+
+def pytest_unconfigure() -> None:
+    KERNELS.close()
