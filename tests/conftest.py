@@ -12,7 +12,10 @@ KERNELS = ExitStack()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--reorder-sums", type=int, metavar="N", help="sum products in another order, the N-th; see reorder_sums.py"
+        "--reorder-sums",
+        type=int,
+        metavar="N",
+        help="sum products in another order, the N-th; see reorder_sums.py",
     )
 
 

@@ -1,10 +1,10 @@
 """Products summed in another order: what a processor with other kernels does, on the machine at hand.
 
-`pytest --reorder-sums 0` replaces the CPU kernels of mm, addmm, bmm and baddbmm, of float32 and float64, by ones that
-cut the inner dimension in two and add the products of both parts. Where the cut lies depends on the number (0, 1, ...:
-as many other processors) and on the rows: real kernels too sum a row in another order when it stands in another
-batch, which is what a comparison of a stream with a whole sequence meets. Every result is as exact as before; a test
-that fails has too tight a tolerance.
+`pytest --reorder-sums 0` replaces the CPU kernels of mm, addmm, bmm and baddbmm, of float32 and float64, by
+ones that cut the inner dimension in two and add the products of both parts. Where the cut lies depends on the
+given number (as many other processors) and on the number of rows: real kernels too sum a row in another order
+when it stands in another batch, which is what a comparison of a stream with a whole sequence meets. Every
+result is as exact as before; a test that fails has too tight a tolerance.
 """
 
 from __future__ import annotations
@@ -15,39 +15,50 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float64)  # halves of a lower precision would be rounded before they are added
+DTYPES = (torch.float32, torch.float64)  # parts in a lower precision would be rounded before they are added
+Kernel = Callable[..., Tensor]
 
 
-def product(kernel: Callable[..., Tensor], seed: int, a: Tensor, b: Tensor) -> Tensor:
-    """a @ b by the out= variant of a kernel, which stays torch's own, over the inner dimension in two parts."""
-    inner, rows = a.shape[-1], a.shape[-2]
-
-    def part(x: Tensor, y: Tensor) -> Tensor:
-        return kernel(x, y, out=x.new_empty(*x.shape[:-1], y.shape[-1]))
-
-    if inner < 2 or a.dtype not in DTYPES:
-        return part(a, b)
-    cut = 1 + (inner // 2 + seed + 7 * rows) % (inner - 1)
-    return part(a[..., cut:], b[..., cut:, :]) + part(a[..., :cut], b[..., :cut, :])
+def empty_product(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(*a.shape[:-1], b.shape[-1])
 
 
-def plus_bias(kernel: Callable[..., Tensor], seed: int) -> Callable[..., Tensor]:
+def product_of(kernel: Kernel, order: int) -> Kernel:
+    """a @ b by the out= variants of `kernel`, which stay torch's own."""
+
+    def call(a: Tensor, b: Tensor) -> Tensor:
+        inner, rows = a.shape[-1], a.shape[-2]
+        if inner < 2 or a.dtype not in DTYPES:
+            return kernel(a, b, out=empty_product(a, b))
+        cut = 1 + (inner // 2 + order + 7 * rows) % (inner - 1)
+        parts = ((a[..., cut:], b[..., cut:, :]), (a[..., :cut], b[..., :cut, :]))
+        last, first = (kernel(x, y, out=empty_product(x, y)) for x, y in parts)
+        return last + first
+
+    return call
+
+
+def with_bias(plain: Kernel, product: Kernel) -> Kernel:
+    """β bias + α a @ b; the bias is not read at β = 0, as it may hold anything."""
+
     def call(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-        out = alpha * product(kernel, seed, a, b)
+        if a.dtype not in DTYPES:
+            return plain(bias, a, b, beta=beta, alpha=alpha, out=empty_product(a, b))
+        out = alpha * product(a, b)
         return out.add(bias, alpha=beta) if beta else out
 
     return call
 
 
 @contextmanager
-def reorder_sums(seed: int) -> Iterator[torch.library.Library]:
+def reorder_sums(order: int) -> Iterator[None]:
     """Replace the kernels of the whole process, in every thread and in backward passes, until the end."""
     library = torch.library.Library("aten", "IMPL")
-    for kernel in (torch.mm, torch.bmm):
-        library.impl(kernel.__name__, lambda a, b, k=kernel: product(k, seed, a, b), "CPU", allow_override=True)
-    library.impl("addmm", plus_bias(torch.mm, seed), "CPU", allow_override=True)
-    library.impl("baddbmm", plus_bias(torch.bmm, seed), "CPU", allow_override=True)
+    for plain, biased in ((torch.mm, torch.addmm), (torch.bmm, torch.baddbmm)):
+        product = product_of(plain, order)
+        library.impl(plain.__name__, product, "CPU", allow_override=True)
+        library.impl(biased.__name__, with_bias(biased, product), "CPU", allow_override=True)
     try:
-        yield library
+        yield
     finally:
         library._destroy()

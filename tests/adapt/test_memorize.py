@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_adapt import FAST, PLAIN, text, tiny
+from tolerances import assert_same
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,6 +28,7 @@ from nested_learning.layers.mlp import SwiGLU
 from nested_learning.models.lm import HopeLM
 from nested_learning.state import State, load_state
 
+LENGTH = 3 * 2 * 22 * 8  # operations in a row: steps, layers, tokens that a memory passes, width
 CASES = [
     ("self_mod", "titan"),
     ("self_mod", "cms_fast"),
@@ -74,9 +76,9 @@ def test_ordinary_levels_learn_as_copied_parameters_would(mixer: str, steps: int
                 for weight, gradient in zip(weights, gradients, strict=True):
                     weight -= 0.3 * gradient
         before = following
-    torch.testing.assert_close(report.losses[0], torch.cat(expected), rtol=1e-9, atol=1e-9)
+    assert_same(report.losses[0], torch.cat(expected), LENGTH)
     for value, weight in zip(learned_plain(model, state), weights, strict=True):
-        torch.testing.assert_close(value[0], weight.detach(), rtol=1e-9, atol=1e-9)
+        assert_same(value[0], weight.detach(), LENGTH)
 
 
 def learned_plain(model: HopeLM, state: State) -> list[Tensor]:
@@ -103,7 +105,7 @@ def test_what_is_written_is_the_gradient_of_the_loss_by_finite_differences(mixer
         shifted = start.replace({name: first[name] + size * ways[name] for name in names})
         return score(model, tokens, shifted)[0].mean(1)
 
-    slope = (loss(1e-7) - loss(-1e-7)) / 2e-7  # [B]
+    slope = (loss(1e-5) - loss(-1e-5)) / 2e-5  # [B]
     written = sum(((moved[name] - still[name]) * ways[name]).flatten(1).sum(1) for name in names)
     assert (slope.abs() > 1e-3).all()
     torch.testing.assert_close(written, -0.3 * slope, rtol=1e-5, atol=1e-8)
@@ -123,9 +125,9 @@ def test_a_token_is_scored_before_it_is_learned_from(mixer: str, paths: str) -> 
     assert not torch.equal(report.losses[:, 10:], other.losses[:, 10:])
     _, early = memorize(model, tokens[:, :11], config=config)
     alone, _ = score(model, tokens[:, 10:16], early)
-    torch.testing.assert_close(report.losses[:, 10:15], alone, rtol=1e-12, atol=1e-12)
+    assert_same(report.losses[:, 10:15], alone, LENGTH)
     plain, _ = score(model, tokens)
-    torch.testing.assert_close(report.losses[:, :5], plain[:, :5], rtol=1e-12, atol=1e-12)
+    assert_same(report.losses[:, :5], plain[:, :5], LENGTH)
     assert ((report.losses - plain).abs()[:, 5:].amax(1) > 1e-6).all()  # later ones do know what was learned
 
 
@@ -162,9 +164,9 @@ def test_rows_do_not_know_of_each_other(mixer: str, paths: str) -> None:
     assert not torch.equal(report.losses[1], other.losses[1])
     assert equal(state.rows(rest), moved.rows(rest))
     single, alone = memorize(model, tokens[2:], config=config)
-    torch.testing.assert_close(single.losses[0], report.losses[2], rtol=1e-10, atol=1e-10)
+    assert_same(single.losses[0], report.losses[2], LENGTH)
     for name, value in learned(model, alone).items():
-        torch.testing.assert_close(value[0], learned(model, state)[name][2], rtol=1e-10, atol=1e-10)
+        assert_same(value[0], learned(model, state)[name][2], LENGTH)
 
 
 @pytest.mark.parametrize(("mixer", "paths"), CASES)
@@ -178,7 +180,7 @@ def test_a_learning_rate_of_zero_is_the_plain_model(mixer: str, paths: str) -> N
     assert torch.equal(report.losses, torch.cat(losses, 1))
     assert equal(state, before)
     assert not report.wrote.any()
-    torch.testing.assert_close(report.losses, score(model, tokens)[0], rtol=1e-4, atol=1e-4)
+    assert_same(report.losses, score(model, tokens)[0], LENGTH, factor=1)
 
 
 @pytest.mark.parametrize(("mixer", "paths"), CASES)
@@ -220,7 +222,7 @@ def test_rows_below_the_threshold_do_not_learn(kind: str) -> None:
     for limit in (threshold - 1e-9, threshold + 1e-9):  # reached by two rows, then by one
         config = AdaptConfig(**options, surprise=kind, threshold=limit)
         report, state = memorize(model, tokens, config=config)
-        torch.testing.assert_close(report.surprise[:, 0], amounts, rtol=1e-9, atol=1e-9)
+        assert_same(report.surprise[:, 0], amounts, LENGTH)
         assert torch.equal(report.losses, free.losses)
         wrote = {high, middle} if limit < threshold else {high}
         assert report.wrote[:, 0].nonzero().flatten().tolist() == sorted(wrote)
@@ -260,7 +262,7 @@ def test_a_memory_can_be_saved_forked_and_compared(tmp_path: Path) -> None:
     fork = state.rows(torch.tensor([2, 2]))
     both = torch.stack([more[2], more[0]])
     report, forked = memorize(model, both, fork, config)
-    torch.testing.assert_close(report.losses[0], going_on.losses[2], rtol=1e-10, atol=1e-10)
+    assert_same(report.losses[0], going_on.losses[2], LENGTH)
     assert equal(loaded, state)  # the fork went its own way
 
     far = diff(model, fork, forked)
@@ -271,7 +273,7 @@ def test_a_memory_can_be_saved_forked_and_compared(tmp_path: Path) -> None:
         torch.cat([s.named_tensors()[f"{name}.{part}"][0].flatten() for part in ("w_in", "w_out")])
         for s in (fork, forked)
     )
-    torch.testing.assert_close(far["cms_plain"]["layers.1"][0], (b - a).norm() / a.norm())
+    assert_same(far["cms_plain"]["layers.1"][0], (b - a).norm() / a.norm(), length=3 * 8 * 24)
     assert all(
         (value == 0).all() for layers in diff(model, state, loaded).values() for value in layers.values()
     )

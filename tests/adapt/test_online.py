@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_adapt import FAST, PLAIN, VOCAB, text, tiny
+from tolerances import assert_same
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -15,6 +16,7 @@ from nested_learning.levels import LevelSpec
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 
+LENGTH = 2 * 2 * 22 * 8  # operations in a row: steps, layers, tokens that a memory passes, width
 CHUNKS: dict[str, Any] = {"chunk_size": 5, "lr": 0.4, "steps": 2}
 
 
@@ -28,18 +30,18 @@ def gradient(model: HopeLM, loss: Tensor) -> list[Tensor]:
 def test_the_loss_is_that_of_learning_at_test_time(mixer: str, paths: str) -> None:
     model, tokens, config = tiny(mixer), text(), AdaptConfig(paths=paths, **CHUNKS)
     expected = memorize(model, tokens, config=config)[0].losses.mean()
-    torch.testing.assert_close(online_loss(model, tokens, config), expected, rtol=1e-12, atol=1e-12)
+    assert_same(online_loss(model, tokens, config), expected, LENGTH)
     with torch.no_grad():
-        torch.testing.assert_close(online_loss(model, tokens, config), expected, rtol=1e-12, atol=1e-12)
+        assert_same(online_loss(model, tokens, config), expected, LENGTH)
 
 
 def test_the_loss_is_divided_by_the_targets_of_the_whole_step() -> None:
     model, tokens, config = tiny("attention", (PLAIN,)), text(4), AdaptConfig(paths="cms", **CHUNKS)
     whole = online_loss(model, tokens, config)
     parts = [online_loss(model, part, config, count=4 * 21) for part in tokens.chunk(2)]
-    torch.testing.assert_close(parts[0] + parts[1], whole, rtol=1e-12, atol=1e-12)
-    for a, b, c in zip(*(gradient(model, loss) for loss in (*parts, whole)), strict=True):
-        torch.testing.assert_close(a + b, c, rtol=1e-9, atol=1e-12)
+    assert_same(parts[0] + parts[1], whole, LENGTH)
+    first, second, both = (gradient(model, loss) for loss in (*parts, whole))
+    assert_same([a + b for a, b in zip(first, second, strict=True)], both, LENGTH)
 
 
 def test_padding_is_neither_scored_nor_learned_from() -> None:
@@ -50,9 +52,9 @@ def test_padding_is_neither_scored_nor_learned_from() -> None:
     assert report.wrote.tolist() == [[True] * 5, [True] * 3 + [False] * 2]
     assert (report.losses[1, 11:] == 0).all()
     short, _ = memorize(model, tokens[1:, :12], config=config)
-    torch.testing.assert_close(report.losses[1, :11], short.losses[0], rtol=1e-10, atol=1e-10)
+    assert_same(report.losses[1, :11], short.losses[0], LENGTH)
     value = online_loss(model, padded, config)
-    torch.testing.assert_close(value, report.losses.sum() / (21 + 11), rtol=1e-12, atol=1e-12)
+    assert_same(value, report.losses.sum() / (21 + 11), LENGTH)
 
 
 def naive_first_order(model: HopeLM, tokens: Tensor, config: AdaptConfig) -> Tensor:
@@ -81,9 +83,8 @@ def test_first_order_gradient_equals_that_of_a_loop_over_moved_parameters() -> N
     config = AdaptConfig(paths="cms", **CHUNKS)
     expected = naive_first_order(model, tokens, config)
     loss = online_loss(model, tokens, config)
-    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
-    for a, b in zip(gradient(model, loss), gradient(model, expected), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    assert_same(loss, expected, LENGTH)
+    assert_same(gradient(model, loss), gradient(model, expected), LENGTH)
 
 
 @pytest.mark.parametrize("mixer", ["attention", "sliding_attention"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tolerances import tolerance
 from torch.nn import functional as F
 
 from nested_learning import HopeLM, load_checkpoint
@@ -80,8 +81,9 @@ def test_cells_are_the_losses_of_plain_forward_passes(run_folder, segments, tmp_
         with torch.no_grad():
             expected = [F.cross_entropy(model(row[None, :-1])[0][0], row[1:]).item() for row in rows]
         (metric,) = [m for m in result.metrics if m.task == f"b after {path.name}"]
-        assert metric.value == pytest.approx(statistics.fmean(expected), abs=1e-5) and metric.n == 4
-        assert metric.stderr == pytest.approx(statistics.stdev(expected) / 4**0.5, rel=1e-3)
+        mean, rounding = statistics.fmean(expected), tolerance(24 * 16, torch.float32, factor=0.1)
+        assert metric.value == pytest.approx(mean, rel=rounding) and metric.n == 4
+        assert metric.stderr == pytest.approx(statistics.stdev(expected) / 4**0.5, abs=rounding * mean)
     values = {m.task: m.value for m in result.metrics if m.name == "loss"}
     first, last = (values[f"a after {path.name}"] for path in paths)
     named = {m.name: m.value for m in result.metrics}

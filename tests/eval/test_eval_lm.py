@@ -128,7 +128,7 @@ def test_a_hugging_face_model_scores_as_in_lm_eval_s_own_adapter(hf):
     ]
     requests = [request("loglikelihood", *pair) for pair in pairs]
     for a, b in zip(theirs.loglikelihood(requests), ours.loglikelihood(requests), strict=True):
-        assert b[0] == pytest.approx(a[0], abs=1e-4)
+        assert b[0] == pytest.approx(a[0], rel=1e-5)
         assert b[1] == a[1]
     texts = ["A short text.", "a long text, " * 60, "x"]
     requests = [request("loglikelihood_rolling", text) for text in texts]
@@ -149,7 +149,7 @@ def test_one_task_gives_equal_numbers_for_both_adapters(hf, harness_folder):
         assert a["results"][name] == b["results"][name]
         for one, two in zip(a["samples"][name], b["samples"][name], strict=True):
             first, second = ([float(r[0][0]) for r in s["resps"]] for s in (one, two))
-            assert second == pytest.approx(first, abs=1e-4)
+            assert second == pytest.approx(first, rel=1e-5)
 
 
 def test_tasks_by_name_give_a_result_file_and_keep_answers(loaded, harness_folder, tmp_path, monkeypatch):

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tolerances import assert_same
 from torch import Tensor
 
 from nested_learning.layers.attention import Attention, KVCache, attend
 from nested_learning.state import load_state
 
 DIM, HEADS, BASE = 12, 2, 100.0
+LENGTH = 20 * DIM  # operations in a row: keys times the width
 
 
 def make(window: int | None = None) -> Attention:
@@ -55,7 +57,7 @@ def naive(layer: Attention, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("window", [None, 1, 2, 3, 5, 11, 20])
 def test_attention_is_the_naive_loop(window: int | None) -> None:
     layer, x = make(window), tokens(2, 11)
-    torch.testing.assert_close(layer(x)[0], naive(layer, x), rtol=1e-12, atol=1e-12)
+    assert_same(layer(x)[0], naive(layer, x), LENGTH)
 
 
 @pytest.mark.parametrize("window", [1, 4, 5, 7])
@@ -72,10 +74,8 @@ def test_blocks_equal_the_dense_band_with_gradients(window: int, length: int, pa
     hidden = (distance < 0) | (distance >= window)
     scores = (inputs[0] @ inputs[1].transpose(-1, -2) / 2).masked_fill(hidden, -torch.inf)
     dense = scores.softmax(dim=-1) @ inputs[2]
-    torch.testing.assert_close(fast, dense, rtol=1e-12, atol=1e-12)
-    pairs = zip(torch.autograd.grad(fast, inputs, g), torch.autograd.grad(dense, inputs, g), strict=True)
-    for a, b in pairs:
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert_same(fast, dense, LENGTH)
+    assert_same(torch.autograd.grad(fast, inputs, g), torch.autograd.grad(dense, inputs, g), LENGTH)
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -116,10 +116,9 @@ def test_any_split_gives_the_same_outputs(grad: bool, window: int | None, sizes:
             y, state = layer(piece, state)
             parts.append(y)
     assert state is not None
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-12, atol=1e-12)
+    assert_same(torch.cat(parts, dim=1), whole, LENGTH)
     assert state.position == end.position == 17
-    for a, b in zip(state.tensors(), end.tensors(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert_same(state.tensors(), end.tensors(), LENGTH)
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -130,8 +129,7 @@ def test_gradients_flow_through_the_carried_state(window: int | None) -> None:
     first, state = layer(x[:, :5])
     second, _ = layer(x[:, 5:], state)
     split = torch.autograd.grad((torch.cat([first, second], 1) * g).sum(), (x, layer.w_qkv.weight))
-    for a, b in zip(split, whole, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert_same(split, whole, LENGTH)
     second, _ = layer(x[:, 5:], state.detach())
     (cut,) = torch.autograd.grad(second.sum(), (x,))
     assert torch.equal(cut[:, :5], torch.zeros_like(cut[:, :5]))
@@ -152,7 +150,7 @@ def test_with_gradients_nothing_is_written_in_place(window: int | None) -> None:
         y, state = layer(x[:, t : t + 1], state)
         parts.append(y)
     found = torch.autograd.grad(torch.cat(parts, 1).sum(), layer.w_qkv.weight)[0]
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert_same(found, expected, LENGTH)
     torch.testing.assert_close(prompt.keys, kept, rtol=0, atol=0, equal_nan=True)
 
 
@@ -171,12 +169,12 @@ def test_forks_see_their_own_prefix_only(window: int | None) -> None:
         new = tokens(2, int(torch.randint(1, 4, (1,), generator=pick)))
         y, after = layer(new, moved)
         seen = torch.cat([seen, new], dim=1)
-        torch.testing.assert_close(y, layer(seen)[0][:, -new.shape[1] :], rtol=1e-12, atol=1e-12)
+        assert_same(y, layer(seen)[0][:, -new.shape[1] :], LENGTH)
         tree += [(seen, after), (seen[:, : -new.shape[1]], moved)]
     for seen, state in tree:
         new = tokens(2, 1)
         expected = layer(torch.cat([seen, new], dim=1))[0][:, -1:]
-        torch.testing.assert_close(layer(new, state)[0], expected, rtol=1e-12, atol=1e-12)
+        assert_same(layer(new, state)[0], expected, LENGTH)
 
 
 @torch.no_grad()
@@ -212,7 +210,7 @@ def test_rows_select_repeat_and_reorder() -> None:
     _, state = layer(x[:, 5:], layer(x[:, :5])[1])  # with spare room
     y, _ = layer(new, state.rows(index))
     expected = layer(torch.cat([x[index], new], dim=1))[0][:, 6:]
-    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    assert_same(y, expected, LENGTH)
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -233,7 +231,7 @@ def test_a_state_made_in_inference_mode_can_be_carried_on() -> None:
         _, state = layer(x[:, 5:6], layer(x[:, :5])[1])
     with torch.no_grad():
         y, _ = layer(x[:, 6:7], state)
-    torch.testing.assert_close(y, layer(x)[0][:, 6:7], rtol=1e-12, atol=1e-12)
+    assert_same(y, layer(x)[0][:, 6:7], LENGTH)
 
 
 def test_low_precision_keeps_its_dtype_and_rotates_in_float32() -> None:

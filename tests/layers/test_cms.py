@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from naive_cms import naive_cms
+from tolerances import assert_same
 
 from nested_learning.layers.cms import CMS, FastLevel, FastLevelState
 from nested_learning.layers.mlp import SwiGLU
@@ -15,6 +16,7 @@ from nested_learning.models.config import HopeConfig, MemoryConfig
 from nested_learning.models.lm import HopeLM
 
 DIM, TOKENS = 6, 19
+LENGTH = TOKENS * DIM  # operations in a row: tokens that a memory passes, times the width
 LIVELY = {"eta_max": 1.0, "eta_bias": 0.0, "alpha_bias": 1.0}  # large steps, fast forgetting
 MEMORIES = {
     "default": MemoryConfig(**LIVELY),
@@ -69,19 +71,17 @@ def test_outputs_state_and_gradients_equal_the_token_loop(variant: str, memory: 
     inputs = sample()
     y, state = cms(inputs)
     expected, weights = naive_cms(cms, inputs)
-    torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-10)
+    assert_same(y, expected, LENGTH)
     fast = [level.memory for level in state.levels if level is not None]
     ours = [t.squeeze(1) for m in fast for t in (m.w1, m.w2, m.s1, m.s2) if t is not None]
-    for a, b in zip(ours, weights, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    assert_same(ours, weights, LENGTH)
     torch.manual_seed(2)
     weight = torch.randn_like(y)
     wanted = [inputs, *cms.parameters()]
     got = torch.autograd.grad((y * weight).sum(), wanted)
     true = torch.autograd.grad((expected * weight).sum(), wanted)
-    for a, b in zip(got, true, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
-        assert b.abs().max() > 0  # and none of them is zero
+    assert_same(got, true, LENGTH)
+    assert all(g.abs().max() > 0 for g in true)
 
 
 @pytest.mark.parametrize("variant, memory, switch", CASES)
@@ -95,9 +95,8 @@ def test_any_split_gives_the_same_answers_and_state(
     for first, end in zip([0, *cuts], [*cuts, TOKENS], strict=True):
         y, state = cms(x[:, first:end], state)
         parts.append(y)
-    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-11, atol=1e-12)
-    for a, b in zip(state.tensors(), last.tensors(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+    assert_same(torch.cat(parts, 1), whole, LENGTH)
+    assert_same(state.tensors(), last.tensors(), LENGTH)
     counts = [[(s.position, s.writes, s.resets) for s in fast(c)] for c in (state, last)]
     assert counts[0] == counts[1]
 
@@ -154,7 +153,7 @@ def test_independent_levels_start_with_equal_shares() -> None:
     torch.manual_seed(0)
     cms, x = CMS(DIM, specs(), "independent").double(), sample().detach()
     outputs = [level(norm(x))[0] for norm, level in zip(cms.norms, cms.levels, strict=True)]
-    torch.testing.assert_close(cms(x)[0], x + sum(outputs) / 3)
+    assert_same(cms(x)[0], x + sum(outputs) / 3, LENGTH)
 
 
 def test_levels_live_in_the_blocks_they_name() -> None:

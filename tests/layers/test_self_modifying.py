@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from naive_self_modifying import naive_self_modifying
+from tolerances import assert_same
 
 from nested_learning.layers.self_modifying import SelfModifyingTitans
 from nested_learning.layers.titans import TitansMemory
@@ -17,6 +18,7 @@ LIVELY = {
     "eta_bias": 0.0,
     "alpha_bias": 1.0,
 }  # large steps and fast forgetting: differences show
+LENGTH = 19 * 8  # tokens that a memory passes, times the width
 VARIANTS = {
     "default": MemoryConfig(**LIVELY),
     "momentum": MemoryConfig(**LIVELY, momentum=True),
@@ -57,7 +59,7 @@ def test_layer_equals_the_token_loop(variant: str, read: str, chunk: int) -> Non
     if VARIANTS[variant].projection_chunk_size and chunk == 1:
         chunk = 2
     layer, x = make(variant, read, chunk), sample()
-    torch.testing.assert_close(layer(x)[0], naive_self_modifying(layer, x), rtol=1e-9, atol=1e-10)
+    assert_same(layer(x)[0], naive_self_modifying(layer, x), LENGTH)
 
 
 @pytest.mark.parametrize("read", ["chunk", "before_write", "after_write"])
@@ -70,10 +72,9 @@ def test_any_split_gives_the_same_answers_and_state(variant: str, read: str, cut
     for first, end in zip([0, *cuts], [*cuts, 19], strict=True):
         y, state = layer(x[:, first:end], state)
         parts.append(y)
-    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-11, atol=1e-12)
+    assert_same(torch.cat(parts, 1), whole, LENGTH)
     assert state.position == last.position
-    for a, b in zip(state.tensors(), last.tensors(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+    assert_same(state.tensors(), last.tensors(), LENGTH)
 
 
 SCANNED = [name for name in VARIANTS if make(name).plan is not None]
@@ -89,9 +90,7 @@ def test_scan_has_the_gradients_of_the_token_loop(variant: str) -> None:
         loss, inputs = (outputs * weights).sum(), [x, *layer.parameters()]
         return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
 
-    pairs = zip(gradients(layer(x)[0]), gradients(naive_self_modifying(layer, x)), strict=True)
-    for got, want in pairs:
-        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+    assert_same(gradients(layer(x)[0]), gradients(naive_self_modifying(layer, x)), LENGTH)
 
 
 def test_gradient_through_the_state_after_a_scan() -> None:
@@ -102,8 +101,7 @@ def test_gradient_through_the_state_after_a_scan() -> None:
     rest, _ = layer(x[:, 9:], state)
     parameters = list(layer.parameters())
     split = torch.autograd.grad(torch.cat([first, rest], 1).square().sum(), parameters)
-    for got, want in zip(split, torch.autograd.grad(whole.square().sum(), parameters), strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+    assert_same(split, torch.autograd.grad(whole.square().sum(), parameters), LENGTH)
 
 
 def test_gradient_through_the_writes_by_finite_differences() -> None:
@@ -122,7 +120,7 @@ def test_titans_is_the_layer_without_self_modification() -> None:
     torch.manual_seed(0)
     layer, x = TitansMemory(8, 2, 4, config=MemoryConfig(**LIVELY)).double(), sample()
     assert list(layer.memories) == ["memory"]
-    torch.testing.assert_close(layer(x)[0], naive_self_modifying(layer, x), rtol=1e-9, atol=1e-10)
+    assert_same(layer(x)[0], naive_self_modifying(layer, x), LENGTH)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -148,7 +146,7 @@ def test_truncation_cuts_the_gradient_of_early_writes() -> None:
         y, memory = layer(x)[0], layer.memories["memory"].initial_w1
         early += torch.autograd.grad(y[:, 0].sum(), memory, retain_graph=True)
         late += torch.autograd.grad(y[:, 11].sum(), memory, allow_unused=True)
-    torch.testing.assert_close(full(x)[0], cut(x)[0], rtol=1e-13, atol=1e-14)
-    torch.testing.assert_close(early[0], early[1], rtol=1e-13, atol=1e-14)  # read directly
+    assert_same(full(x)[0], cut(x)[0], LENGTH)
+    assert_same(early[0], early[1], LENGTH)  # read directly
     assert late[0].abs().max() > 0  # through two writes
     assert late[1] is None or late[1].abs().max() == 0

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tolerances import assert_same
 from torch import Tensor
 
 from nested_learning.layers.documents import locate_documents
@@ -14,6 +15,7 @@ from nested_learning.models.config import MIXERS, HopeConfig, MemoryConfig
 from nested_learning.models.lm import HopeLM
 
 VOCAB = 29
+LENGTH = 2 * 46 * 16  # operations in a row: layers, tokens that a memory passes, width
 PLAIN = LevelSpec(name="plain")
 LEVELS = {
     "plain": (PLAIN,),
@@ -85,12 +87,9 @@ def test_packed_documents_are_read_as_if_alone(
     tokens, numbers, real = pack(texts, model.config.alignment)
     packed = model(tokens, documents=numbers)[0][real]
     alone = torch.cat([model(text[None])[0][0] for row in texts for text in row])
-    torch.testing.assert_close(packed, alone, rtol=1e-9, atol=1e-9)
+    assert_same(packed, alone, LENGTH)
     weight = torch.randn(packed.shape, dtype=packed.dtype, generator=torch.Generator().manual_seed(4))
-    for together, apart in zip(
-        gradients(model, packed, weight), gradients(model, alone, weight), strict=True
-    ):
-        torch.testing.assert_close(together, apart, rtol=1e-8, atol=1e-9)
+    assert_same(gradients(model, packed, weight), gradients(model, alone, weight), LENGTH)
 
 
 def gradients(model: HopeLM, logits: Tensor, weight: Tensor) -> list[Tensor]:
@@ -106,7 +105,7 @@ def test_without_numbers_documents_do_reach_one_another(mixer: str) -> None:
     texts = documents_of([[8, 9]])
     tokens, numbers, _ = pack(texts, model.config.alignment)
     apart, crossing = model(tokens, documents=numbers)[0], model(tokens)[0]
-    assert (apart[0, :8] - crossing[0, :8]).abs().max() < 1e-10
+    assert_same(apart[0, :8], crossing[0, :8], LENGTH)
     assert (apart[0, 8:] - crossing[0, 8:]).abs().max() > 1e-4
 
 

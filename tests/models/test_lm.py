@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tolerances import assert_same
 from torch.nn import functional as F
 
 from nested_learning.levels import LevelSpec
 from nested_learning.models.config import MIXERS, HopeConfig, MemoryConfig
 from nested_learning.models.lm import HopeLM
 
+LENGTH = 2 * 19 * 16  # operations in a row: layers, tokens that a memory passes, width
 FAST = (LevelSpec(name="fast", chunk_size=4), LevelSpec(name="slow"))
 
 
@@ -36,7 +38,7 @@ def test_any_split_gives_the_same_logits(mixer: str, cuts: list[int]) -> None:
     for first, end in zip([0, *cuts], [*cuts, 19], strict=True):
         y, state = lm(x[:, first:end], state)
         parts.append(y)
-    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-10, atol=1e-10)
+    assert_same(torch.cat(parts, 1), whole, LENGTH)
     assert state.position == 19
 
 
@@ -89,7 +91,7 @@ def test_attention_and_one_plain_level_are_a_transformer() -> None:
         gate, up = (rms(h, block.memory.norms[0].weight) @ level.w_in.weight.T).chunk(2, -1)
         h = h + (F.silu(gate) * up) @ level.w_out.weight.T
     expected = rms(h, lm.norm.weight) @ lm.embedding.weight.T
-    torch.testing.assert_close(lm(x)[0], expected, rtol=1e-9, atol=1e-9)
+    assert_same(lm(x)[0], expected, LENGTH)
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -135,7 +137,7 @@ def test_state_is_saved_forked_and_reordered(tmp_path: object) -> None:
         again, _ = lm(x[:, 10:], load_state(f"{tmp_path}/memory.pt"))
         swapped, _ = lm(x[[1, 0], 10:], state.rows(torch.tensor([1, 0])))
     assert torch.equal(again, expected)
-    torch.testing.assert_close(swapped, expected[[1, 0]], rtol=1e-12, atol=1e-12)
+    assert_same(swapped, expected[[1, 0]], LENGTH)
 
 
 def test_same_seed_same_weights() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tolerances import assert_same
 from torch import nn
 from torch.nn import functional as F
 
@@ -33,6 +34,7 @@ LEVELS = (
     LevelSpec(name="fast", chunk_size=8, layers=(1,)),
     LevelSpec(name="slow", chunk_size=16, layers=(2,)),
 )
+LENGTH = 3 * (32 + 48)  # operations in a row: layers, width; in float32, which the models are in
 ADAPT = AdaptConfig(chunk_size=8, lr=3.0)
 
 
@@ -67,11 +69,11 @@ def test_without_adaptation_the_logits_are_those_of_the_original(family):
         expected = hf(tokens).logits
         assert torch.equal(model(tokens)[0], expected)
         rowwise, _ = model(tokens, model.init_state(2, plain=True))
-        torch.testing.assert_close(rowwise, expected, rtol=0, atol=1e-6)
+        assert_same(rowwise, expected, LENGTH, factor=1)
     report, _ = memorize(model, tokens, config=AdaptConfig(chunk_size=48, lr=0.0))
     assert not report.wrote.any()
     losses = F.cross_entropy(expected[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    torch.testing.assert_close(report.losses.flatten(), losses, rtol=0, atol=1e-6)
+    assert_same(report.losses.flatten(), losses, LENGTH, factor=1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -83,7 +85,7 @@ def test_any_split_of_the_text_gives_the_same_logits(family):
         for part in tokens.split([7, 1, 12], 1):
             logits, state = model(part, state)
             parts.append(logits)
-    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=2e-6)
+    assert_same(torch.cat(parts, 1), whole, LENGTH, factor=1)
     assert state.position == 20
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tolerances import assert_same
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -52,7 +53,7 @@ def test_read_gradient_by_finite_differences() -> None:
     for pair in ((w1, w2), (b1, b2)):
         assert torch.autograd.gradcheck(lambda x, *w: fused.read(MLPWeights(*w), x), (k, *pair))
         weights = MLPWeights(*pair)
-        torch.testing.assert_close(fused.read(weights, k), predict(weights, k), rtol=1e-13, atol=1e-13)
+        assert_same(fused.read(weights, k), predict(weights, k), length=3 * 4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64])
@@ -61,11 +62,10 @@ def test_fused_write_equals_the_general_one(size: int) -> None:
     fast, slow = fused_write(*arguments), general_write(*arguments)
     torch.manual_seed(1)
     probes = [torch.randn_like(t) for t in fast]
-    for a, b in zip(fast, slow, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+    length = size * 6
+    assert_same(fast, slow, length)
     grads = [
         torch.autograd.grad(sum((p * t).sum() for p, t in zip(probes, ts, strict=True)), arguments)
         for ts in (fast, slow)
     ]
-    for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    assert_same(*grads, length)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from tolerances import assert_same
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,11 +48,11 @@ def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tenso
     return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, inputs, strict=True)]
 
 
-def assert_same(fast: Sequence[Tensor], slow: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
-    for a, b in zip(fast, slow, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
-    for a, b in zip(gradients(fast, inputs), gradients(slow, inputs), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+def assert_same_with_gradients(
+    fast: Sequence[Tensor], slow: Sequence[Tensor], inputs: Sequence[Tensor], length: int
+) -> None:
+    assert_same(fast, slow, length)
+    assert_same(gradients(fast, inputs), gradients(slow, inputs), length)
 
 
 @pytest.mark.parametrize(("delta", "momentum", "retention"), SWITCHES)
@@ -77,7 +78,7 @@ def test_delta_rule_equals_the_token_loop(
         ]  # fmt: skip
         keep = 3 if momentum else 2
         inputs = [t for t in (q, k, v, eta, alpha, beta, weights, moments, initial) if t is not None]
-        assert_same(results[0][:keep], results[1][:keep], inputs)
+        assert_same_with_gradients(results[0][:keep], results[1][:keep], inputs, length=steps * d)
 
 
 @pytest.mark.parametrize(("delta", "momentum", "retention"), SWITCHES)
@@ -105,7 +106,7 @@ def test_memory_mlp_equals_the_token_loop(
     inputs = [
         t for t in (q, k, v, eta, alpha, beta, *weights, *(moments or ()), *(initial or ())) if t is not None
     ]
-    assert_same(*results, inputs)
+    assert_same_with_gradients(*results, inputs, length=steps * h)
 
 
 @pytest.mark.parametrize("split", [8, 16, 24])
@@ -124,9 +125,8 @@ def test_state_carries_over_a_split_at_a_chunk_boundary(split: int) -> None:
     whole = run(slice(0, 32), weights, None)
     head = run(slice(0, split), weights, None)
     tail = run(slice(split, 32), head[1], head[2])
-    torch.testing.assert_close(torch.cat([head[0], tail[0]], 1), whole[0], rtol=1e-12, atol=1e-13)
-    for a, b in zip([*tail[1], *tail[2]], [*whole[1], *whole[2]], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+    assert_same(torch.cat([head[0], tail[0]], 1), whole[0], length=32 * 4)
+    assert_same([*tail[1], *tail[2]], [*whole[1], *whole[2]], length=32 * 4)
 
 
 def test_linear_dot_product_memory_is_the_gated_delta_rule() -> None:
@@ -145,8 +145,8 @@ def test_linear_dot_product_memory_is_the_gated_delta_rule() -> None:
         y, after, _ = delta_chunk.delta_rule(
             q, k, v, (eta, alpha, None), weights, chunk_size=size, objective="dot", read="after_write"
         )
-        torch.testing.assert_close(y, torch.stack(answers, 1), rtol=1e-11, atol=1e-12)
-        torch.testing.assert_close(after, w, rtol=1e-11, atol=1e-12)
+        assert_same(y, torch.stack(answers, 1), length=20 * 4)
+        assert_same(after, w, length=20 * 4)
 
 
 @pytest.mark.parametrize("size", [1, 3, 16, 17, 64, 100])
@@ -155,7 +155,7 @@ def test_triangular_inverse_and_solve(size: int) -> None:
     strict = (torch.randn(3, size, size, dtype=torch.float64) * 0.3).tril(-1)
     rhs = torch.randn(3, size, 2, dtype=torch.float64)
     whole = strict + torch.eye(size, dtype=torch.float64)
-    torch.testing.assert_close(inverse_unit_lower(strict), torch.linalg.inv(whole), rtol=1e-9, atol=1e-10)
+    assert_same(inverse_unit_lower(strict), torch.linalg.inv(whole), length=size**2)
     if size <= 17:
         strict.requires_grad_()
         rhs.requires_grad_()

@@ -7,6 +7,7 @@ import copy
 import naive_optimizers as naive
 import pytest
 import torch
+from tolerances import assert_same
 from torch import nn
 from torch.nn import functional as F
 
@@ -65,8 +66,7 @@ def test_equals_the_proximal_minimum_for_20_steps(target):
                 new = naive.proximal(layer.weight.numpy(), inputs.numpy(), targets.numpy(), LR)
                 layer.weight.copy_(torch.from_numpy(new))
             reference[0].bias += LR * bias
-    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert_same(list(model.parameters()), list(reference.parameters()), length=20 * 7)
 
 
 @pytest.mark.parametrize("norm", [0.5, 1.0, 3.0])
@@ -84,9 +84,9 @@ def test_one_input_has_the_step_of_its_own_norm_and_the_papers_only_at_one(norm)
     w, u = torch.ones(3, 4, dtype=torch.float64), y - x.sum()
     rate = LR / (1 + LR * norm**2)
     eye = torch.eye(4, dtype=torch.float64)
-    torch.testing.assert_close(updated["exact"], w @ (eye - rate * x.T @ x) + rate * u.T @ x)
+    assert_same(updated["exact"], w @ (eye - rate * x.T @ x) + rate * u.T @ x, length=4)
     rate = LR / (1 + LR)
-    torch.testing.assert_close(updated["paper"], w @ (eye - rate * x.T @ x) + rate * u.T @ x)
+    assert_same(updated["paper"], w @ (eye - rate * x.T @ x) + rate * u.T @ x, length=4)
     assert torch.allclose(updated["paper"], updated["exact"]) == (norm == 1.0)
 
 
@@ -129,9 +129,8 @@ def test_two_micro_batches_are_one_batch_and_sums_are_not_means():
     three = DeltaGradientDescent(summed, lr=LR / 8, reduction="sum")
     (loss_of(summed, x, y) * 8).backward()
     three.step()
-    for a, b, c in zip(whole.parameters(), parts.parameters(), summed.parameters(), strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(c, a, rtol=1e-12, atol=1e-12)
+    for other in (parts, summed):
+        assert_same(list(other.parameters()), list(whole.parameters()), length=8 * 6)
 
 
 @pytest.mark.parametrize("make", [DeltaGradientDescent, GeneralizedGradientDescent])
@@ -169,8 +168,7 @@ def test_objective_dot_is_gradient_descent():
         for _ in range(5):
             backward(model, optimizer, (x, y))
             optimizer.step()
-    for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-11)
+    assert_same(list(mine.parameters()), list(theirs.parameters()), length=5 * 7)
 
 
 def test_objective_l2_ends_at_delta_gradient_descent():
@@ -182,8 +180,7 @@ def test_objective_l2_ends_at_delta_gradient_descent():
     ):
         backward(model, optimizer, (x, y))
         optimizer.step()
-    for p, q in zip(many.parameters(), delta.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)
+    assert_same(list(many.parameters()), list(delta.parameters()), length=100 * 7)
     assert (few[0].weight - delta[0].weight).norm() > 1e-3
 
 

@@ -7,6 +7,7 @@ import itertools
 import naive_optimizers as naive
 import pytest
 import torch
+from tolerances import assert_same
 from torch import nn
 
 from nested_learning.optim import M3, DeltaMomentum
@@ -14,6 +15,7 @@ from nested_learning.optim.config import DeltaMomentumConfig
 
 SHAPES = [(3, 5), (5, 3), (4, 4)]
 LR = 0.05
+LENGTH = 20 * 5 * 5  # operations in a row: steps, iterations of Newton-Schulz, width
 
 
 def make(shapes=SHAPES, seed=0):
@@ -54,7 +56,7 @@ def test_equals_the_naive_loop_for_20_steps(options):
     for i, p in enumerate(params):
         one = [g[i].numpy() for g in grads]
         expected = naive.delta_momentum(start[i], one, LR, DeltaMomentumConfig(**options))
-        torch.testing.assert_close(p.detach(), torch.from_numpy(expected), rtol=1e-9, atol=1e-9)
+        assert_same(p.detach(), torch.from_numpy(expected), LENGTH)
 
 
 def test_a_literal_step_equals_the_naive_one():
@@ -64,7 +66,7 @@ def test_a_literal_step_equals_the_naive_one():
     for i, p in enumerate(params):
         one = [g[i].numpy() for g in grads]
         expected = naive.delta_momentum(start[i], one, LR, DeltaMomentumConfig(delta="literal"))
-        torch.testing.assert_close(p.detach(), torch.from_numpy(expected), rtol=1e-9, atol=1e-9)
+        assert_same(p.detach(), torch.from_numpy(expected), LENGTH)
 
 
 def test_without_decay_term_it_is_sgd_with_momentum():
@@ -72,8 +74,7 @@ def test_without_decay_term_it_is_sgd_with_momentum():
     mine, theirs, grads = make(shapes), make(shapes), gradients(20, shapes)
     run(DeltaMomentum(mine, lr=LR, momentum=0.8, delta="off"), mine, grads)
     run(torch.optim.SGD(theirs, lr=LR, momentum=0.8), theirs, grads)
-    for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+    assert_same(mine, theirs, LENGTH)
 
 
 def test_with_newton_schulz_it_is_muon():
@@ -81,8 +82,7 @@ def test_with_newton_schulz_it_is_muon():
     run(DeltaMomentum(mine, lr=LR, delta="off", output="newton_schulz"), mine, grads)
     muon = {"slow_weight": 0.0, "second_moment": False, "adjust": "none", "ns_dtype": "param"}
     run(M3(theirs, lr=LR, betas=(0.9, 0.9, 0.9), **muon), theirs, grads)
-    for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert_same(mine, theirs, LENGTH)
 
 
 def test_diagonal_preconditioning_without_momentum_is_rmsprop_with_bias_correction():
@@ -91,8 +91,7 @@ def test_diagonal_preconditioning_without_momentum_is_rmsprop_with_bias_correcti
     options = {"momentum": 0.0, "delta": "off", "precondition": "diagonal", "beta2": 0.9}
     run(DeltaMomentum(mine, lr=LR, **options), mine, grads)
     run(torch.optim.Adam(theirs, lr=LR, betas=(0.0, 0.9)), theirs, grads)
-    for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert_same(mine, theirs, LENGTH)
 
 
 def test_a_vector_counts_as_a_row():
@@ -104,7 +103,7 @@ def test_a_vector_counts_as_a_row():
         optimizer.step()
     # m = (-0.5, 0), then (-0.25, 0.25) after forgetting along (1, 1), then minus 0.5 (1, 1)
     expected = torch.tensor([-0.75, -0.25], dtype=torch.float64)
-    torch.testing.assert_close(optimizer.state[p]["momentum"], expected)
+    assert_same(optimizer.state[p]["momentum"], expected, length=2)
 
 
 def test_a_capped_memory_never_grows_by_forgetting_and_a_literal_one_does():

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from tolerances import tolerance
 
 from nested_learning.train.objective import next_token_loss
 
@@ -21,7 +22,9 @@ def test_equals_a_sum_over_tokens_that_are_not_ignored():
     logits = torch.randn(2, 5, 7, dtype=torch.float64)
     targets = torch.randint(7, (2, 5))
     targets[0, :3] = -100
-    assert next_token_loss(logits, targets).item() == pytest.approx(naive(logits, targets), abs=1e-12)
+    assert next_token_loss(logits, targets).item() == pytest.approx(
+        naive(logits, targets), rel=tolerance(10 * 7)
+    )
 
 
 def test_count_is_the_divisor_of_the_whole_step():
@@ -34,7 +37,9 @@ def test_bfloat16_logits_are_summed_in_float32():
     logits, targets = torch.randn(1, 64, 50).bfloat16(), torch.randint(50, (1, 64))
     loss = next_token_loss(logits, targets)
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(naive(logits.double(), targets), abs=1e-5)
+    assert loss.item() == pytest.approx(
+        naive(logits.double(), targets), rel=tolerance(64 * 50, torch.float32, factor=0.1)
+    )
 
 
 def test_no_target_at_all_is_zero():

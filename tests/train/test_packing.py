@@ -81,7 +81,7 @@ def test_the_loss_is_that_of_the_documents_alone(tmp_path: Path, documents: list
     expected = [p.grad.clone() for p in trainer.model.parameters()]
     trainer.optimizer.zero_grad()
     loss = trainer._accumulate(tokens)
-    assert float(loss) == pytest.approx(float(total.detach()) / targets, rel=1e-6)
+    assert float(loss) == pytest.approx(float(total.detach()) / targets, rel=1e-5)
     for parameter, gradient in zip(trainer.model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
 
