@@ -1,9 +1,9 @@
 """How far two computations of the same numbers may be apart: from what was computed, not from one processor.
 
 Kernels of matrix products differ from processor to processor, with the number of threads and with the shapes
-(a row alone, in a batch, with padding): they add the same terms in another order. A sum of n terms then differs
-by at most n · eps · Σ|terms|. That is relative to the size of the whole tensor, not to that of the entry: an
-entry that is small because large terms cancel has the rounding error of the large terms.
+(a row alone, in a batch, with padding): they add the same terms in another order. A sum of n terms then
+differs by at most n · eps · Σ|terms|. That is relative to the size of the whole tensor, not to that of the
+entry: an entry that is small because large terms cancel has the rounding error of the large terms.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def test_what_is_written_is_the_gradient_of_the_loss_by_finite_differences(mixer
         shifted = start.replace({name: first[name] + size * ways[name] for name in names})
         return score(model, tokens, shifted)[0].mean(1)
 
-    slope = (loss(1e-5) - loss(-1e-5)) / 2e-5  # [B]
+    slope = (loss(1e-7) - loss(-1e-7)) / 2e-7  # [B]
     written = sum(((moved[name] - still[name]) * ways[name]).flatten(1).sum(1) for name in names)
     assert (slope.abs() > 1e-3).all()
     torch.testing.assert_close(written, -0.3 * slope, rtol=1e-5, atol=1e-8)

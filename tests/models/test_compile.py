@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tolerances import assert_same
 
 from nested_learning.models.compile import compile_model
 from nested_learning.models.config import HopeConfig, MemoryConfig
@@ -39,7 +40,6 @@ def test_compiled_model_gives_the_same_gradients_and_compiles_once(keep_every: i
 
     expected = gradients()
     compile_model(model)
-    for a, b in zip(gradients(), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert_same(gradients(), expected, length=2 * 12 * 16, factor=10)
     with torch.compiler.set_stance("fail_on_recompile"):
         gradients()
