@@ -8,7 +8,7 @@ from reorder_sums import reorder_sums
 from tolerances import assert_same, tolerance
 from torch import Tensor
 
-WIDTH, LAYERS = 64, 6
+WIDTH, LAYERS = 32, 4
 LENGTH = WIDTH * LAYERS
 FACTORS = {torch.float64: 1000.0, torch.float32: 1.0}
 
