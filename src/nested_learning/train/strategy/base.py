@@ -74,6 +74,14 @@ class SingleStrategy:
         """The main rank's `value`, on every rank."""
         return value
 
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What `action` returns on the main rank, on every rank; its error is raised on every rank."""
+        return action()
+
+    def first(self, value: T | None) -> T | None:
+        """The `value` of the lowest rank that has one, on every rank; None if none has."""
+        return value
+
     def barrier(self) -> None:
         """Wait for all ranks."""
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -104,6 +104,26 @@ class DistributedStrategy(SingleStrategy):
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What `action` returns on the main rank, on every rank; its error is raised on every rank."""
+        result: T | None = None
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                result = action()
+            except Exception as failure:
+                error = failure
+        result, error = self.agree((result, error))
+        if error is not None:
+            raise error
+        return cast(T, result)
+
+    def first(self, value: T | None) -> T | None:
+        """The `value` of the lowest rank that has one, on every rank; None if none has."""
+        values: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return next((found for found in values if found is not None), None)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
