@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -15,9 +17,11 @@ from nested_learning.allocator import keep_freed_memory
 from nested_learning.config import DataConfig, RunConfig, set_seed
 from nested_learning.data.corpus import Corpus, open_corpus, prepare_corpus, text_files
 from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
+from nested_learning.lock import LOCK, locked
 from nested_learning.models.bill import fast_weight_bill
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint import CheckpointStore, find_checkpoint, load_checkpoint
+from nested_learning.train.memory import check_memory
 from nested_learning.train.plots import plot_losses
 from nested_learning.train.strategy import SingleStrategy, build_strategy
 from nested_learning.train.trainer import Trainer, TrainResult
@@ -34,8 +38,9 @@ def launch(config: RunConfig, strategy: str = "single") -> TrainResult:
 
     Raises:
         CheckpointError: `train.resume` names or finds a checkpoint that does not belong to this run.
+        InUseError: another process writes to the run directory.
         NonFiniteError: see `Trainer.fit`.
-        ValueError: see `build_strategy`.
+        ValueError: see `build_strategy`, `check_memory` and `hold_run_dir`.
     """
     keep_freed_memory()
     spread = build_strategy(strategy, config)
@@ -47,23 +52,46 @@ def launch(config: RunConfig, strategy: str = "single") -> TrainResult:
 
 def run(config: RunConfig, spread: SingleStrategy) -> TrainResult:
     """Train as `config` says, in the processes of `spread`; see `launch`."""
-    say: Callable[[str], None] = print if spread.is_main else _silent
     with spread.local_main_first():
         corpus = load_corpus(config.data, say)
     check_vocabulary(config, corpus.tokenizer)
+    check_memory(config, spread)
+    with ExitStack() as held:
+        spread.on_main(lambda: hold_run_dir(config.run_dir, held))
+        return run_in_folder(config, corpus, spread)
+
+
+def run_in_folder(config: RunConfig, corpus: Corpus, spread: SingleStrategy) -> TrainResult:
+    """Train in a run directory that no other process writes to. What it held stays until all is built."""
+    say: Callable[[str], None] = print if spread.is_main else _silent
     set_seed(config.seed)  # after the data, so that a cached corpus changes nothing; before the model
     model = build_model(config, spread.device)
-    resume = spread.agree(prepare_run_dir(config) if spread.is_main else None)
+    resume = spread.on_main(lambda: find_resume(config))
     lines = describe(config, model, corpus, spread)
     trainer = Trainer(config, model, corpus, spread, resume)
-    if spread.is_main:
-        OmegaConf.save(OmegaConf.create(config.to_dict()), config.run_dir / "config.yaml")
+    spread.on_main(lambda: begin(config, trainer.store, resume))
     say(lines)
     say(f"resumed from {resume} at step {trainer.step}" if resume else "starting anew")
     result = trainer.fit()
     if spread.is_main:
         finish(config, sample_model(config, model, spread), corpus, result)
     return result
+
+
+def hold_run_dir(folder: Path, held: ExitStack) -> None:
+    """Make the run directory and keep other processes out of it until `held` is closed.
+
+    Raises:
+        InUseError: another process is in it.
+        ValueError: it cannot be made or written to.
+    """
+    try:
+        held.enter_context(locked(folder / LOCK, f"run directory {folder}"))
+    except OSError as error:
+        raise ValueError(
+            f"run directory {folder} (train.output_dir/name) cannot be written to: "
+            f"{error.strerror}: {error.filename}"
+        ) from error
 
 
 def sample_model(config: RunConfig, model: HopeLM, spread: SingleStrategy) -> HopeLM:
@@ -117,18 +145,22 @@ def checkpoint_blocks(model: HopeLM) -> None:
         model.blocks[i] = checkpoint_wrapper(block)
 
 
-def prepare_run_dir(config: RunConfig) -> Path | None:
-    """Make the run directory, and find the checkpoint to go on from (None = start anew)."""
-    folder = config.run_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    store = CheckpointStore(folder / "checkpoints", config.train.keep_last)
+def find_resume(config: RunConfig) -> Path | None:
+    """The checkpoint to go on from; None = start anew."""
+    store = CheckpointStore(config.run_dir / "checkpoints", config.train.keep_last)
     store.clean()
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and (latest := store.latest()):
         return latest  # torchrun started us again after a failure: whatever was asked for has begun
     if config.train.resume is None:
-        store.clear()
         return None
     return store.latest() if config.train.resume == "auto" else find_checkpoint(config.train.resume)
+
+
+def begin(config: RunConfig, store: CheckpointStore, resume: Path | None) -> None:
+    """Put this run in the place of what the directory held; its settings are known to work by now."""
+    if resume is None and config.train.resume is None:
+        store.clear()
+    OmegaConf.save(OmegaConf.create(config.to_dict()), config.run_dir / "config.yaml")
 
 
 def describe(config: RunConfig, model: nn.Module, corpus: Corpus, spread: SingleStrategy) -> str:
@@ -156,7 +188,10 @@ def describe(config: RunConfig, model: nn.Module, corpus: Corpus, spread: Single
 def finish(config: RunConfig, model: HopeLM, corpus: Corpus, result: TrainResult) -> None:
     """Plot, report and write a sample of text."""
     folder = config.run_dir
-    plot_losses(folder / "metrics.jsonl", folder / "loss.png", corpus.unigram_entropy)
+    try:
+        plot_losses(folder / "metrics.jsonl", folder / "loss.png", corpus.unigram_entropy)
+    except Exception as error:  # of any kind, from the plotting library or a full disk; the run is saved
+        print(f"no plot: {type(error).__name__}: {error}", file=sys.stderr)
     if result.interrupted:
         print(f"interrupted and saved at step {result.step}; run the same command to continue")
         return
@@ -169,8 +204,11 @@ def finish(config: RunConfig, model: HopeLM, corpus: Corpus, result: TrainResult
         )
     if config.train.sample_tokens:
         text = write_sample(config, model, corpus.tokenizer)
-        (folder / "sample.txt").write_text(text, encoding="utf-8")
         print(f"sample: {text}")
+        try:
+            (folder / "sample.txt").write_text(text, encoding="utf-8")
+        except OSError as error:
+            print(f"no sample.txt: {error}", file=sys.stderr)
     print(f"results in {folder.resolve()}")
 
 
