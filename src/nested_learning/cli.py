@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         code: int = options.run(options)
-    except (ValueError, FileNotFoundError, HydraException) as error:
+    except (ValueError, OSError, HydraException) as error:
         print(f"nl: {error}", file=sys.stderr)
         return 2
     return code

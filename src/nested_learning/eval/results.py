@@ -15,6 +15,7 @@ import platform
 import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import Any, TypeVar
 import torch
 
 from nested_learning.data.records import read_json
+from nested_learning.lock import LOCK, locked
+from nested_learning.log_lines import read_log
 from nested_learning.train.checkpoint import write_atomic
 
 BASELINE, ADAPTED, GOLD = "baseline", "adapted", "adapted, gold text"
@@ -247,6 +250,7 @@ def evaluate_samples(
         Results in the order of `items`, as read back from JSON.
 
     Raises:
+        InUseError: another process writes to the log.
         ValueError: the log was made with other settings, or two items have the same key.
     """
     return evaluate_batches(
@@ -268,10 +272,23 @@ def evaluate_batches(
     Batches are the same after an interruption: one of which a sample is missing is scored again as a whole,
     so that not even rounding differs.
     """
-    from tqdm import tqdm
-
     if len({key for key, _ in items}) != len(items):
         raise ValueError("every item needs a key of its own")
+    with _locked_log(log_path):
+        return _score_missing(log_path, settings, items, score, size, description, replay)
+
+
+def _score_missing(
+    log_path: Path,
+    settings: Mapping[str, Any],
+    items: Sequence[tuple[str, T]],
+    score: Callable[[Sequence[T]], Sequence[Row]],
+    size: int,
+    description: str,
+    replay: Callable[[T], object] | None,
+) -> list[Row]:
+    from tqdm import tqdm
+
     done = _open_log(log_path, settings)
     finished = sum(key in done for key, _ in items)
     bar = tqdm(total=len(items), initial=finished, desc=description, unit="sample", disable=None)
@@ -296,27 +313,32 @@ def evaluate_batches(
 
 
 def start_fresh(log_path: Path) -> None:
-    """Delete the log of an earlier evaluation (`--fresh`)."""
-    log_path.unlink(missing_ok=True)
+    """Delete the log of an earlier evaluation (`--fresh`). InUseError if it is still going on."""
+    with _locked_log(log_path):
+        log_path.unlink(missing_ok=True)
+
+
+def _locked_log(path: Path) -> AbstractContextManager[None]:
+    return locked(path.with_name(path.name + LOCK), f"log of samples {path}")
 
 
 def _open_log(path: Path, settings: Mapping[str, Any]) -> dict[str, Row]:
     """Finished samples by key; begins the log if there is none."""
     wanted = json.loads(json.dumps(settings, allow_nan=False))
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    lines = [json.loads(line) for line in whole.splitlines()]
-    if not lines:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    lines, whole = read_log(path)
+    if not lines and whole:
         write_atomic(path, (json.dumps({"settings": wanted}) + "\n").encode())
         return {}
-    if lines[0].get("settings") != wanted:
+    settings_line = lines[0].get("settings") if lines else None
+    if settings_line != wanted:
         raise ValueError(
-            f"{path} holds samples of another evaluation ({_difference(lines[0].get('settings'), wanted)}); "
+            f"{path} holds samples of another evaluation ({_difference(settings_line, wanted)}); "
             "give another --output, or --fresh to forget them"
         )
-    if whole != text:
-        write_atomic(path, whole.encode())
+    if any("key" not in line or "result" not in line for line in lines[1:]):
+        raise ValueError(f"{path} is no log of samples; give another --output, or --fresh to forget it")
+    if not whole:
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
     return {line["key"]: line["result"] for line in lines[1:]}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nested_learning.reproduce.report import Report
-from nested_learning.reproduce.runner import Result, Run, run_all
+from nested_learning.reproduce.runner import Result, Run, locked_results, run_all
 
 Options = argparse.Namespace
 Plan = Mapping[str, list[Run]]
@@ -65,7 +65,8 @@ class Experiment:
         folder = output_folder(self.name, options)
         path = folder / "runs.jsonl"
         if options.fresh:
-            path.unlink(missing_ok=True)
+            with locked_results(path):
+                path.unlink(missing_ok=True)
         outcome = _outcome(plan, path, options.jobs)
         for follow_up in self.follow_ups:
             outcome |= _outcome(follow_up(options, outcome), path, options.jobs)

@@ -10,7 +10,7 @@ import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +19,9 @@ from typing import Any, Protocol
 import torch
 
 from nested_learning.allocator import keep_freed_memory
+from nested_learning.lock import LOCK, locked
+from nested_learning.log_lines import read_log
+from nested_learning.train.checkpoint import write_atomic
 
 Result = dict[str, Any]
 Tick = Callable[[int], object]
@@ -59,14 +62,24 @@ def run_all(runs: Sequence[Run], path: Path, workers: int = 2, progress: bool = 
         progress: show a bar that counts steps.
 
     Raises:
+        InUseError: another process writes to `path`.
         ValueError: fewer than one worker.
         Exception: what a run raised, after the runs under way were finished and kept.
     """
-    from tqdm import tqdm
-
     if workers < 1:
         raise ValueError(f"jobs must be at least 1, got {workers}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked_results(path):
+        return _run_missing(runs, path, workers, progress)
+
+
+def locked_results(path: Path) -> AbstractContextManager[None]:
+    """Keeps other processes from writing to a file of results. InUseError if one does."""
+    return locked(path.with_name(path.name + LOCK), f"result file {path}")
+
+
+def _run_missing(runs: Sequence[Run], path: Path, workers: int, progress: bool) -> list[Result]:
+    from tqdm import tqdm
+
     done = read_results(path)
     todo = list({run_key(run): run for run in runs if run_key(run) not in done}.values())
     if todo and progress:
@@ -81,14 +94,10 @@ def run_all(runs: Sequence[Run], path: Path, workers: int = 2, progress: bool = 
 
 
 def read_results(path: Path) -> dict[str, Result]:
-    """Finished runs of a JSON-lines file by `run_key`; a last line cut short by a kill is removed from it."""
-    if not path.exists():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    rows = [json.loads(line) for line in whole.splitlines()]
+    """Finished runs of a JSON-lines file by `run_key`; damaged lines are removed from it."""
+    rows, whole = read_log(path, lambda row: row.keys() >= {"task", "settings", "result"})
+    if not whole:
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return {_key(row["task"], row["settings"]): row["result"] for row in rows}
 
 

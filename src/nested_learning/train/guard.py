@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from nested_learning.state import State
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or a gradient is not finite. The parameters are those before the step."""
+    """A loss, a gradient, or a tensor that was to be saved is not finite."""
 
 
 class UpdateGuard:
@@ -82,6 +82,26 @@ def find_nonfinite(model: nn.Module, loss: Callable[[], Tensor]) -> str | None:
     with _watch_gradients(model) as gradients:
         value.backward()  # type: ignore[no-untyped-call]
     return f"gradient of {gradients[0]!r}" if gradients else None
+
+
+def first_nonfinite(named: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first floating tensor that holds a NaN or an infinity; None if all are finite.
+
+    Waits once for each device. Of a sharded tensor, the part of this rank counts.
+    """
+    found: dict[torch.device, list[tuple[int, str, Tensor]]] = {}
+    for place, (name, tensor) in enumerate(named):
+        own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        if own.is_floating_point() and own.numel():
+            finite = torch.isfinite(torch.stack(own.detach().aminmax())).all()  # NaN is both; no copy
+            found.setdefault(own.device, []).append((place, name, finite))
+    bad = [
+        (place, name)
+        for entries in found.values()
+        for (place, name, _), good in zip(entries, torch.stack([e[2] for e in entries]).tolist(), strict=True)
+        if not good
+    ]
+    return min(bad)[1] if bad else None
 
 
 @contextmanager

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
+
+from nested_learning.log_lines import read_log
+from nested_learning.train.checkpoint.store import write_atomic
 
 if TYPE_CHECKING:
     from nested_learning.config import RunConfig
 
 Record = dict[str, float]
 T = TypeVar("T")
+INIT_SECONDS = 30  # in the background
+GIVE_UP_SECONDS = 10  # of waiting at the end of a run
 
 
 class Writer(Protocol):
@@ -41,13 +50,18 @@ class JsonLinesWriter:
 
     def __init__(self, path: Path, resume_step: int) -> None:
         kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        self.file = path.open("a", encoding="utf-8")
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self.file = path.open("ab", buffering=0)
 
     def write(self, record: Record) -> None:
-        """Append `record` as one line."""
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        """Append `record` as one line. OSError if there is no room for it."""
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            written = self.file.write(line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.file.name) from error
+        if written != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
 
     def close(self) -> None:
         """Close the file."""
@@ -67,6 +81,7 @@ class WandbWriter:
             dir=str(config.run_dir),
             mode=mode,
             config=config.to_dict(),
+            settings=wandb.Settings(init_timeout=INIT_SECONDS),
         )
 
     def write(self, record: Record) -> None:
@@ -112,6 +127,39 @@ class Tolerant:
             return None
 
 
+class Background:
+    """A writer in a thread of its own, so that training never waits for it.
+
+    Args:
+        make: makes the writer; called in the thread.
+        name: for messages.
+        patience: seconds that `close` waits for what is still to be written.
+    """
+
+    def __init__(self, make: Callable[[], Writer], name: str, patience: float = GIVE_UP_SECONDS) -> None:
+        self.name, self.patience = name, patience
+        self.records: SimpleQueue[Record | None] = SimpleQueue()
+        self.thread = threading.Thread(target=self._work, args=(make,), name=name, daemon=True)
+        self.thread.start()
+
+    def write(self, record: Record) -> None:
+        """Hand `record` on."""
+        self.records.put(record)
+
+    def close(self) -> None:
+        """Let the thread finish, for `patience` seconds."""
+        self.records.put(None)
+        self.thread.join(self.patience)
+        if self.thread.is_alive():
+            print(f"{self.name} is not done after {self.patience} s and is left out", file=sys.stderr)
+
+    def _work(self, make: Callable[[], Writer]) -> None:
+        writer = Tolerant(make, self.name)
+        while (record := self.records.get()) is not None:
+            writer.write(record)
+        writer.close()
+
+
 class FanOut:
     """Every record to every writer."""
 
@@ -138,19 +186,13 @@ def build_writer(config: RunConfig, resume_step: int, is_main: bool = True) -> F
         return FanOut([])
     writers: list[Writer] = [JsonLinesWriter(config.run_dir / "metrics.jsonl", resume_step)]
     if config.logging.wandb != "none":
-        writers.append(Tolerant(lambda: WandbWriter(config), "W&B"))
+        writers.append(Background(lambda: WandbWriter(config), "W&B"))
     return FanOut(writers)
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """Rows of a JSON-lines file, oldest first; none if there is no file.
-
-    A last line without its end was cut off by a kill and is left out.
-    """
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Rows of a metrics file, oldest first, as far as they are whole; none if there is no file."""
+    return read_log(path, lambda row: isinstance(row.get("step"), (int, float)))[0]
 
 
 def memory_gib(device: torch.device) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -38,36 +39,52 @@ class Clock:
 
 
 class Progress:
-    """A progress bar with loss, tokens per second, memory and time left. Silent where it is not shown."""
+    """A progress bar with loss, tokens per second, memory and time left. Silent where it is not shown.
+
+    A terminal that is gone is no reason to lose a run: the bar goes silent.
+    """
 
     def __init__(self, steps: int, done: int, shown: bool) -> None:
         self.bar: Any = tqdm(total=steps, initial=done, disable=not shown, unit="step", dynamic_ncols=True)
 
     def advance(self) -> None:
         """One step made."""
-        self.bar.update(1)
+        with self._while_there():
+            self.bar.update(1)
 
     def show(self, record: dict[str, float]) -> None:
         """Put the numbers of a metrics record behind the bar."""
-        self.bar.set_postfix_str(
-            f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tok/s, "
-            f"{record['memory_gib']:.2f} GiB"
-        )
+        with self._while_there():
+            self.bar.set_postfix_str(
+                f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tok/s, "
+                f"{record['memory_gib']:.2f} GiB"
+            )
 
     def print(self, line: str) -> None:
         """A line above the bar."""
         if not self.bar.disable:
-            self.bar.write(line)
+            with self._while_there():
+                self.bar.write(line)
 
     def close(self) -> None:
         """Leave the bar as it is."""
-        self.bar.close()
+        with self._while_there():
+            self.bar.close()
+
+    @contextmanager
+    def _while_there(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.bar.disable = True
 
 
 class StopSignals:
-    """SIGINT and SIGTERM ask for a stop after the current step; a second one stops at once.
+    """SIGINT, SIGTERM and SIGHUP ask for a stop after the current step; a second one stops at once.
 
-    Signals are Python's only in the main thread; in another one this does nothing.
+    A signal that the process was started to ignore (`nohup`) stays ignored. SIGHUP says that the terminal is
+    gone; from then on, what would be printed there is dropped, as writing to it is an error. Signals are
+    Python's only in the main thread; in another one this does nothing.
 
     Args:
         insist: whether a second signal stops at once. Not under `torchrun`, which hands a Ctrl-C on to
@@ -78,11 +95,14 @@ class StopSignals:
         self.insist = insist
         self.received: int | None = None
         self.former: dict[int, Any] = {}
+        self.terminals: list[int] = []
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.former[number] = signal.signal(number, self._receive)
+            self.terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self.former[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -92,7 +112,15 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
+        if number == signal.SIGHUP:
+            self._leave_terminals()
         if not self.insist:
             return
         for name, handler in self.former.items():  # the next one is not ours
             signal.signal(name, handler)
+
+    def _leave_terminals(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self.terminals:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)

@@ -24,7 +24,7 @@ from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer, lr_at
 from nested_learning.train.checkpoint import Checkpointer, CheckpointStore, Training
-from nested_learning.train.guard import NonFiniteError, UpdateGuard, find_nonfinite
+from nested_learning.train.guard import NonFiniteError, UpdateGuard, find_nonfinite, first_nonfinite
 from nested_learning.train.metrics import build_writer, memory_gib
 from nested_learning.train.objective import count_targets, next_token_loss
 from nested_learning.train.progress import Clock, Progress, StopSignals
@@ -108,21 +108,30 @@ class Trainer:
         self.first_step = self.step
         self.clock = Clock(self.step)
         self.recent: dict[int, Tensor] = {}  # batches since the guard was last read
+        self.signals = StopSignals(strategy.world_size == 1)
 
     def fit(self) -> TrainResult:
-        """Train to the last step, or until SIGINT or SIGTERM; either way the last step is saved.
+        """Train to the last step, or until SIGINT, SIGTERM or SIGHUP; either way the last step is saved.
+
+        A validation that a signal interrupts is not counted, and made when the run goes on.
 
         Raises:
-            NonFiniteError: a loss or gradient is not finite. Nothing is saved; the parameters are those
-                before the update, and the last checkpoint stays as it is.
+            NonFiniteError: a loss, a gradient, or a tensor to be saved is not finite. Nothing is saved, and
+                the last checkpoint stays as it is. In the first two cases the update is not made.
+            OSError: no room for the metrics.
         """
         train = self.config.train
         self.writer = build_writer(self.config, self.step, self.strategy.is_main)
         self.clock = Clock(self.step)  # what came before is not training
         progress = Progress(train.steps, self.step, self.config.logging.progress and self.strategy.is_main)
         try:
-            with StopSignals(self.strategy.world_size == 1) as signals, self.strategy.watched():
-                while self.step < train.steps and not self.strategy.any(bool(signals.received)):
+            with self.signals, self.strategy.watched():
+                if self._lacks_validation():
+                    progress.print(self._validate())
+                    self.saved_step = -1  # its checkpoint is to have the result
+                    if self._due(train.save_every):
+                        self.save()
+                while self.step < train.steps and not self._stopping():
                     loss, norm = self.update(next(self.loader))
                     progress.advance()
                     if self._due(train.log_every):
@@ -133,10 +142,19 @@ class Trainer:
                         self.save()
                 self.save()
                 self.checkpoints.wait()
-                return self._result(self.step < train.steps)
+                return self._result(self.step < train.steps or self._lacks_validation())
         finally:
             progress.close()
             self.writer.close()
+
+    def _stopping(self) -> bool:
+        """Whether a signal has reached any rank."""
+        return self.strategy.any(bool(self.signals.received))
+
+    def _lacks_validation(self) -> bool:
+        """Whether the validation of the current step was interrupted."""
+        due = self.step > 0 and self._due(self.config.train.eval_every)
+        return due and self.validated.get("step") != self.step
 
     def update(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step on `tokens [B, T+1]`: loss (nats per token) and gradient norm, on the device."""
@@ -184,33 +202,47 @@ class Trainer:
         return nullcontext()
 
     @torch.no_grad()
-    def evaluate(self) -> float:
+    def evaluate(self) -> float | None:
         """Loss on the held-out part, nats per token; every rank does its rows of every batch.
 
-        Reads one number from the device, at the end.
+        None if a signal asked for a stop before the last batch. Reads one number from the device, at the end.
         """
         train, strategy = self.config.train, self.strategy
         self.model.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         tokens = 0
         size = train.batch_size // train.accumulation  # what fits the devices
+        stopped = False
         for batch in sequential_batches(self.corpus.valid, train.seq_len, size, train.eval_batches):
+            if stopped := self._stopping():
+                break
             own = batch.chunk(strategy.world_size)[strategy.rank]
             total += self._loss(self.wrapped, own, 1).double()
             tokens += batch[:, 1:].numel()
         self.model.train()
-        return float(strategy.sum(total)) / tokens
+        return None if stopped else float(strategy.sum(total)) / tokens
 
     def save(self) -> None:
-        """Write a checkpoint of the current step, unless there is one."""
+        """Write a checkpoint of the current step, unless there is one. NonFiniteError if it would be bad."""
         if self.saved_step == self.step:
             return
         if not self.guard.check():
             self._stop_nonfinite()
+        self._check_tensors()
         metrics = self.validated if self.validated.get("step") == self.step else {}
         with self.clock.paused():
             self.checkpoints.save(self.step, metrics)
         self.saved_step = self.step
+
+    def _check_tensors(self) -> None:
+        """An update can break weights although loss and gradient were finite; such ones are not saved."""
+        tensors = self.strategy.saved_tensors(self.model, self.optimizer)
+        if key := self.strategy.first(first_nonfinite(tensors.items())):
+            kind, _, name = key.partition("/")
+            raise NonFiniteError(
+                f"step {self.step}: the first tensor that is not finite after the update is {kind} tensor "
+                f"{name!r}; it was not saved; last good checkpoint: {self.store.latest() or 'none'}"
+            )
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.train.steps
@@ -236,6 +268,8 @@ class Trainer:
     def _validate(self) -> str:
         with self.clock.paused():
             loss = self.evaluate()
+        if loss is None:
+            return f"step {self.step}: validation interrupted"
         bits = loss / math.log(2) / self.corpus.bytes_per_token
         self.validated = {"step": self.step, "valid_loss": loss, "valid_bits_per_byte": bits}
         self.writer.write(self.validated)

@@ -104,6 +104,18 @@ class DeepSpeedStrategy(DistributedStrategy):
                 norm = -norm
         return torch.where(norm < 0, torch.nan, norm).to(self.device)  # DeepSpeed's sign of overflow is −1
 
+    def saved_tensors(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+        """Weights (of stage 3, the parts on this rank), and the optimizer state by the number of the part."""
+        weights = {f"model/{name}": getattr(p, "ds_tensor", p) for name, p in model.named_parameters()}
+        inner = self.engine.optimizer.optimizer
+        moments = {
+            f"optimizer/{number}/{entry}": value
+            for number, entries in enumerate(inner.state.values())
+            for entry, value in entries.items()
+            if isinstance(value, Tensor)
+        }
+        return weights | moments
+
     def save_parts(
         self, folder: Path, model: nn.Module, optimizer: Optimizer, background: bool
     ) -> tuple[dict[str, Any], Future[Any] | None]:

@@ -52,6 +52,11 @@ class FSDPStrategy(DistributedStrategy):
         self.wrapped.set_requires_gradient_sync(last)
         yield
 
+    def saved_tensors(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+        """See `SingleStrategy.saved_tensors`: shards."""
+        self._reshard()
+        return super().saved_tensors(model, optimizer)
+
     def save_parts(
         self, folder: Path, model: nn.Module, optimizer: Optimizer, background: bool
     ) -> tuple[dict[str, Any], Future[Any] | None]:
