@@ -3,16 +3,16 @@
 import hydra
 from omegaconf import DictConfig
 
-from nested_learning.config import register_schema, run_config
-from nested_learning.train.launch import launch
+from nested_learning.config import register_schema
+from nested_learning.train.command import run_job
 
 register_schema()
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="pilot_smoke")
 def main(config: DictConfig) -> None:
-    """Hydra's configuration to a typed one, and run it."""
-    launch(run_config(config), "fsdp")
+    """Run one job."""
+    run_job(config, "fsdp")
 
 
 if __name__ == "__main__":
