@@ -23,6 +23,7 @@ from nested_learning.eval.results import (
     wilson,
     write_result,
 )
+from nested_learning.lock import InUseError
 
 ITEMS = [(str(i), i) for i in range(20)]
 
@@ -159,3 +160,43 @@ def test_kill_minus_nine_and_rerun_give_the_same_log(tmp_path):
     evaluate_samples(log, {}, ITEMS, square)
     evaluate_samples(whole, {}, ITEMS, square)
     assert log.read_bytes() == whole.read_bytes()
+
+
+def test_a_second_process_on_one_log_is_kept_out(tmp_path):
+    log = tmp_path / "x.samples.jsonl"
+    tried = []
+
+    def score(i):
+        if not tried:
+            for action in (lambda: evaluate_samples(log, {}, ITEMS, square), lambda: start_fresh(log)):
+                with pytest.raises(InUseError, match=rf"{log} is in use by process {os.getpid()} on "):
+                    action()
+                tried.append(i)
+        return square(i)
+
+    rows = evaluate_samples(log, {}, ITEMS, score)
+    assert len(tried) == 2 and rows == [square(i) for _, i in ITEMS]
+    assert len(log.read_text().splitlines()) == 21
+    assert [path.name for path in tmp_path.iterdir()] == ["x.samples.jsonl"]
+
+
+def test_damaged_lines_of_a_log_are_scored_again(tmp_path, capsys):
+    log = tmp_path / "x.samples.jsonl"
+    expected = evaluate_samples(log, {}, ITEMS, square)
+    lines = log.read_bytes().split(b"\n")
+    lines[3], lines[7] = b"\0" * 30, b"\xff" + lines[7]
+    log.write_bytes(b"\n".join(lines))
+    scored = []
+    assert evaluate_samples(log, {}, ITEMS, lambda i: scored.append(i) or square(i)) == expected
+    assert scored == [2, 6]
+    assert "2 damaged lines are left out (line 4)" in capsys.readouterr().err
+    assert len([json.loads(line) for line in log.read_text().splitlines()]) == 21
+
+
+@pytest.mark.parametrize("content", ["some notes\n", '{"text": "a"}\n', '{"settings": {}}\n{"text": "a"}\n'])
+def test_a_file_that_is_no_log_is_left_alone(tmp_path, content):
+    log = tmp_path / "x.samples.jsonl"
+    log.write_text(content)
+    with pytest.raises(ValueError, match="log of samples"):
+        evaluate_samples(log, {}, ITEMS, square)
+    assert log.read_text() == content

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nested_learning.reproduce.runner import Result, Tick, read_results, run_all
+from nested_learning.lock import InUseError
+from nested_learning.reproduce.runner import Result, Tick, locked_results, read_results, run_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,3 +91,21 @@ def test_one_worker_restores_the_number_of_threads(tmp_path, squares) -> None:
 def test_no_worker_is_an_error(tmp_path) -> None:
     with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
         run_all([], tmp_path / "runs.jsonl", workers=0)
+
+
+def test_damaged_lines_are_dropped_and_run_again(tmp_path, squares, capsys) -> None:
+    path = tmp_path / "runs.jsonl"
+    run_all(squares(1, 2, 3), path, workers=1, progress=False)
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], b"\0" * 20, b'{"task": 1}', lines[2], b""]))
+    assert [r["square"] for r in run_all(squares(1, 2, 3), path, workers=1, progress=False)] == [1, 4, 9]
+    assert marks(tmp_path / "marks") == {1: 1, 2: 2, 3: 1}
+    assert "2 damaged lines are left out (line 2)" in capsys.readouterr().err
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 3
+
+
+def test_a_second_process_on_one_file_is_kept_out(tmp_path, squares) -> None:
+    path = tmp_path / "runs.jsonl"
+    with locked_results(path), pytest.raises(InUseError, match=f"{path} is in use by process {os.getpid()}"):
+        run_all(squares(1), path, workers=1, progress=False)
+    assert not path.exists() and not marks(tmp_path / "marks")

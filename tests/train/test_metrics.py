@@ -1,9 +1,10 @@
 import json
 import sys
+import threading
 
 import pytest
 
-from nested_learning.train.metrics import FanOut, JsonLinesWriter, read_metrics
+from nested_learning.train.metrics import Background, FanOut, JsonLinesWriter, read_metrics
 from nested_learning.train.plots import plot_losses
 from nested_learning.train.progress import Clock
 
@@ -79,3 +80,23 @@ def test_an_unreachable_logger_never_stops_training(make_trainer, monkeypatch, c
     assert trainer.fit().step == 8
     assert capsys.readouterr().err.count("W&B fails and is left out from here on: no network") == 1
     assert len(read_metrics(trainer.config.run_dir / "metrics.jsonl")) == 10
+
+
+def test_a_logger_in_the_background_gets_every_record_in_order():
+    recorder = Recorder()
+    writer = Background(lambda: recorder, "it")
+    for step in range(100):
+        writer.write({"step": step})
+    writer.close()
+    assert recorder.seen == [*({"step": step} for step in range(100)), "closed"]
+
+
+def test_a_logger_that_never_answers_holds_up_nothing(capsys):
+    answer = threading.Event()
+    writer = Background(answer.wait, "it", patience=0.01)
+    writer.write({"step": 1})
+    writer.close()
+    assert writer.thread.is_alive() and writer.thread.daemon
+    assert capsys.readouterr().err == "it is not done after 0.01 s and is left out\n"
+    answer.set()
+    writer.thread.join()

@@ -117,7 +117,7 @@ class Trainer:
 
         Raises:
             NonFiniteError: a loss, a gradient, or a tensor to be saved is not finite. Nothing is saved, and
-                the last checkpoint stays as it is. In the first two cases the update is not made.
+                the last checkpoint stays as it is. After a bad loss or gradient no update is made.
             OSError: no room for the metrics.
         """
         train = self.config.train
@@ -270,6 +270,12 @@ class Trainer:
             loss = self.evaluate()
         if loss is None:
             return f"step {self.step}: validation interrupted"
+        if not math.isfinite(loss):
+            self._check_tensors()
+            raise NonFiniteError(
+                f"step {self.step}: the validation loss is {loss}; the weights were not saved; "
+                f"last good checkpoint: {self.store.latest() or 'none'}"
+            )
         bits = loss / math.log(2) / self.corpus.bytes_per_token
         self.validated = {"step": self.step, "valid_loss": loss, "valid_bits_per_byte": bits}
         self.writer.write(self.validated)
