@@ -98,6 +98,7 @@ class StopSignals:
         self.terminals: list[int] = []
 
     def __enter__(self) -> Self:
+        self.received = None
         if threading.current_thread() is threading.main_thread():
             self.terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
