@@ -226,8 +226,6 @@ class Trainer:
         """Write a checkpoint of the current step, unless there is one. NonFiniteError if it would be bad."""
         if self.saved_step == self.step:
             return
-        if not self.guard.check():
-            self._stop_nonfinite()
         self._check_tensors()
         metrics = self.validated if self.validated.get("step") == self.step else {}
         with self.clock.paused():
@@ -235,7 +233,9 @@ class Trainer:
         self.saved_step = self.step
 
     def _check_tensors(self) -> None:
-        """An update can break weights although loss and gradient were finite; such ones are not saved."""
+        """Stop at numbers that must not be saved; an update can break weights though its loss was finite."""
+        if not self.guard.check():
+            self._stop_nonfinite()
         tensors = self.strategy.saved_tensors(self.model, self.optimizer)
         if key := self.strategy.first(first_nonfinite(tensors.items())):
             kind, _, name = key.partition("/")
