@@ -1,4 +1,4 @@
-"""Reading logs that a program appends to, a JSON object a line, after it was killed or the disk was damaged."""
+"""Reading logs that a program appends to, a JSON object a line, whatever befell the program or the disk."""
 
 from __future__ import annotations
 

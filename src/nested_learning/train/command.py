@@ -1,4 +1,4 @@
-"""What the entry points `train*.py` share: a job of Hydra's, alone or one of a sweep (`-m`), and how it ends."""
+"""What the entry points `train*.py` share: a job of Hydra's, alone or in a sweep (`-m`), and its end."""
 
 from __future__ import annotations
 
