@@ -93,8 +93,6 @@ def damage(folder, kind):
         content[len(content) // 2] ^= 0x10
     if kind == "missing":
         file.unlink()
-    elif kind == "stranger":
-        (folder / "more").write_text("?")
     else:
         file.write_bytes({"truncated": content[: len(content) // 2], "empty": b""}.get(kind, content))
 
@@ -106,7 +104,6 @@ def damage(folder, kind):
         ("empty", "__0_0.distcp has 0 bytes"),
         ("flipped", "__0_0.distcp does not match its checksum"),
         ("missing", "__0_0.distcp is missing"),
-        ("stranger", "more is not of this checkpoint"),
     ],
 )
 def test_damage_is_found_and_named(saved, make_trainer, capsys, kind, named):

@@ -49,7 +49,8 @@ class Corpus:
     bytes_per_token: UTF-8 bytes per validation token (end tokens counted); loss / ln 2 / bytes_per_token is
         bits per byte.
     provenance: cache key, tokenizer fingerprint, validation fraction; of each file the name, and size and
-        SHA-256 of its text.
+        SHA-256 of its text; or folder and settings of the shards. "sha256" has all hashes of what is
+        trained on.
     """
 
     train: TokenArray | Tokens
@@ -58,6 +59,17 @@ class Corpus:
     unigram_entropy: float
     bytes_per_token: float
     provenance: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Another string for another text to train on: by the SHA-256 kept of its files or shards, or of the
+        tokens themselves where there is none."""
+        if kept := self.provenance.get("sha256"):
+            return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for start in range(0, len(self.train), 1 << 20):
+            digest.update(self.train[start : start + (1 << 20)].tobytes())
+        return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,6 +162,7 @@ def prepare_corpus(
         "tokenizer": ready.fingerprint,
         "valid_fraction": valid_fraction,
         "files": [{"name": s.path.name, "bytes": s.num_bytes, "sha256": s.sha256} for s in sources],
+        "sha256": [s.sha256 for s in sources],
     }
     return Corpus(
         train=np.load(folder / "train.npy", mmap_mode="r"),
@@ -170,7 +183,8 @@ def open_corpus(folder: str | Path) -> Corpus:
     train, valid = shards.open("train"), shards.open("valid")
     if not valid:
         raise ValueError(f"{shards.path} holds no validation document; raise mixture.valid_share")
-    counts = [source["splits"]["valid"] for source in shards.manifest["sources"].values()]
+    sources = shards.manifest["sources"]
+    counts = [source["splits"]["valid"] for source in sources.values()]
     held_out = TokenMixture(list(valid.values()))
     tokenizer = shards.tokenizer()
     return Corpus(
@@ -179,7 +193,11 @@ def open_corpus(folder: str | Path) -> Corpus:
         tokenizer=tokenizer,
         unigram_entropy=_cross_entropy(shards.unigrams(), held_out),
         bytes_per_token=sum(c["bytes"] for c in counts) / sum(c["tokens"] for c in counts),
-        provenance={"shards": str(shards.path), "settings": shards.manifest["settings"]},
+        provenance={
+            "shards": str(shards.path),
+            "settings": shards.manifest["settings"],
+            "sha256": {name: s["splits"]["train"]["sha256"] for name, s in sources.items()},
+        },
     )
 
 

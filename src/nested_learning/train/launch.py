@@ -52,18 +52,20 @@ def launch(config: RunConfig, strategy: str = "single") -> TrainResult:
 
 def run(config: RunConfig, spread: SingleStrategy) -> TrainResult:
     """Train as `config` says, in the processes of `spread`; see `launch`."""
+    say: Callable[[str], None] = print if spread.is_main else _silent
     with spread.local_main_first():
         corpus = load_corpus(config.data, say)
     check_vocabulary(config, corpus.tokenizer)
     check_memory(config, spread)
     with ExitStack() as held:
         spread.on_main(lambda: hold_run_dir(config.run_dir, held))
-        return run_in_folder(config, corpus, spread)
+        return run_in_folder(config, corpus, spread, say)
 
 
-def run_in_folder(config: RunConfig, corpus: Corpus, spread: SingleStrategy) -> TrainResult:
+def run_in_folder(
+    config: RunConfig, corpus: Corpus, spread: SingleStrategy, say: Callable[[str], None]
+) -> TrainResult:
     """Train in a run directory that no other process writes to. What it held stays until all is built."""
-    say: Callable[[str], None] = print if spread.is_main else _silent
     set_seed(config.seed)  # after the data, so that a cached corpus changes nothing; before the model
     model = build_model(config, spread.device)
     resume = spread.on_main(lambda: find_resume(config))
@@ -149,11 +151,11 @@ def find_resume(config: RunConfig) -> Path | None:
     """The checkpoint to go on from; None = start anew."""
     store = CheckpointStore(config.run_dir / "checkpoints", config.train.keep_last)
     store.clean()
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and (latest := store.latest()):
-        return latest  # torchrun started us again after a failure: whatever was asked for has begun
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and store.folders():
+        return store.newest_whole()  # torchrun started us again: whatever was asked for has begun
     if config.train.resume is None:
         return None
-    return store.latest() if config.train.resume == "auto" else find_checkpoint(config.train.resume)
+    return store.newest_whole() if config.train.resume == "auto" else find_checkpoint(config.train.resume)
 
 
 def begin(config: RunConfig, store: CheckpointStore, resume: Path | None) -> None:

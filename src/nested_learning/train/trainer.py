@@ -94,6 +94,7 @@ class Trainer:
             optimizer=self.optimizer,
             loader=self.loader,
             tokenizer=corpus.tokenizer,
+            text=corpus.fingerprint,
         )
         self.store = CheckpointStore(config.run_dir / "checkpoints", train.keep_last)
         self.checkpoints = Checkpointer(self.store, saved, strategy, config.parallel.async_save)

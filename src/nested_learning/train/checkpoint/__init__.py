@@ -3,11 +3,14 @@
 A checkpoint of a run is a folder `checkpoints/step_00000100/`:
 
     __0_0.distcp … .metadata   weights and optimizer state (torch.distributed.checkpoint), a file per rank
-    run.pt                     step, configuration, tokenizer, place in the data, metrics
+    run.pt                     step, configuration, tokenizer, position in the data, hash of the text, metrics
     random_00000.pt …          random states of every rank
     manifest.json              size and SHA-256 of all of these
 
 `nl export` turns one into a single safetensors file, with configuration and tokenizer in its header.
+
+Nothing in a checkpoint is run when it is read: what is pickled is read by unpicklers that know tensors and
+plain values only. The exception is DeepSpeed's own state, which only a DeepSpeed run that goes on reads.
 """
 
 from nested_learning.train.checkpoint.checkpointer import Checkpointer, Training

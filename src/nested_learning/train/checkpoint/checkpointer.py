@@ -7,20 +7,28 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from nested_learning.config import RunConfig, run_config
+from nested_learning.config import RunConfig
 from nested_learning.data.loader import TokenLoader
-from nested_learning.data.tokenizer import Tokenizer, load_tokenizer
-from nested_learning.train.checkpoint.errors import CheckpointError
-from nested_learning.train.checkpoint.manifest import verify
-from nested_learning.train.checkpoint.read import RUN, VERSION, read_run
-from nested_learning.train.checkpoint.store import CheckpointStore, write_atomic
-from nested_learning.train.checkpoint.tensors import cause
+from nested_learning.data.tokenizer import Tokenizer
+from nested_learning.optim.base import is_spread
+from nested_learning.train.checkpoint.errors import CheckpointError, cause
+from nested_learning.train.checkpoint.manifest import read_manifest
+from nested_learning.train.checkpoint.run_file import (
+    RUN,
+    VERSION,
+    WRONG_VALUES,
+    read_plain,
+    read_run,
+    saved_config,
+    saved_tokenizer,
+)
+from nested_learning.train.checkpoint.store import CheckpointStore, damage, other_whole, write_atomic
 from nested_learning.train.random_state import random_state, set_random_state
 
 if TYPE_CHECKING:
@@ -31,13 +39,14 @@ Metrics = dict[str, float]
 
 @dataclass(kw_only=True, slots=True)
 class Training:
-    """The parts of a run that a checkpoint saves and restores."""
+    """The parts of a run that a checkpoint saves and restores. `text` is the corpus's fingerprint."""
 
     config: RunConfig
     model: nn.Module
     optimizer: Optimizer
     loader: TokenLoader
     tokenizer: Tokenizer
+    text: str
 
 
 class Checkpointer:
@@ -103,19 +112,29 @@ class Checkpointer:
                 f"cannot resume from {path}: an exported file holds no optimizer state and no place in "
                 "the data"
             )
-        if problems := self.strategy.agree(verify(path) if self.strategy.is_main else []):
-            raise CheckpointError(f"checkpoint {path} is corrupt: {'; '.join(problems)}")
+        if problem := self.strategy.agree(damage(path) if self.strategy.is_main else None):
+            self._refuse(path, problem)
         run = read_run(path)
         _check_same_run(run, training, path)
         self.strategy.load_parts(path, training.model, training.optimizer, run["optimizer"])
+        if self.strategy.any(not _is_finite(training.model)):
+            self._refuse(path, f"checkpoint {path} has weights that are not finite")
         try:
             training.loader.load_state_dict(run["loader"])
         except ValueError as error:
             raise CheckpointError(f"cannot resume from {path}: {error}") from error
-        own = path / f"random_{self.strategy.rank:05d}.pt"
-        if own.is_file():  # there may be more ranks now
-            set_random_state(torch.load(own, weights_only=True))
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path / RUN}: no position in the data: {cause(error)}") from error
+        own = f"random_{self.strategy.rank:05d}.pt"
+        if own in read_manifest(path):  # there may be more ranks now
+            _restore_random_state(path / own)
         return run["step"], run["metrics"]
+
+    def _refuse(self, path: Path, problem: str) -> NoReturn:
+        """Refuse to go on from a checkpoint, and name the one to go on from; all ranks call this."""
+        other = self.strategy.agree(other_whole(path) if self.strategy.is_main else None)
+        advice = f"; train.resume={other} goes on from the newest whole one" if other else ""
+        raise CheckpointError(problem + advice)
 
     def _describe(self, step: int, metrics: Metrics, values: dict[str, Any]) -> dict[str, Any]:
         """Everything but tensors and random states, as plain values."""
@@ -129,6 +148,7 @@ class Checkpointer:
             "loader": training.loader.state_dict(),
             "tokenizer": training.tokenizer.state(),
             "config": training.config.to_dict(),
+            "text": training.text,
             "metrics": metrics,
         }
 
@@ -169,14 +189,31 @@ def _then(future: Future[Any], action: Callable[[], None]) -> Future[None]:
     return done
 
 
+def _is_finite(model: nn.Module) -> bool:
+    """Whether all parameters, or this rank's parts of them, are finite."""
+    sharded: Any = model.parameters()
+    parts = (p.to_local() if is_spread(p) else p for p in sharded)
+    return all(bool(torch.isfinite(part).all()) for part in parts if part.is_floating_point())
+
+
+def _restore_random_state(path: Path) -> None:
+    state = read_plain(path)
+    try:
+        set_random_state(state)
+    except (*WRONG_VALUES, RuntimeError) as error:
+        raise CheckpointError(f"{path} holds no random states: {cause(error)}") from error
+
+
 def _check_same_run(run: dict[str, Any], training: Training, path: Path) -> None:
     """Refuse to mix two runs: a resumed one must continue as if it had never stopped."""
-    old, new = (_what_decides(config) for config in (run_config(run["config"]), training.config))
+    old, new = (_what_decides(config) for config in (saved_config(run, path), training.config))
     differing = [
         f"{name} is {new_value!r}, was {old_value!r}" for name, old_value, new_value in _differences(old, new)
     ]
-    if load_tokenizer(run["tokenizer"]).fingerprint != training.tokenizer.fingerprint:
+    if saved_tokenizer(run, path).fingerprint != training.tokenizer.fingerprint:
         differing.append("the tokenizer is another one")
+    if run.get("text", training.text) != training.text:  # not in checkpoints of earlier releases
+        differing.append("the text (data.files or data.shards) is another one")
     if differing:
         raise CheckpointError(
             f"cannot resume from {path}: {'; '.join(differing)}; "

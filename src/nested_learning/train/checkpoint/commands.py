@@ -6,8 +6,8 @@ import argparse
 
 from nested_learning.train.checkpoint.errors import CheckpointError
 from nested_learning.train.checkpoint.export import export_checkpoint
-from nested_learning.train.checkpoint.manifest import verify
-from nested_learning.train.checkpoint.store import find_checkpoint
+from nested_learning.train.checkpoint.manifest import foreign, verify
+from nested_learning.train.checkpoint.store import find_checkpoint, other_whole
 
 
 def add_verify_to(parser: argparse.ArgumentParser) -> None:
@@ -26,14 +26,18 @@ def run_verify(options: argparse.Namespace) -> int:
     if path.is_file():
         raise CheckpointError(f"{path} is an exported file; only checkpoint folders have a manifest")
     problems = verify(path)
-    print("\n".join([f"{path} is damaged:", *problems]) if problems else f"{path}: every file is as written")
+    lines = [f"{path} is damaged:", *problems] if problems else [f"{path}: every file is as written"]
+    lines += [f"{name} is not of this checkpoint" for name in foreign(path)]
+    if problems and (other := other_whole(path)):
+        lines.append(f"the newest whole one is {other}")
+    print("\n".join(lines))
     return 1 if problems else 0
 
 
 def add_export_to(parser: argparse.ArgumentParser) -> None:
     """Options of `nl export`."""
     parser.add_argument("path", help="a checkpoint folder, or a run directory for its latest one")
-    parser.add_argument("--output", help="a .safetensors file; model.safetensors in the path if left out")
+    parser.add_argument("--output", help="a .safetensors file; beside the checkpoint folder if left out")
     parser.set_defaults(run=run_export)
 
 

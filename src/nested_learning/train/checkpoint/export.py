@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nested_learning.train.checkpoint.errors import CheckpointError
 from nested_learning.train.checkpoint.read import read_checkpoint
 from nested_learning.train.checkpoint.single_file import write_single_file
+from nested_learning.train.checkpoint.store import find_checkpoint
 
 
 def export_checkpoint(path: str | Path, output: str | Path | None = None) -> Path:
@@ -13,18 +15,24 @@ def export_checkpoint(path: str | Path, output: str | Path | None = None) -> Pat
 
     Args:
         path: a checkpoint folder, or a run directory for its latest checkpoint.
-        output: the file; None = `model.safetensors` in `path`.
+        output: the file, outside of the checkpoint folder; None = beside that folder, under its name.
 
     Returns:
         The file; `load_checkpoint` reads it.
 
     Raises:
-        CheckpointError: see `read_checkpoint`.
-        ValueError: a suffix other than .safetensors.
+        CheckpointError: see `read_checkpoint`; an exported file; the output cannot be written.
+        ValueError: a suffix other than .safetensors, or a place inside of the checkpoint.
     """
-    target = Path(path) / "model.safetensors" if output is None else Path(output)
+    folder = find_checkpoint(path)
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is one file already; only checkpoint folders are exported")
+    whole = folder.resolve()
+    target = whole.with_name(f"{whole.name}.safetensors") if output is None else Path(output)
     if target.suffix != ".safetensors":
         raise ValueError(f"output must end in .safetensors, got {target}")
-    run = read_checkpoint(path)
+    if target.resolve().is_relative_to(whole):
+        raise ValueError(f"output must be outside of the checkpoint folder {folder}, got {target}")
+    run = read_checkpoint(folder)
     write_single_file(target, run["model"], run)
     return target

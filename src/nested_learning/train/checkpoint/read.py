@@ -7,36 +7,14 @@ from typing import Any
 
 import torch
 
-from nested_learning.config import RunConfig, run_config
-from nested_learning.data.tokenizer import Tokenizer, load_tokenizer
+from nested_learning.config import RunConfig
+from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint.errors import CheckpointError
-from nested_learning.train.checkpoint.manifest import verify
+from nested_learning.train.checkpoint.run_file import read_run, saved_config, saved_tokenizer
 from nested_learning.train.checkpoint.single_file import read_single_file
-from nested_learning.train.checkpoint.store import find_checkpoint
+from nested_learning.train.checkpoint.store import damage, find_checkpoint, other_whole
 from nested_learning.train.checkpoint.tensors import read_weights
-
-VERSION = 2
-KEYS = ("version", "step", "optimizer", "loader", "tokenizer", "config", "metrics")
-RUN = "run.pt"
-
-
-def read_run(path: Path) -> dict[str, Any]:
-    """What a checkpoint folder says about its run: step, configuration, tokenizer, place in the data.
-
-    Raises:
-        CheckpointError: an unreadable file, or one of another format.
-    """
-    try:
-        run = torch.load(path / RUN, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds
-        raise CheckpointError(f"checkpoint {path} has no readable {RUN}: {error}") from error
-    if not isinstance(run, dict) or run.get("version") != VERSION:
-        found = run.get("version") if isinstance(run, dict) else type(run).__name__
-        raise CheckpointError(f"checkpoint {path} has format version {found}; this code reads {VERSION}")
-    if missing := [key for key in KEYS if key not in run]:
-        raise CheckpointError(f"checkpoint {path} lacks {', '.join(missing)}")
-    return run
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -51,8 +29,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = find_checkpoint(path)
     if path.is_file():
         return read_single_file(path)
-    if problems := verify(path):
-        raise CheckpointError(f"checkpoint {path} is corrupt: {'; '.join(problems)}")
+    if problem := damage(path):
+        other = other_whole(path)
+        raise CheckpointError(f"{problem}; the newest whole one is {other}" if other else problem)
     return {**read_run(path), "model": read_weights(path)}
 
 
@@ -73,9 +52,10 @@ def load_checkpoint(
         CheckpointError: the checkpoint is missing, damaged or of another format; its weights do not fit its
             configuration; or its tokenizer has another vocabulary than its weights.
     """
+    path = find_checkpoint(path)
     run = read_checkpoint(path)
-    config = config or run_config(run["config"])
-    tokenizer = tokenizer or load_tokenizer(run["tokenizer"])
+    config = config or saved_config(run, path)
+    tokenizer = tokenizer or saved_tokenizer(run, path)
     if tokenizer.vocab_size != config.model.vocab_size:
         raise CheckpointError(
             f"checkpoint {path}: its tokenizer has {tokenizer.vocab_size} tokens "

@@ -9,21 +9,34 @@ from typing import Any
 
 from torch import Tensor
 
-from nested_learning.train.checkpoint.errors import CheckpointError
+from nested_learning.train.checkpoint.errors import CheckpointError, cause
+from nested_learning.train.checkpoint.run_file import KINDS, check_kinds, read_plain
 
 KEY = "nested_learning"
 FORMAT = 1
+PARTS = ("step", "config", "tokenizer", "metrics")
 
 
 def write_single_file(path: Path, weights: dict[str, Tensor], run: dict[str, Any]) -> None:
-    """Write `weights` and what `run` says of them ("step", "config", "tokenizer", "metrics")."""
+    """Write `weights` and what `run` says of them ("step", "config", "tokenizer", "metrics").
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    about = {"format": FORMAT, **{key: run[key] for key in ("step", "config", "tokenizer", "metrics")}}
+    about = {"format": FORMAT, **{key: run[key] for key in PARTS}}
     header = {KEY: json.dumps(about, default=_pack_bytes), "format": "pt"}
-    scrap = path.with_name(path.name + ".tmp")
-    save_file({name: t.contiguous() for name, t in weights.items()}, scrap, metadata=header)
-    scrap.replace(path)
+    scrap = path.with_name(path.name + ".part")
+    try:
+        save_file({name: t.contiguous() for name, t in weights.items()}, scrap, metadata=header)
+        scrap.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+    finally:
+        if scrap.is_file():
+            scrap.unlink()
 
 
 def read_single_file(path: Path) -> dict[str, Any]:
@@ -39,15 +52,31 @@ def read_single_file(path: Path) -> dict[str, Any]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors raises a type of its own
+        if _is_first_format(path):
+            raise CheckpointError(
+                f"{path} is a checkpoint of format 1, which this code does not read"
+            ) from error
         raise CheckpointError(f"checkpoint {path} is truncated or corrupt: {error}") from error
     if KEY not in header:
         raise CheckpointError(f"checkpoint {path} was not written by nl export: it describes no model")
-    about = dict(json.loads(header[KEY], object_hook=_unpack_bytes))
+    try:
+        about = dict(json.loads(header[KEY], object_hook=_unpack_bytes))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"the description in {path} is damaged: {cause(error)}") from error
     if about.get("format") != FORMAT:
         raise CheckpointError(
             f"checkpoint {path} has format version {about.get('format')}; this code reads {FORMAT}"
         )
+    check_kinds(about, {key: KINDS[key] for key in PARTS}, path)
     return {**about, "model": tensors}
+
+
+def _is_first_format(path: Path) -> bool:
+    """Whether a file is a checkpoint as the first release wrote them, with `torch.save`."""
+    try:
+        return read_plain(path).get("version") == 1
+    except CheckpointError:
+        return False
 
 
 def _pack_bytes(value: object) -> Any:

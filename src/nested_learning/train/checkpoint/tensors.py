@@ -7,9 +7,7 @@ ranks, any other can read. Keys: `model/<parameter>` and `optimizer/<parameter>/
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nested_learning.train.checkpoint.errors import CheckpointError
+from nested_learning.train.checkpoint.errors import CheckpointError, cause
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from nested_learning.train.checkpoint.metadata import MetadataReader
 
 WRAPPER = "_checkpoint_wrapped_module."  # of activation checkpointing
 
@@ -44,15 +44,14 @@ def write_tensors(
     """
     dcp = _dcp()
     writer = dcp.FileSystemWriter(folder)
-    with _quiet():
-        if background:
-            future = dcp.async_save(tensors, storage_writer=writer, process_group=group)
-            assert isinstance(future, Future)
-            return future
-        try:
-            dcp.save(tensors, storage_writer=writer, process_group=group)
-        except (Exception, dcp.api.CheckpointException) as error:  # of any rank
-            raise CheckpointError(f"cannot write {folder}: {cause(error)}") from error
+    if background:
+        future = dcp.async_save(tensors, storage_writer=writer, process_group=group)
+        assert isinstance(future, Future)
+        return future
+    try:
+        dcp.save(tensors, storage_writer=writer, process_group=group)
+    except (Exception, dcp.api.CheckpointException) as error:  # of any rank
+        raise CheckpointError(f"cannot write {folder}: {cause(error)}") from error
     return None
 
 
@@ -64,29 +63,42 @@ def load_tensors(folder: Path, model: nn.Module, optimizer: Optimizer, values: d
         values: the plain values of `pack`.
 
     Raises:
-        CheckpointError: other names, shapes or parameter groups.
+        CheckpointError: other names, shapes or parameter groups, or a damaged checkpoint.
     """
     if "groups" not in values:
         raise CheckpointError(
             f"cannot resume from {folder}: its optimizer state was written by DeepSpeed, and only "
             "DeepSpeed on as many ranks reads it"
         )
-    saved = _saved(folder)
-    weights = _weights(folder, model, saved)
-    moments = _empty_moments(model, saved)
-    _read(folder, {**weights, **moments}, alone=False)
-    _unpack_optimizer(folder, model, optimizer, moments, values)
+    reader = _reader(folder)
+    weights = _weights(folder, model, reader.tensors)
+    moments = _empty_moments(model, reader.tensors)
+    _read(reader, {**weights, **moments}, alone=False)
+    try:
+        _unpack_optimizer(folder, model, optimizer, moments, values)
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"the optimizer state of checkpoint {folder} is damaged: {cause(error)}"
+        raise CheckpointError(reason) from error
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The weights, whole and on the CPU, in this process alone."""
-    weights = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in _saved(folder).items()
-        if key.startswith("model/")
-    }
-    _read(folder, weights, alone=True)
+    reader = _reader(folder)
+    weights = {key: _empty(entry) for key, entry in reader.tensors.items() if key.startswith("model/")}
+    _read(reader, weights, alone=True)
     return {key.removeprefix("model/"): value for key, value in weights.items()}
+
+
+def nonfinite_weights(folder: Path) -> list[str]:
+    """Names of the weights in a checkpoint that are not finite; only one tensor at a time is in memory."""
+    reader, found = _reader(folder), []
+    for key, entry in reader.tensors.items():
+        if key.startswith("model/") and entry.properties.dtype.is_floating_point:
+            one = {key: _empty(entry)}
+            _read(reader, one, alone=True)
+            if not torch.isfinite(one[key]).all():
+                found.append(key.removeprefix("model/"))
+    return found
 
 
 def parameter_names(model: nn.Module) -> dict[int, str]:
@@ -119,7 +131,7 @@ def _unpack_optimizer(
         )
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**moments, **values["plain"]}.items():
-        _, name, entry = key.split("/")
+        _, name, entry = _parts(key)
         state.setdefault(numbers[name], {})[entry] = value
     groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in values["groups"]]
     try:
@@ -137,15 +149,33 @@ def _numbered(model: nn.Module, optimizer: Optimizer) -> dict[int, str]:
 
 
 def _dcp() -> Any:
-    """The package, imported late as it is slow to import, untyped as it exports nothing explicitly."""
+    """The package, imported late as it is slow to import, untyped as it exports nothing explicitly.
+
+    From here on without its warning, also from its threads, that a single process is a single process.
+    """
     import torch.distributed.checkpoint as dcp
 
+    warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
     return dcp
 
 
-def _saved(folder: Path) -> dict[str, Any]:
-    """Key → torch's metadata (size and dtype) of every tensor in a checkpoint."""
-    return dict(_dcp().FileSystemReader(folder).read_metadata().state_dict_metadata)
+def _reader(folder: Path) -> MetadataReader:
+    """What is in a checkpoint and reads it; CheckpointError if that cannot be known."""
+    from nested_learning.train.checkpoint.metadata import MetadataReader
+
+    return MetadataReader(folder)
+
+
+def _empty(entry: Any) -> Tensor:
+    return torch.empty(entry.size, dtype=entry.properties.dtype)
+
+
+def _parts(key: str) -> list[str]:
+    """`optimizer`, parameter and entry of a key."""
+    parts = key.split("/")
+    if len(parts) != 3:
+        raise KeyError(key)
+    return parts
 
 
 def _weights(folder: Path, model: nn.Module, saved: dict[str, Any]) -> dict[str, Tensor]:
@@ -175,34 +205,14 @@ def _empty_moments(model: nn.Module, saved: dict[str, Any]) -> dict[str, Tensor]
         if parameter is not None and parameter.shape == entry.size:
             moments[key] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
         else:
-            moments[key] = torch.empty(entry.size, dtype=dtype)
+            moments[key] = _empty(entry)
     return moments
 
 
-def _read(folder: Path, tensors: dict[str, Tensor], alone: bool) -> None:
+def _read(reader: MetadataReader, tensors: dict[str, Tensor], alone: bool) -> None:
+    """Fill `tensors`. torch reads each of them with `weights_only`, so nothing in the files is run."""
     dcp = _dcp()
     try:
-        with _quiet():
-            dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=alone)
+        dcp.load(tensors, storage_reader=reader, no_dist=alone)
     except (Exception, dcp.api.CheckpointException) as error:  # of any rank
-        raise CheckpointError(f"cannot read checkpoint {folder}: {cause(error)}") from error
-
-
-def cause(error: BaseException) -> str:
-    """What began it, in one line: an error of the system inside, if there is one."""
-    failures = getattr(error, "failures", None)  # of torch's CheckpointException, by rank
-    inner: BaseException = next(iter(failures.values()))[0] if failures else error
-    chain: BaseException | None = inner
-    while chain is not None:
-        if isinstance(chain, OSError):
-            inner = chain
-        chain = chain.__cause__ or chain.__context__
-    return f"{type(inner).__name__}: {inner}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's warning that a single process is a single process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*single process.*")
-        yield
+        raise CheckpointError(f"cannot read checkpoint {reader.folder}: {cause(error)}") from error
