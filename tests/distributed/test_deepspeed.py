@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from ranks import run_ranks
 from test_one_objective import GOLDEN, PILOT
 from test_resume import stop_at_six
 from work import losses, tiny_overrides, train
 
-from nested_learning.train.checkpoint import load_checkpoint
+from nested_learning.train.checkpoint import find_checkpoint, load_checkpoint
+from nested_learning.train.checkpoint.manifest import write_manifest
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("deepspeed")
@@ -52,3 +54,27 @@ def test_resumed_equals_uninterrupted_and_others_read_the_weights(tmp_path, stag
         assert weights[0][name].detach().numpy() == pytest.approx(value.detach().numpy(), abs=1e-4), name
     with pytest.raises(AssertionError, match="written by DeepSpeed"):
         run_ranks(1, tmp_path, train, part, "single")
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_payload_in_deepspeeds_own_files_is_not_run(tmp_path, stage):
+    run = tiny_overrides(tmp_path, "run", parallel=f"zero{stage}")
+    run_ranks(2, tmp_path, stop_at_six, run, "deepspeed")
+    folder = find_checkpoint(tmp_path / "run")
+    for file in (folder / "deepspeed").rglob("*_states.pt"):
+        content = torch.load(file, weights_only=False)
+        torch.save({**content, "more": Payload(tmp_path / "ran")}, file)
+    write_manifest(folder)
+    with pytest.raises(AssertionError, match=r"a file in .*deepspeed cannot be read"):
+        run_ranks(2, tmp_path, train, run, "deepspeed")
+    assert not (tmp_path / "ran").exists()

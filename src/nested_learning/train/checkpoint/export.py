@@ -27,11 +27,11 @@ def export_checkpoint(path: str | Path, output: str | Path | None = None) -> Pat
     folder = find_checkpoint(path)
     if folder.is_file():
         raise CheckpointError(f"{folder} is one file already; only checkpoint folders are exported")
-    whole = folder.resolve()
-    target = whole.with_name(f"{whole.name}.safetensors") if output is None else Path(output)
+    beside = folder.absolute().with_name(f"{folder.absolute().name}.safetensors")
+    target = beside if output is None else Path(output)
     if target.suffix != ".safetensors":
         raise ValueError(f"output must end in .safetensors, got {target}")
-    if target.resolve().is_relative_to(whole):
+    if target.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"output must be outside of the checkpoint folder {folder}, got {target}")
     run = read_checkpoint(folder)
     write_single_file(target, run["model"], run)

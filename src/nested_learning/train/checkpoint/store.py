@@ -198,8 +198,8 @@ def damage(folder: Path) -> str | None:
 
 def other_whole(folder: Path) -> Path | None:
     """Beside a checkpoint folder that is of no use, the newest one that a run can go on from."""
-    others = CheckpointStore(folder.absolute().parent, 1).newest_first()
-    return next((o for o in others if o.name != folder.absolute().name and unfit(o) is None), None)
+    others = CheckpointStore(folder.parent, 1).newest_first()
+    return next((other for other in others if other.name != folder.name and unfit(other) is None), None)
 
 
 def write_atomic(path: Path, content: Mapping[str, Any] | bytes) -> None:

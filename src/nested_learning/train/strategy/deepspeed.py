@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nested_learning.config import RunConfig
-from nested_learning.train.checkpoint.errors import CheckpointError
+from nested_learning.train.checkpoint.errors import CheckpointError, cause
 from nested_learning.train.checkpoint.tensors import WRAPPER, write_tensors
 from nested_learning.train.strategy.distributed import DistributedStrategy
 
@@ -34,6 +36,7 @@ OWN = {
     "torch_autocast": "train.precision",
 }
 FOLDER, TAG = "deepspeed", "state"
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 NEVER = 1_000_000_000
 
 
@@ -127,7 +130,11 @@ class DeepSpeedStrategy(DistributedStrategy):
     def load_parts(
         self, folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str, Any]
     ) -> None:
-        """Go on from DeepSpeed's files. CheckpointError if there are none, or for another number of ranks."""
+        """Go on from DeepSpeed's files.
+
+        Raises:
+            CheckpointError: there are none, they are for another number of ranks, or hold more than tensors.
+        """
         found = values.get("deepspeed")
         if found != self.world_size:
             other = "another launcher" if found is None else f"DeepSpeed on {found} ranks"
@@ -135,7 +142,11 @@ class DeepSpeedStrategy(DistributedStrategy):
                 f"cannot resume from {folder}: it was written by {other}, and DeepSpeed's optimizer state "
                 f"is read by DeepSpeed on as many ranks only; this run has {self.world_size}"
             )
-        self.engine.load_checkpoint(str(folder / FOLDER), tag=TAG)
+        try:
+            with tensors_only():
+                self.engine.load_checkpoint(str(folder / FOLDER), tag=TAG)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(f"a file in {folder / FOLDER} cannot be read: {cause(error)}") from error
 
     def _whole_weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Every parameter, gathered one by one to the main rank's CPU memory; elsewhere nothing."""
@@ -167,6 +178,27 @@ class EngineOptimizer(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Clip and update."""
         self.engine.step()
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Inside, a file that is loaded may hold tensors, plain values and what DeepSpeed's state consists of.
+
+    DeepSpeed asks torch to unpickle anything; this variable of torch's overrules that.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    before = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        del os.environ[WEIGHTS_ONLY]
+        if before is not None:
+            os.environ[WEIGHTS_ONLY] = before
 
 
 def read_settings(config: RunConfig, world_size: int) -> dict[str, Any]:
