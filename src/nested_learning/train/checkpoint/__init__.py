@@ -10,7 +10,7 @@ A checkpoint of a run is a folder `checkpoints/step_00000100/`:
 `nl export` turns one into a single safetensors file, with configuration and tokenizer in its header.
 
 Nothing in a checkpoint is run when it is read: what is pickled is read by unpicklers that know tensors and
-plain values only. The exception is DeepSpeed's own state, which only a DeepSpeed run that goes on reads.
+plain values only.
 """
 
 from nested_learning.train.checkpoint.checkpointer import Checkpointer, Training
