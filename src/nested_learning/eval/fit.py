@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nested_learning.config import RunConfig, run_config
+from nested_learning.config import RunConfig
 from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint import CheckpointError
-from nested_learning.train.checkpoint.read import read_run
-from nested_learning.train.checkpoint.single_file import KEY
+from nested_learning.train.checkpoint.run_file import read_run, saved_config
+from nested_learning.train.checkpoint.single_file import read_description
 
 SHOWN = 4  # differences in an error
 
@@ -34,7 +33,8 @@ def check_fit(path: Path, config: RunConfig | None, tokenizer: Tokenizer | None)
     """
     if config is None and tokenizer is None:
         return
-    own = run_config(_described(path)).model
+    run = read_run(path) if path.is_dir() else read_description(path)
+    own = saved_config(run, path).model
     if tokenizer is not None and tokenizer.vocab_size != own.vocab_size:
         raise CheckpointError(
             f"--tokenizer-path has {tokenizer.vocab_size} tokens; checkpoint {path} is for {own.vocab_size}"
@@ -45,21 +45,6 @@ def check_fit(path: Path, config: RunConfig | None, tokenizer: Tokenizer | None)
         raise CheckpointError(
             f"--config is for another model than checkpoint {path}: {', '.join(differences[:SHOWN])}{more}"
         )
-
-
-def _described(path: Path) -> dict[str, Any]:
-    """The configuration in a checkpoint."""
-    if path.is_dir():
-        content: dict[str, Any] = read_run(path)["config"]
-        return content
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[KEY])
-            return dict(about["config"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path} describes no model: {error!r}") from error
 
 
 def _shapes(model: HopeConfig) -> dict[str, torch.Size]:

@@ -65,7 +65,8 @@ def _split_of(path: Path, split: str) -> list[Example]:
         where = f"{path}, {split!r}, record {number}"
         if not isinstance(entry, list) or len(entry) != 2:
             raise ValueError(f"{where}: must be [text, label], got {entry!r:.80}")
-        examples.append(_labelled(where, *entry, name="label"))
+        text, label = entry
+        examples.append(_labelled(where, text, label, "label"))
     return examples
 
 

@@ -45,12 +45,27 @@ def read_single_file(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: not such a file, or a damaged one.
     """
+    tensors: dict[str, Tensor] = {}
+    return {**read_description(path, tensors), "model": tensors}
+
+
+def read_description(path: Path, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
+    """What its header says of the run ("step", "config", "tokenizer", "metrics").
+
+    Args:
+        path: a file of `write_single_file`.
+        tensors: gets the weights, by name; None leaves them unread.
+
+    Raises:
+        CheckpointError: not such a file, or a damaged one.
+    """
     from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if tensors is not None:
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors raises a type of its own
         if _is_first_format(path):
             raise CheckpointError(
@@ -68,7 +83,7 @@ def read_single_file(path: Path) -> dict[str, Any]:
             f"checkpoint {path} has format version {about.get('format')}; this code reads {FORMAT}"
         )
     check_kinds(about, {key: KINDS[key] for key in PARTS}, path)
-    return {**about, "model": tensors}
+    return about
 
 
 def _is_first_format(path: Path) -> bool:
