@@ -106,4 +106,4 @@ def test_a_file_that_is_no_checkpoint(refused, tmp_path):
     wrong = tmp_path / "wrong.safetensors"
     wrong.write_bytes(b"nothing")
     message = refused("niah.py", wrong, "--config", "pilot")
-    assert message.startswith(f"niah.py: checkpoint {wrong} describes no model: ")
+    assert message.startswith(f"niah.py: checkpoint {wrong} is truncated or corrupt: ")
