@@ -1,7 +1,15 @@
 """One chunk of learning: score it, take gradient steps on its loss, add what they changed to the state.
 
     L_b = mean of −log p over the targets of row b's chunk
-    θ_b ← θ_b − lr · ∂L_b/∂θ_b        `steps` times, if the chunk surprised row b (Eq. 71)
+    θ_b ← θ_b − s_b · lr · ∂L_b/∂θ_b        `steps` times, if the chunk surprised row b (Eq. 71)
+
+s_b is 1 where the rate is a sensible one. No rate can do worse than learn nothing from a chunk, because
+
+* a step is cut to a relative change of `STEP`, summed over all weights that learn. The answers of a deep
+  network change by no more than a factor of about exp(STEP), however many of its weights take part;
+* it must lower L_b by `PROMISE` of what its gradient promised. Otherwise shares of it are tried, and with none
+  that does nothing is learned;
+* no weight gets farther from its start than its own size there, or than the layer's own writes took it.
 
 θ are the weights at the chunk's start. Where the forward pass writes to them too (memories, fast levels),
 both changes add up. Rows never mix: every weight has the batch as its first dimension.
@@ -26,6 +34,11 @@ from nested_learning.data.padding import IGNORE
 Graph = Literal["cut", "first_order", "through"]
 Weights = dict[str, Tensor]
 
+STEP = 1.0
+PROMISE = 0.5
+SHARES = (1.0, 1 / 8, 1 / 64)
+TINY = torch.finfo(torch.float32).tiny
+
 
 class Chunk(NamedTuple):
     """What came of a chunk.
@@ -48,6 +61,7 @@ class Learner:
         model: stays as it is.
         config: how to learn.
         names: the weights of the state that learn; with none of them chunks are only scored.
+        initial: the state at the start of a context, of one row or of all; it holds at least these weights.
         graph: what stays open to a later gradient: "cut" (nothing), "first_order" (all but the gradients
             that are written) or "through" (all).
     """
@@ -55,6 +69,7 @@ class Learner:
     model: Adaptable
     config: AdaptConfig
     names: list[str]
+    initial: Any
     graph: Graph = "cut"
 
     def read(self, inputs: Tensor, targets: Tensor, state: Any) -> Chunk:
@@ -70,40 +85,90 @@ class Learner:
             losses, logits, after = read_with(weights)
             amount = surprise(self.config.surprise, logits.detach(), targets, losses.detach())
             wrote = (amount >= self.config.threshold) & (targets != IGNORE).any(1) & bool(self.names)
-            change = self._change(
+            change, wrote = self._change(
                 weights, row_means(losses, targets), wrote, lambda now: row_means(read_with(now)[0], targets)
             )
             if self.names and self.graph == "cut":
                 losses, after = losses.detach(), after.detach()
-            tensors = after.named_tensors()
-            after = after.replace({name: tensors[name] + change[name] for name in self.names})
+            after = after.replace(self._near_the_start(after.named_tensors(), change))
         return Chunk(losses, amount, wrote, after)
 
     def _change(
         self, weights: Weights, means: Tensor, wrote: Tensor, means_with: Callable[[Weights], Tensor]
-    ) -> Weights:
-        """What `steps` gradient steps change; `means [B]` are the losses of rows with `weights`."""
+    ) -> tuple[Weights, Tensor]:
+        """What `steps` gradient steps change, and the rows `[B]` of which a step was kept.
+
+        `means [B]` are the losses of rows with `weights`, `wrote [B]` the rows that are to learn.
+        """
         total: Weights = {}
+        kept = torch.zeros_like(wrote)
         for step in range(self.config.steps if weights else 0):
             now = {name: self._open(weights[name] + total[name]) for name in weights} if step else weights
-            objective = (means_with(now) if step else means).sum()
-            with torch.autocast(objective.device.type, enabled=False):  # backward passes keep their precision
-                gradients = torch.autograd.grad(
-                    objective,
+            means = means_with(now) if step else means
+            with torch.autocast(means.device.type, enabled=False):  # backward passes keep their precision
+                found = torch.autograd.grad(
+                    means.sum(),
                     list(now.values()),
                     retain_graph=self.graph != "cut",
                     create_graph=self.graph == "through",
                     materialize_grads=True,
                 )
-            for name, gradient in zip(now, gradients, strict=True):
-                move = -self.config.lr * torch.where(_like(wrote, gradient), gradient, 0)
+            slopes = dict(zip(now, found, strict=True))
+            sizes = relative_sizes(slopes, now)
+            rate = STEP / sizes.clamp(min=STEP / self.config.lr)
+            share = self._share(now, slopes, rate.detach(), means.detach(), means_with)
+            learns = wrote & (share > 0)
+            for name, slope in slopes.items():
+                move = torch.where(_like(learns, slope), -_like(share * rate, slope) * slope, 0)
                 total[name] = total[name] + move if step else move
-        return total
+            kept = kept | learns
+        return total, kept
+
+    @torch.no_grad()
+    def _share(
+        self,
+        weights: Weights,
+        slopes: Weights,
+        rate: Tensor,
+        means: Tensor,
+        means_with: Callable[[Weights], Tensor],
+    ) -> Tensor:
+        """The largest of `SHARES` of a step with `rate [B]` that keeps its promise, for every row `[B]`; 0 for
+        none. `means [B]` are the losses before it."""
+        promised = rate * torch.stack([row_norms(slope).square() for slope in slopes.values()]).sum(0)
+        share = torch.zeros_like(rate)
+        for tried in SHARES:
+            moved = {n: w - _like(tried * rate, w) * slopes[n] for n, w in weights.items()}
+            good = means - means_with(moved) >= PROMISE * tried * promised
+            share = torch.where((share == 0) & good, tried, share)
+        return share
+
+    def _near_the_start(self, tensors: Weights, change: Weights) -> Weights:
+        """Weights after a chunk with what was learned from it, projected to the ball around their start."""
+        initial = self.initial.named_tensors()
+        near = {}
+        for name, moved in change.items():
+            own = tensors[name] - initial[name]
+            radius = torch.maximum(row_norms(initial[name]), row_norms(own)).detach()
+            share = radius / torch.maximum(row_norms(own + moved), radius).clamp(min=TINY)
+            excess = torch.where(_like(share < 1, own), _like(1 - share, own) * (own + moved), 0)
+            near[name] = tensors[name] + moved - excess
+        return near
 
     def _open(self, weight: Tensor) -> Tensor:
         """A tensor to take the gradient at."""
         keep = self.graph != "cut" and weight.requires_grad
         return weight if keep else weight.detach().requires_grad_()
+
+
+def row_norms(tensor: Tensor) -> Tensor:
+    """Norm of every row of `tensor [B, …]`."""
+    return torch.linalg.vector_norm(tensor.flatten(1), dim=1)
+
+
+def relative_sizes(changes: Weights, weights: Weights) -> Tensor:
+    """Σ ‖change‖ / ‖weight‖ over all weights, for every row `[B]`. One that is zero is not counted."""
+    return torch.stack([row_norms(c) / row_norms(weights[n]).clamp(min=TINY) for n, c in changes.items()]).sum(0)
 
 
 def _like(rows: Tensor, tensor: Tensor) -> Tensor:

@@ -61,7 +61,12 @@ def memorize(
         raise RuntimeError("memorize takes gradients: call it under torch.no_grad(), not inference_mode()")
     state = start(model, tokens.shape[0], config) if state is None else state
     state = state.detach()
-    learner = Learner(model=model, config=config, names=learning_names(model, state, config))
+    learner = Learner(
+        model=model,
+        config=config,
+        names=learning_names(model, state, config),
+        initial=start(model, 1, config).detach(),
+    )
     chunks = []
     for inputs, targets in split_chunks(tokens, config.chunk_size):
         chunks.append(learner.read(inputs, targets, state))

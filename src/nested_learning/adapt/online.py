@@ -49,7 +49,11 @@ def online_loss(
     state = start(inside, tokens.shape[0], config)
     names = learning_names(inside, state, config)
     learner = Learner(
-        model=called, config=config, names=names, graph="through" if through_write else "first_order"
+        model=called,
+        config=config,
+        names=names,
+        initial=state,
+        graph="through" if through_write else "first_order",
     )
     losses = []
     with sdpa_kernel(SDPBackend.MATH) if through_write else nullcontext():
