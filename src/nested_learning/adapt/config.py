@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from nested_learning.models.config import HopeConfig
@@ -19,7 +20,8 @@ class AdaptConfig:
             ordinary levels) or "all".
         chunk_size: tokens that are scored with the same weights, and then learned from.
         steps: gradient steps on a chunk.
-        lr: step size, on the mean loss of a row's chunk. 0 = learn nothing: exactly the plain model.
+        lr: step size, on the mean loss of a row's chunk. 0 = learn nothing: exactly the plain model. Steps
+            are bounded whatever it is, and one that does not lower the loss of its chunk is not kept.
         surprise: what must reach `threshold` for a row to learn from a chunk: "none" (always learn), "l2"
             (root mean square over tokens of the gradient of the loss at the logits), "loss" (nats per token)
             or "logit_entropy" (nats per token).
@@ -41,9 +43,22 @@ class AdaptConfig:
                 raise ValueError(
                     f"adapt.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
-        for name, least in (("chunk_size", 1), ("steps", 1), ("lr", 0), ("threshold", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"adapt.{name} must be at least {least}, got {getattr(self, name)}")
+        for name, kind, least in (
+            ("chunk_size", int, 1),
+            ("steps", int, 1),
+            ("lr", (int, float), 0),
+            ("threshold", (int, float), 0),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kind):
+                what = "an integer" if kind is int else "a number"
+                raise ValueError(f"adapt.{name} must be {what}, got {value!r}")
+            if not math.isfinite(value):
+                raise ValueError(f"adapt.{name} must be finite, got {value}")
+            if value < least:
+                raise ValueError(f"adapt.{name} must be at least {least}, got {value}")
+        if not isinstance(self.reset, bool):
+            raise ValueError(f"adapt.reset must be true or false, got {self.reset!r}")
         if self.threshold and self.surprise == "none":
             raise ValueError(f"adapt.threshold must be 0 for adapt.surprise = none, got {self.threshold}")
 

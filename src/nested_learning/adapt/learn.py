@@ -9,7 +9,8 @@ s_b is 1 where the rate is a sensible one. No rate can do worse than learn nothi
   network change by no more than a factor of about exp(STEP), however many of its weights take part;
 * it must lower L_b by `PROMISE` of what its gradient promised. Otherwise shares of it are tried, and with none
   that does nothing is learned;
-* no weight gets farther from its start than its own size there, or than the layer's own writes took it.
+* no weight gets farther from its start than its own size there, or than the layer's own writes took it
+  (linear memories, which start empty, have no such limit).
 
 θ are the weights at the chunk's start. Where the forward pass writes to them too (memories, fast levels),
 both changes add up. Rows never mix: every weight has the batch as its first dimension.
@@ -115,7 +116,8 @@ class Learner:
                 )
             slopes = dict(zip(now, found, strict=True))
             sizes = relative_sizes(slopes, now)
-            rate = STEP / sizes.clamp(min=STEP / self.config.lr)
+            rate = STEP / sizes.clamp(min=max(STEP / self.config.lr, TINY))
+            rate = rate if self.graph == "through" else rate.detach()
             share = self._share(now, slopes, rate.detach(), means.detach(), means_with)
             learns = wrote & (share > 0)
             for name, slope in slopes.items():
@@ -141,6 +143,8 @@ class Learner:
             moved = {n: w - _like(tried * rate, w) * slopes[n] for n, w in weights.items()}
             good = means - means_with(moved) >= PROMISE * tried * promised
             share = torch.where((share == 0) & good, tried, share)
+            if self.graph == "cut" and bool((share > 0).all()):  # in training this would wait for the device
+                break
         return share
 
     def _near_the_start(self, tensors: Weights, change: Weights) -> Weights:
@@ -149,10 +153,11 @@ class Learner:
         near = {}
         for name, moved in change.items():
             own = tensors[name] - initial[name]
-            radius = torch.maximum(row_norms(initial[name]), row_norms(own)).detach()
-            share = radius / torch.maximum(row_norms(own + moved), radius).clamp(min=TINY)
-            excess = torch.where(_like(share < 1, own), _like(1 - share, own) * (own + moved), 0)
-            near[name] = tensors[name] + moved - excess
+            size = row_norms(initial[name])
+            radius = torch.where(size > 0, torch.maximum(size, row_norms(own)), torch.inf).detach()
+            distance = row_norms(own + moved)
+            excess = 1 - torch.where(distance > radius, radius / distance.clamp(min=TINY), 1)
+            near[name] = tensors[name] + moved - _like(excess, own) * (own + moved)
         return near
 
     def _open(self, weight: Tensor) -> Tensor:
@@ -168,7 +173,12 @@ def row_norms(tensor: Tensor) -> Tensor:
 
 def relative_sizes(changes: Weights, weights: Weights) -> Tensor:
     """Σ ‖change‖ / ‖weight‖ over all weights, for every row `[B]`. One that is zero is not counted."""
-    return torch.stack([row_norms(c) / row_norms(weights[n]).clamp(min=TINY) for n, c in changes.items()]).sum(0)
+    sizes = {name: row_norms(weights[name]) for name in changes}
+    parts = [
+        torch.where(sizes[name] > 0, row_norms(change) / sizes[name].clamp(min=TINY), 0)
+        for name, change in changes.items()
+    ]
+    return torch.stack(parts).sum(0)
 
 
 def _like(rows: Tensor, tensor: Tensor) -> Tensor:
