@@ -61,6 +61,26 @@ def test_no_rate_makes_a_pretrained_model_worse(layers: tuple[int, ...], rate: f
     check(levels_from_pretrained(hf, [LevelSpec(name="a", chunk_size=8, layers=layers)]), "cms", rate, steps)
 
 
+def test_the_table_of_second_readings_is_that_of_reading_by_hand() -> None:
+    transformers = pytest.importorskip("transformers")
+    from nested_learning.eval.second_reading import second_readings, table
+    from nested_learning.models.pretrained import levels_from_pretrained
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 13, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    hf = transformers.AutoModelForCausalLM.from_config(transformers.GPT2Config(**sizes)).eval()
+    other = text(2, 25, seed=5)
+    rows = list(second_readings(hf, TEXT, other, [(0,), (0, 1)], [1.0], [2], chunk_size=8))
+    assert [row[:3] for row in rows] == [("none", 0.0, 0), ("0", 1.0, 2), ("0,1", 1.0, 2)]
+    model = levels_from_pretrained(hf, [LevelSpec(name="fast", chunk_size=8, layers=(0, 1))])
+    _, state = memorize(model, TEXT, config=AdaptConfig(chunk_size=8, lr=1.0, steps=2))
+    memory = restart(model, state)
+    expected = [score(model, tokens, m)[0].mean() for m in (None, memory) for tokens in (TEXT, other)]
+    torch.testing.assert_close(torch.tensor(rows[2][3:]), torch.stack(expected), rtol=1e-5, atol=1e-6)
+    assert rows[2][5] < rows[0][3]
+    assert table(rows).splitlines()[4].startswith("| 0,1 | 1 | 2 | ")
+
+
 @pytest.mark.parametrize("rate", RATES)
 def test_a_write_never_raises_the_loss_of_its_chunk(rate: float) -> None:
     """One chunk from the start: reading it again in the same place is what the write was judged by."""
@@ -85,9 +105,8 @@ def test_a_step_is_cut_to_a_relative_change_of_all_weights_together() -> None:
     _, state = memorize(model, TEXT, start, AdaptConfig(chunk_size=24, lr=1e5))
     moved = [state.named_tensors()[name] - start.named_tensors()[name] for name in names]
     for row in range(2):
-        reach = sum(
-            float(s[row].norm() / w[row].detach().norm()) for s, w in zip(slopes, weights.values(), strict=True)
-        )
+        pairs = zip(slopes, weights.values(), strict=True)
+        reach = sum(float(s[row].norm() / w[row].detach().norm()) for s, w in pairs)
         shares = {
             round(float(-(m[row] * s[row]).sum() / s[row].square().sum()) * reach / STEP, 9)
             for m, s in zip(moved, slopes, strict=True)

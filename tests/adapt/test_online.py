@@ -119,7 +119,7 @@ def loss_along(model: HopeLM, way: list[Tensor], size: float, tokens: Tensor, co
 def test_training_the_start_makes_learning_better(through: bool) -> None:
     """Each text repeats a random word of its own, which only learning inside the text can know."""
     model = tiny("sliding_attention", (PLAIN,)).float()
-    config = AdaptConfig(paths="cms", chunk_size=8, lr=1.0)
+    config = AdaptConfig(paths="cms", chunk_size=8, lr=1.0, steps=4)
     generator = torch.Generator().manual_seed(4)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 

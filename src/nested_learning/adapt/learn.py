@@ -7,8 +7,8 @@ s_b is 1 where the rate is a sensible one. No rate can do worse than learn nothi
 
 * a step is cut to a relative change of `STEP`, summed over all weights that learn. The answers of a deep
   network change by no more than a factor of about exp(STEP), however many of its weights take part;
-* it must lower L_b by `PROMISE` of what its gradient promised. Otherwise shares of it are tried, and with none
-  that does nothing is learned;
+* it must lower L_b by at least the share `PROMISE` of what its gradient promised (the condition of Armijo).
+  Otherwise smaller steps are tried, and if none does nothing is learned;
 * no weight gets farther from its start than its own size there, or than the layer's own writes took it
   (linear memories, which start empty, have no such limit).
 
@@ -135,8 +135,10 @@ class Learner:
         means: Tensor,
         means_with: Callable[[Weights], Tensor],
     ) -> Tensor:
-        """The largest of `SHARES` of a step with `rate [B]` that keeps its promise, for every row `[B]`; 0 for
-        none. `means [B]` are the losses before it."""
+        """For every row `[B]` the largest of `SHARES` of a step with `rate [B]` that keeps its promise, or 0.
+
+        `means [B]` are the losses before it.
+        """
         promised = rate * torch.stack([row_norms(slope).square() for slope in slopes.values()]).sum(0)
         share = torch.zeros_like(rate)
         for tried in SHARES:
@@ -168,7 +170,8 @@ class Learner:
 
 def row_norms(tensor: Tensor) -> Tensor:
     """Norm of every row of `tensor [B, …]`."""
-    return torch.linalg.vector_norm(tensor.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1)
+    return norms
 
 
 def relative_sizes(changes: Weights, weights: Weights) -> Tensor:
