@@ -24,7 +24,7 @@ from nested_learning.train.checkpoint import (
 )
 from nested_learning.train.checkpoint.manifest import write_manifest
 from nested_learning.train.checkpoint.tensors import pack, write_tensors
-from nested_learning.train.launch import prepare_run_dir
+from nested_learning.train.launch import begin, find_resume
 from nested_learning.train.strategy import SingleStrategy
 from nested_learning.train.trainer import Trainer
 
@@ -75,7 +75,7 @@ DAMAGE = [
 def test_going_on_takes_the_newest_whole_one_and_says_so(saved, capsys, damage, said):
     damage(step(saved, 4))
     cut(step(saved, 3))
-    assert prepare_run_dir(saved.config) == step(saved, 2)
+    assert find_resume(saved.config) == step(saved, 2)
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and line.endswith(f"; going back to {step(saved, 2)}\n")
     assert re.search(said, line)
@@ -105,10 +105,12 @@ def test_without_a_whole_one_the_run_does_not_start_anew(saved):
     with pytest.raises(
         CheckpointError, match=r"step_00000004 is corrupt.*no other is whole; train.resume=null"
     ):
-        prepare_run_dir(saved.config)
+        find_resume(saved.config)
     assert len(saved.store.folders()) == 4
     anew = replace(saved.config, train=replace(saved.config.train, resume=None))
-    assert prepare_run_dir(anew) is None and saved.store.folders() == []
+    assert find_resume(anew) is None
+    begin(anew, saved.store, None)
+    assert saved.store.folders() == []
 
 
 def test_reading_a_damaged_one_names_a_whole_one(saved, capsys):
@@ -153,12 +155,12 @@ def test_a_folder_that_cannot_be_made_or_written_to_is_one_line(tmp_path, monkey
     config = tiny_config(tmp_path, "run")
     config.run_dir.write_text("a file")
     with pytest.raises(CheckpointError, match=f"cannot keep checkpoints in {config.run_dir}/checkpoints: "):
-        prepare_run_dir(config)
+        find_resume(config)
     other = tiny_config(tmp_path, "other")
     (other.run_dir / "checkpoints").mkdir(parents=True)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(CheckpointError, match="no permission to write"):
-        prepare_run_dir(other)
+        find_resume(other)
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/step_00000004"])
@@ -170,7 +172,7 @@ def test_an_export_goes_beside_the_checkpoint(saved, make_trainer, place):
     ]
     assert verify(step(saved, 4)) == []
     assert find_checkpoint(saved.config.run_dir) == step(saved, 4)
-    make_trainer(resume=prepare_run_dir(saved.config))
+    make_trainer(resume=find_resume(saved.config))
 
 
 def test_an_export_into_a_checkpoint_or_of_an_exported_file_is_refused(saved, tmp_path):

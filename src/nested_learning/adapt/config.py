@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from nested_learning.checks import at_least, check_types, one_of
 from nested_learning.models.config import HopeConfig
 
 PATHS: tuple[str, ...] = ("titan", "cms_fast", "cms", "all")
@@ -38,27 +38,11 @@ class AdaptConfig:
     reset: bool = True
 
     def __post_init__(self) -> None:
-        for name, allowed in (("paths", PATHS), ("surprise", SURPRISES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"adapt.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
-        for name, kind, least in (
-            ("chunk_size", int, 1),
-            ("steps", int, 1),
-            ("lr", (int, float), 0),
-            ("threshold", (int, float), 0),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kind):
-                what = "an integer" if kind is int else "a number"
-                raise ValueError(f"adapt.{name} must be {what}, got {value!r}")
-            if not math.isfinite(value):
-                raise ValueError(f"adapt.{name} must be finite, got {value}")
-            if value < least:
-                raise ValueError(f"adapt.{name} must be at least {least}, got {value}")
-        if not isinstance(self.reset, bool):
-            raise ValueError(f"adapt.reset must be true or false, got {self.reset!r}")
+        check_types(self, "adapt")
+        one_of("adapt.paths", self.paths, PATHS)
+        one_of("adapt.surprise", self.surprise, SURPRISES)
+        for name, least in (("chunk_size", 1), ("steps", 1), ("lr", 0), ("threshold", 0)):
+            at_least(f"adapt.{name}", getattr(self, name), least)
         if self.threshold and self.surprise == "none":
             raise ValueError(f"adapt.threshold must be 0 for adapt.surprise = none, got {self.threshold}")
 

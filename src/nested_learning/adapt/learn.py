@@ -9,8 +9,8 @@ s_b is 1 where the rate is a sensible one. No rate can do worse than learn nothi
   network change by no more than a factor of about exp(STEP), however many of its weights take part;
 * it must lower L_b by at least the share `PROMISE` of what its gradient promised (the condition of Armijo).
   Otherwise smaller steps are tried, and if none does nothing is learned;
-* no weight gets farther from its start than its own size there, or than the layer's own writes took it
-  (linear memories, which start empty, have no such limit).
+* no weight gets farther from its start than `REACH` times its size there, or than the layer's own writes
+  took it (linear memories, which start empty, have no such limit).
 
 θ are the weights at the chunk's start. Where the forward pass writes to them too (memories, fast levels),
 both changes add up. Rows never mix: every weight has the batch as its first dimension.
@@ -36,6 +36,7 @@ Graph = Literal["cut", "first_order", "through"]
 Weights = dict[str, Tensor]
 
 STEP = 1.0
+REACH = 4.0
 PROMISE = 0.5
 SHARES = (1.0, 1 / 8, 1 / 64)
 TINY = torch.finfo(torch.float32).tiny
@@ -155,7 +156,7 @@ class Learner:
         near = {}
         for name, moved in change.items():
             own = tensors[name] - initial[name]
-            size = row_norms(initial[name])
+            size = REACH * row_norms(initial[name])
             radius = torch.where(size > 0, torch.maximum(size, row_norms(own)), torch.inf).detach()
             distance = row_norms(own + moved)
             excess = 1 - torch.where(distance > radius, radius / distance.clamp(min=TINY), 1)
