@@ -8,10 +8,17 @@ from tiny_adapt import FAST, PLAIN, text, tiny
 from torch import Tensor
 
 from nested_learning.adapt import AdaptConfig, fast_paths, memorize, online_loss, restart, score
-from nested_learning.adapt.learn import STEP
+from nested_learning.adapt.learn import REACH, STEP
 from nested_learning.levels import LevelSpec
 
 RATES = (1e-3, 1.0, 30.0, 1e3, 1e30)
+MIXERS = [
+    ("attention", "cms"),
+    ("self_mod", "all"),
+    ("titans", "titan"),
+    ("titans", "all"),
+    ("linear", "titan"),
+]
 TEXT = text(2, 25)
 
 
@@ -24,24 +31,27 @@ def second_reading(model, config: AdaptConfig, tokens: Tensor = TEXT) -> tuple[T
     return score(model, tokens, memory)[0].mean(1), {name: tensors[name] for name in names}
 
 
-def check(model, paths: str, rate: float, steps: int) -> None:
-    """Not worse than without learning, and no weight farther from its start than its own size."""
+def check(model, paths: str, rate: float, steps: int, slack: float = 0.0) -> None:
+    """Not worse than without learning, and no weight farther from its start than it may be.
+
+    slack: Relative loss by which a row may be worse: a step is judged by its own chunk, not by the whole text.
+    """
     nothing, _ = second_reading(model, AdaptConfig(paths=paths, chunk_size=8, lr=0.0))
     learned, weights = second_reading(model, AdaptConfig(paths=paths, chunk_size=8, lr=rate, steps=steps))
-    assert (learned <= nothing + 1e-6).all(), (learned, nothing)
+    assert (learned <= nothing * (1 + slack) + 1e-6).all(), (learned, nothing)
     first = model.init_state(2, plain=paths in ("cms", "all")).named_tensors()
     for name, weight in weights.items():
         assert weight.isfinite().all()
         if "levels.1" in name or "mlps" in name:  # no writes of its own
             moved = (weight - first[name]).flatten(1).norm(dim=1)
-            assert (moved <= first[name].flatten(1).norm(dim=1) * (1 + 1e-5)).all()
+            assert (moved <= REACH * first[name].flatten(1).norm(dim=1) * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("steps", [1, 8])
 @pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize(("mixer", "paths"), [("attention", "cms"), ("self_mod", "all")])
+@pytest.mark.parametrize(("mixer", "paths"), MIXERS)
 def test_no_rate_makes_a_second_reading_worse(mixer: str, paths: str, rate: float, steps: int) -> None:
-    check(tiny(mixer, (FAST, PLAIN)), paths, rate, steps)
+    check(tiny(mixer, (FAST, PLAIN)), paths, rate, steps, slack=0.005 if mixer == "linear" else 0.0)
 
 
 @pytest.mark.parametrize("layers", [(1,), (0, 1, 2, 3)])

@@ -191,7 +191,7 @@ def with_head():
         ),
         (
             lambda: AuxiliaryHeads(make(), {"level1_fast": 0.0}),
-            "weights['level1_fast'] must be positive, got 0.0",
+            "weights['level1_fast'] must be positive and finite, got 0.0",
         ),
     ],
 )

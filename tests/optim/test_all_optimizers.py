@@ -173,9 +173,9 @@ def test_closure_decay_and_missing_gradients(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_bad_input_is_named(name):
     make, _, _ = OPTIMIZERS[name]
-    with pytest.raises(ValueError, match=r"lr must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"lr must be at least 0 and finite, got -1"):
         make(network(), lr=-1)
-    with pytest.raises(ValueError, match=r"weight_decay must be at least 0, got -0\.1"):
+    with pytest.raises(ValueError, match=r"weight_decay must be at least 0 and finite, got -0\.1"):
         make(network(), weight_decay=-0.1)
     with pytest.raises(TypeError, match="speed"):
         make(network(), speed=1)

@@ -313,3 +313,10 @@ def test_a_compiled_step_of_m3_is_the_step_in_float32():
             model(x).square().mean().backward()
             step()
     same(*models, 1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+def test_rates_that_are_no_rates_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be at least 0 and finite, got {value}"):
+        M3([torch.nn.Parameter(torch.ones(2, 2))], **{name: value})

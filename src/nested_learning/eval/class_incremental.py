@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nested_learning.checks import within
 from nested_learning.config import OptimConfig
 from nested_learning.eval.forgetting import forgetting
 from nested_learning.eval.intents import Example, Task
@@ -66,8 +67,7 @@ class Protocol:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.methods if name not in METHODS]:
             raise ValueError(f"methods must be of {', '.join(METHODS)}, got {unknown[0]!r}")
-        if self.lr <= 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
+        within("class_incremental.lr", self.lr, "(0, 1]")
 
     def learners(self, loaded: Loaded, memorize: Memorize | None) -> dict[str, Callable[[], Learner]]:
         """How to make the learner of every method; made when needed, as some hold a copy of the model."""

@@ -5,6 +5,7 @@ Shapes: B batch, T time, D input width, O output width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -132,8 +133,8 @@ class AuxiliaryHeads(nn.Module):
         for name, weight in weights.items():
             if name not in inner:
                 raise ValueError(f"weights must name levels of {', '.join(inner)}, got {name!r}")
-            if weight <= 0:
-                raise ValueError(f"weights[{name!r}] must be positive, got {weight}")
+            if not 0 < weight < math.inf:
+                raise ValueError(f"weights[{name!r}] must be positive and finite, got {weight}")
         self.weights = dict(weights)
         self.heads = nn.ModuleDict({name: nn.Linear(model.input_size, model.output_size) for name in weights})
 

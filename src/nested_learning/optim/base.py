@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, fields
 from typing import Any, ClassVar
@@ -40,8 +41,8 @@ class DeepOptimizer(Optimizer):
         """Add a group; its options are validated."""
         full = {**self.defaults, **param_group}
         for name in ("lr", "weight_decay"):
-            if full[name] < 0:
-                raise ValueError(f"{name} must be at least 0, got {full[name]}")
+            if not 0 <= full[name] < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {full[name]}")
         self.rule(**{field.name: full[field.name] for field in fields(self.rule)})
         super().add_param_group(param_group)
         if not self.takes_shards and any(is_spread(p) for p in self.param_groups[-1]["params"]):
