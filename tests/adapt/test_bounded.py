@@ -12,13 +12,7 @@ from nested_learning.adapt.learn import REACH, STEP
 from nested_learning.levels import LevelSpec
 
 RATES = (1e-3, 1.0, 30.0, 1e3, 1e30)
-MIXERS = [
-    ("attention", "cms"),
-    ("self_mod", "all"),
-    ("titans", "titan"),
-    ("titans", "all"),
-    ("linear", "titan"),
-]
+MIXERS = [("attention", "cms"), ("self_mod", "all"), ("titans", "titan"), ("linear", "titan")]
 TEXT = text(2, 25)
 
 
@@ -34,7 +28,7 @@ def second_reading(model, config: AdaptConfig, tokens: Tensor = TEXT) -> tuple[T
 def check(model, paths: str, rate: float, steps: int, slack: float = 0.0) -> None:
     """Not worse than without learning, and no weight farther from its start than it may be.
 
-    slack: Relative loss by which a row may be worse: a step is judged by its own chunk, not by the whole text.
+    slack: By which part of its loss a row may be worse: steps are judged by their chunk, not by the text.
     """
     nothing, _ = second_reading(model, AdaptConfig(paths=paths, chunk_size=8, lr=0.0))
     learned, weights = second_reading(model, AdaptConfig(paths=paths, chunk_size=8, lr=rate, steps=steps))
