@@ -15,6 +15,7 @@ SOURCE = Path(nested_learning.__file__).parent
 ALLOWED = {
     "checks": set(),
     "device": set(),
+    "lock": set(),
     "yaml_files": set(),
     "allocator": set(),
     "state": set(),
@@ -23,7 +24,7 @@ ALLOWED = {
     "layers": {"levels", "state", "ops", "models.config"},
     "models": {"checks", "levels", "state", "ops", "layers"},
     "optim": {"checks", "levels", "state", "ops", "config"},
-    "data": {"checks", "levels", "state"},
+    "data": {"checks", "lock", "levels", "state"},
 }
 
 

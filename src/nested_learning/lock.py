@@ -11,7 +11,7 @@ import fcntl
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -39,23 +39,33 @@ def locked(path: Path, what: str) -> Iterator[None]:
         OSError: the file cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = _acquire(path, what)
+    file = acquire(path, what)
     try:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        file.flush()
         yield
     finally:
         path.unlink(missing_ok=True)  # before the lock is given up, so that it is ours that goes
         file.close()
 
 
-def _acquire(path: Path, what: str) -> BinaryIO:
+def acquire(path: Path, what: str, forked: bool = True) -> BinaryIO:
+    """The lock file, locked until it is closed or the process ends; see `locked`.
+
+    Args:
+        forked: processes forked from this one hold the lock too, until the last one ends.
+    """
+    file = _acquire(path, what, fcntl.flock if forked else fcntl.lockf)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    file.flush()
+    return file
+
+
+def _acquire(path: Path, what: str, lock: Callable[[BinaryIO, int], None]) -> BinaryIO:
     """The lock file, open and locked."""
     while True:
         file = path.open("a+b")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
             owner = file.read().decode("utf-8", "replace").strip() or "another process"

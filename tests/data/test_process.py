@@ -371,7 +371,7 @@ def expect_refusal(folder):
     try:
         ShardStore(folder, {}, np.dtype("<u2"), 100)
     except ValueError as error:
-        os._exit(78 if "another process is writing" in str(error) else 1)
+        os._exit(78 if f"is in use by process {os.getppid()} on" in str(error) else 1)
 
 
 def test_clearing_spares_other_folders(mixture, tmp_path):

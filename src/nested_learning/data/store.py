@@ -9,7 +9,6 @@ stopped, and ends in the same bytes.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -26,10 +25,10 @@ from nested_learning.data.records import read_json
 from nested_learning.data.shards import MANIFEST, SPLITS, TokenArray, shard_file
 from nested_learning.data.sources import START, Place
 from nested_learning.data.tally import Tally
+from nested_learning.lock import LOCK, acquire
 
 PROGRESS = "progress.json"
 KEYS = "near.keys"
-LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -102,7 +101,7 @@ class ShardStore:
         self._near_count = 0
         self._files: dict[Path, BinaryIO] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(folder)
+        self._lock = acquire(folder / LOCK, f"folder {folder}", forked=False)
         if (folder / PROGRESS).is_file():
             saved = read_json(folder / PROGRESS)
             check_settings(saved["settings"], settings, folder)
@@ -234,17 +233,6 @@ class ShardStore:
     def _index_files(self, name: str, split: str) -> tuple[Path, Path]:
         folder = self.folder / name
         return _part(folder / f"{split}.starts"), _part(folder / f"{split}.hashes")
-
-
-def _lock(folder: Path) -> BinaryIO:
-    """Keep other processes out until the file is closed or the process ends; ValueError if one is in."""
-    file = (folder / LOCK).open("ab")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by worker processes
-    except OSError:
-        file.close()
-        raise ValueError(f"another process is writing to {folder}") from None
-    return file
 
 
 def write_json(path: Path, content: Any) -> None:

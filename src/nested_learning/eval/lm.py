@@ -20,6 +20,7 @@ from nested_learning.eval.loading import Loaded
 from nested_learning.eval.results import Metric, Result, samples_path, versions, write_result
 from nested_learning.eval.scorer import Sampling, Scorer
 from nested_learning.eval.tokenizers import HuggingFaceTokenizer
+from nested_learning.lock import LOCK, locked
 
 try:
     from lm_eval.api.model import LM
@@ -144,14 +145,15 @@ def evaluate_harness(
     for old in output.parent.glob(f"{cache.name}*") if fresh else ():
         old.unlink()
     model = NestedLM(loaded.model, loaded.tokenizer, device=loaded.device, **scorer)
-    found = simple_evaluate(
-        model=model,
-        tasks=list(tasks),
-        limit=limit,
-        use_cache=str(cache),
-        bootstrap_iters=1000,
-        task_manager=manager,
-    )
+    with locked(cache.with_name(cache.name + LOCK), f"answers {cache}"):
+        found = simple_evaluate(
+            model=model,
+            tasks=list(tasks),
+            limit=limit,
+            use_cache=str(cache),
+            bootstrap_iters=1000,
+            task_manager=manager,
+        )
     result = Result(
         evaluation="lm-eval",
         checkpoint=loaded.describe(),
