@@ -13,8 +13,9 @@ from pathlib import Path
 
 from nested_learning.data.script import run_script
 from nested_learning.eval import loading, memorize, zeroshot
-from nested_learning.eval.questions import TASKS
+from nested_learning.eval.questions import INSTEAD_OF_HUB, TASKS
 from nested_learning.eval.results import samples_path, summarise
+from nested_learning.hub import check_hub
 
 
 def main() -> int:
@@ -28,7 +29,10 @@ def main() -> int:
         print(zeroshot.list_tasks())
         return 0
     names = tuple(TASKS) if options.tasks == "all" else tuple(options.tasks.split(","))
-    how, loaded = memorize.from_options(options), loading.from_options(options)
+    how = memorize.from_options(options)
+    if options.checkpoint is not None and options.local_dir is None:
+        check_hub(INSTEAD_OF_HUB)  # before the weights are read, which takes longer
+    loaded = loading.from_options(options)
     if options.local_dir is None and not set(names) <= set(TASKS):
         output = harness(options, loaded, names)
     else:

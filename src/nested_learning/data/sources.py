@@ -24,6 +24,7 @@ from nested_learning.data.records import (
     record_limit,
     type_name,
 )
+from nested_learning.hub import check_hub
 
 ENDINGS = {"text": TEXT_ENDINGS, "jsonl": (".jsonl", ".json"), "parquet": (".parquet",)}
 
@@ -335,6 +336,11 @@ def open_hub(source: SourceConfig) -> Any:
     """
     import datasets
 
+    if not _is_local(source):
+        try:
+            check_hub("take local files")
+        except ConnectionError as error:
+            raise SourceError(f"source {source.name}: data set {source.path}: {error}") from error
     options: dict[str, Any] = {"streaming": True}
     if source.data_files is not None:
         options["data_files"] = source.data_files
@@ -354,3 +360,9 @@ def open_hub(source: SourceConfig) -> Any:
     raise SourceError(
         f"source {source.name}: {source.path} has no split {' or '.join(splits)}: {reason}"
     ) from reason
+
+
+def _is_local(source: SourceConfig) -> bool:
+    """Whether a hub source is a folder, or a builder such as "json", whose files need no hub."""
+    builder = source.data_files is not None and "/" not in source.path
+    return builder or Path(source.path).exists()

@@ -1,7 +1,7 @@
-"""Multiple-choice tasks with the prompts of lm-eval, from records with the fields of the original data sets.
+"""Multiple-choice tasks with the prompts of lm-eval, from records of three shapes.
 
-A record is a dictionary such as a line of `piqa.jsonl`. Which fields a task needs, and which splits lm-eval
-scores, is in `TASKS`.
+A record is a dictionary such as a line of `piqa.jsonl`. Its fields tell its shape: those of the original data
+set, which are in `TASKS` beside the splits that lm-eval scores, or for any task `CHOICES` or `CONTEXTS`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
 from nested_learning.data.records import read_records
+from nested_learning.hub import check_hub
 
 Record = dict[str, Any]
 ENDINGS = (".jsonl", ".json", ".parquet")
+CHOICES = ("query", "choices", "gold")
+CONTEXTS = ("context_options", "continuation", "gold")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,23 +51,27 @@ class Task:
 
     Args:
         harness: its name in lm-eval.
-        fields: what a record must have.
-        build: from a record to a question.
+        folder: where it stands among the tasks of lm-eval.
+        fields: what a record of the original data set has.
+        build: from such a record to a question.
+        prompt: from the `query` of a record to lm-eval's prompt, where the query allows it.
         choices: answers of a question; None where that differs between questions.
         normalized: whether "acc_norm" is reported, as lm-eval does.
         split: what lm-eval scores, and so should local files.
     """
 
     harness: str
+    folder: str
     fields: tuple[str, ...]
     build: Callable[[Record], Question]
+    prompt: Callable[[str], str]
     choices: int | None
     normalized: bool = False
     split: str = "validation"
 
 
-class LabelError(ValueError):
-    """A label that names no choice."""
+class RecordError(ValueError):
+    """What is wrong with a record: fields that it lacks, or a label that names no choice."""
 
 
 def _number(record: Record, field: str, names: Sequence[str]) -> int:
@@ -70,7 +79,7 @@ def _number(record: Record, field: str, names: Sequence[str]) -> int:
     label = record[field]
     if isinstance(label, str | int) and str(label) in names:
         return names.index(str(label))
-    raise LabelError(
+    raise RecordError(
         f"{field} = {label!r}; allowed: {', '.join(names)} (test splits often have none and cannot be scored)"
     )
 
@@ -132,40 +141,126 @@ def _siqa(record: Record) -> Question:
     )
 
 
+def _choices(task: Task, record: Record) -> Question:
+    """A question and its answers, without the fields that they were made of."""
+    answers = _texts(record, "choices")
+    return _asked(task.prompt(record["query"]), answers, _index(record, len(answers)))
+
+
+def _contexts(task: Task, record: Record) -> Question:
+    """One continuation of several contexts, as in `_winogrande`."""
+    contexts = [context.rstrip() for context in _texts(record, "context_options")]
+    end = f" {record['continuation'].strip()}"
+    same = commonprefix(contexts)  # noqa: RUF071 - of characters, cut back to whole words below
+    return Question(
+        pairs=[(context, end) for context in contexts],
+        answers=contexts,
+        gold=_index(record, len(contexts)),
+        shown=f"{same[: same.rfind(' ') + 1]}_{end}",
+    )
+
+
+def _texts(record: Record, field: str) -> list[str]:
+    texts = record[field]
+    if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+        raise RecordError(f"{field} must be a list of two or more texts, got {texts!r}")
+    return texts
+
+
+def _index(record: Record, count: int) -> int:
+    return _number(record, "gold", [str(number) for number in range(count)])
+
+
+def _framed(head: str, tail: str, query: str) -> str:
+    """A query between head and tail, if it is one line or begins with the head; if not, as it is."""
+    text = query.rstrip()
+    headed = text.startswith(head)
+    if text.endswith(tail) or ("\n" in text and not headed):
+        return text
+    return f"{head} {text.removeprefix(head).lstrip() if headed else text}\n{tail}"
+
+
+_question_prompt = partial(_framed, "Question:", "Answer:")
+_q_prompt = partial(_framed, "Q:", "A:")
+
+
+def _passage_prompt(query: str) -> str:
+    """A query of a passage and one line with the question, as `_boolq` writes them."""
+    text = query.rstrip()
+    if (found := PASSAGE.fullmatch(text)) is None:
+        return text
+    return f"{found['passage']}\nQuestion: {found['question']}?\nAnswer:"
+
+
+PASSAGE = re.compile(
+    r"(?:Passage: )?(?P<passage>.*)\nQuestion: (?P<question>[^\n]*?)\??(?:\s+Answer:)?", re.DOTALL
+)
 ARC = ("question", "choices", "answerKey")
 TASKS: dict[str, Task] = {
     "piqa": Task(
         harness="piqa",
+        folder="piqa",
         fields=("goal", "sol1", "sol2", "label"),
         build=_piqa,
+        prompt=_question_prompt,
         choices=2,
         normalized=True,
     ),
     "hellaswag": Task(
         harness="hellaswag",
+        folder="hellaswag",
         fields=("activity_label", "ctx_a", "ctx_b", "endings", "label"),
         build=_hellaswag,
+        prompt=str.rstrip,
         choices=4,
         normalized=True,
     ),
     "winogrande": Task(
         harness="winogrande",
+        folder="winogrande",
         fields=("sentence", "option1", "option2", "answer"),
         build=_winogrande,
+        prompt=str.rstrip,
         choices=2,
     ),
-    "arc_easy": Task(harness="arc_easy", fields=ARC, build=_arc, choices=None, normalized=True, split="test"),
-    "arc_challenge": Task(
-        harness="arc_challenge", fields=ARC, build=_arc, choices=None, normalized=True, split="test"
+    "arc_easy": Task(
+        harness="arc_easy",
+        folder="arc",
+        fields=ARC,
+        build=_arc,
+        prompt=_question_prompt,
+        choices=None,
+        normalized=True,
+        split="test",
     ),
-    "boolq": Task(harness="boolq", fields=("passage", "question", "label"), build=_boolq, choices=2),
+    "arc_challenge": Task(
+        harness="arc_challenge",
+        folder="arc",
+        fields=ARC,
+        build=_arc,
+        prompt=_question_prompt,
+        choices=None,
+        normalized=True,
+        split="test",
+    ),
+    "boolq": Task(
+        harness="boolq",
+        folder="super_glue/boolq",
+        fields=("passage", "question", "label"),
+        build=_boolq,
+        prompt=_passage_prompt,
+        choices=2,
+    ),
     "siqa": Task(
         harness="social_iqa",
+        folder="siqa",
         fields=("context", "question", "answerA", "answerB", "answerC", "label"),
         build=_siqa,
+        prompt=_q_prompt,
         choices=3,
     ),
 }
+INSTEAD_OF_HUB = f"give --local-dir for {', '.join(TASKS)}"
 
 
 def read_questions(task: str, local_dir: Path | None, limit: int | None) -> list[Question]:
@@ -177,24 +272,36 @@ def read_questions(task: str, local_dir: Path | None, limit: int | None) -> list
         local_dir: a folder with `TASK.jsonl`, `.json` (a list) or `.parquet`.
 
     Raises:
-        FileNotFoundError: no file of the task in the folder, or a hub that cannot be reached.
-        ValueError: a record without the fields of the task, or with a label that names no choice.
+        FileNotFoundError: no file of the task in the folder, or none on the hub.
+        ConnectionError: the hub cannot be reached.
+        ValueError: a record without the fields of any shape, or with a label that names no choice.
     """
     records: Iterator[tuple[str, Record]]
     records = _hub_records(task) if local_dir is None else read_records(_local_file(task, local_dir))
     found = []
     for where, record in records:
-        if missing := [name for name in TASKS[task].fields if name not in record]:
-            raise ValueError(f"{where}: lacks {', '.join(missing)}; it has {', '.join(record) or 'nothing'}")
         try:
-            found.append(TASKS[task].build(record))
-        except LabelError as error:
+            found.append(_read(TASKS[task], record))
+        except RecordError as error:
             raise ValueError(f"{where}: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{where}: cannot be read: {error}") from error
     if not found:
         raise ValueError(f"{task}: there are no records in {local_dir or 'its split'}")
     return found[:limit]
+
+
+def _read(task: Task, record: Record) -> Question:
+    """The question of a record in the shape whose fields it has; its own shape goes before the others."""
+    shapes: dict[tuple[str, ...], Callable[[Record], Question]]
+    shapes = {task.fields: task.build, CHOICES: partial(_choices, task), CONTEXTS: partial(_contexts, task)}
+    having = {fields: [name in record for name in fields] for fields in shapes}
+    fields = max(shapes, key=lambda fields: (all(having[fields]), sum(having[fields])))
+    if missing := [name for name in fields if name not in record]:
+        if "context" in record and "continuation" in record:
+            raise RecordError("a context with one continuation is no choice; give context_options and gold")
+        raise RecordError(f"lacks {', '.join(missing)}; it has {', '.join(record) or 'nothing'}")
+    return shapes[fields](record)
 
 
 def _local_file(task: str, folder: Path) -> Path:
@@ -206,19 +313,27 @@ def _local_file(task: str, folder: Path) -> Path:
 
 def _hub_records(task: str) -> Iterator[tuple[str, Record]]:
     """Documents as lm-eval loads them, before it changes them, and how to name each."""
+    check_hub(INSTEAD_OF_HUB)
     try:
-        from lm_eval.tasks import TaskManager, get_task_dict
-    except ImportError as error:
-        raise ImportError(
-            "task data from the hub needs lm-eval: pip install 'nested-learning[eval]'; or give --local-dir"
-        ) from error
-    name = TASKS[task].harness
-    try:
-        found: Any = get_task_dict([name], TaskManager())[name]
-    except (ConnectionError, OSError) as error:
+        documents = _harness_documents(TASKS[task])
+    except OSError as error:
         raise FileNotFoundError(
             f"{task}: its data cannot be had from the hub ({error}); "
             f"give --local-dir with {task}.jsonl, see docs/evaluation.md"
         ) from error
-    documents = found.dataset[TASKS[task].split]
     return ((f"{task}, record {number}", record) for number, record in enumerate(documents, 1))
+
+
+def _harness_documents(task: Task) -> Any:
+    """The split of a task as lm-eval loads it."""
+    try:
+        from lm_eval import tasks
+    except ImportError as error:
+        raise ImportError(
+            "task data from the hub needs lm-eval: pip install 'nested-learning[eval]'; or give --local-dir"
+        ) from error
+    # Only the folder of the task: to look through all of lm-eval's takes seconds.
+    folder = Path(tasks.__path__[0]) / task.folder
+    manager = tasks.TaskManager(include_path=str(folder), include_defaults=False)
+    found: Any = tasks.get_task_dict([task.harness], manager)[task.harness]
+    return found.dataset[task.split]
