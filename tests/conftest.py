@@ -1,5 +1,7 @@
 """Two threads at most: tests run beside other work, and OpenMP threads that wait are slower than none."""
 
+import socket
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -26,3 +28,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure() -> None:
     KERNELS.close()
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The Hugging Face hub at a port that nobody listens to."""
+    from huggingface_hub import constants
+
+    with socket.socket() as taken:  # bound and not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        yield

@@ -8,6 +8,7 @@ import math
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants
 from texts import documents
 
 from nested_learning.data.config import SourceConfig
@@ -16,6 +17,7 @@ from nested_learning.data.sources import (
     Place,
     Problem,
     SourceError,
+    open_hub,
     read_source,
     source_bytes,
     source_files,
@@ -219,10 +221,22 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         SourceError, match=r"data set some/data cannot be opened \(ConnectionError: no route\)"
     ):
         list(read_source(source("hub", "some/data")))
+
+
+def test_the_hub_is_asked_first_whether_it_is_there(tmp_path, monkeypatch, no_hub):
+    """For data sets on the hub: not for a builder of local files, nor for a folder."""
+    with pytest.raises(SourceError, match=r"source s: data set some/data: http://.* cannot be reached: "):
+        open_hub(source("hub", "some/data"))
+    with pytest.raises(SourceError, match="cannot be reached: .*; take local files, or set HF_HUB"):
+        open_hub(source("hub", "some/data", data_files="a.json"))
+    (tmp_path / "a.jsonl").write_bytes(lines(TEXTS))
+    for local in (source("hub", "json", data_files=str(tmp_path / "a.jsonl")), source("hub", str(tmp_path))):
+        assert next(iter(open_hub(local)))
 
 
 @pytest.mark.parametrize(

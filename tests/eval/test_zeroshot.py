@@ -12,9 +12,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from nested_learning.adapt import AdaptConfig, memorize, restart, score
-from nested_learning.eval import zeroshot
+from nested_learning.eval import loading, zeroshot
 from nested_learning.eval.loading import Loaded
 from nested_learning.eval.memorize import Memorize
 from nested_learning.eval.questions import TASKS, read_questions
@@ -137,7 +138,7 @@ def test_carried_questions_are_one_stream(loaded, tmp_path):
         ZeroShot(policy="carried", memorize=Memorize())
 
 
-def test_data_from_the_hub_are_lm_eval_s_and_a_missing_hub_is_explained(monkeypatch):
+def test_data_from_the_hub_are_lm_eval_s_and_missing_ones_are_explained(monkeypatch):
     import lm_eval.tasks
 
     rows = [json.loads(line) for line in (DATA / "siqa.jsonl").read_text().splitlines()]
@@ -145,16 +146,37 @@ def test_data_from_the_hub_are_lm_eval_s_and_a_missing_hub_is_explained(monkeypa
     class Loaded:
         dataset: ClassVar = {"validation": rows}
 
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda: None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(lm_eval.tasks, "get_task_dict", lambda names, manager: {names[0]: Loaded})
     assert read_questions("siqa", None, None) == read_questions("siqa", DATA, None)
 
-    def unreachable(names, manager):
-        raise ConnectionError("no hub")
+    def missing(names, manager):
+        raise ConnectionError("not downloaded")
 
-    monkeypatch.setattr(lm_eval.tasks, "get_task_dict", unreachable)
-    with pytest.raises(FileNotFoundError, match=r"siqa: its data cannot be had .*no hub.* give --local-dir"):
+    monkeypatch.setattr(lm_eval.tasks, "get_task_dict", missing)
+    with pytest.raises(FileNotFoundError, match="siqa: its data .*not downloaded.* give --local-dir"):
         read_questions("siqa", None, None)
+
+
+def test_lm_eval_has_the_tasks_where_they_are_looked_for():
+    import lm_eval.tasks
+
+    for task in TASKS.values():
+        folder = Path(lm_eval.tasks.__path__[0]) / task.folder
+        manager = lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False)
+        assert task.harness in manager.all_tasks
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_before_weights_are_read(
+    script, exported, no_hub, monkeypatch
+):
+    with pytest.raises(ConnectionError, match="reached: .*; give --local-dir for piqa, hellaswag"):
+        read_questions("siqa", None, None)
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("weights are read"))
+    for task in ("piqa", "lambada_openai"):
+        code, out, err = script("--checkpoint", exported, "--tasks", task)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith("zeroshot.py: http://127.0.0.1:")
 
 
 def test_memorizing_the_right_answer_helps_and_is_marked(loaded, tmp_path):

@@ -71,7 +71,7 @@ class Task:
 
 
 class RecordError(ValueError):
-    """What is wrong with a record: fields that it lacks, or a label that names no choice."""
+    """What is wrong with a record, such as a field that it lacks or a label that names no choice."""
 
 
 def _number(record: Record, field: str, names: Sequence[str]) -> int:
@@ -144,13 +144,13 @@ def _siqa(record: Record) -> Question:
 def _choices(task: Task, record: Record) -> Question:
     """A question and its answers, without the fields that they were made of."""
     answers = _texts(record, "choices")
-    return _asked(task.prompt(record["query"]), answers, _index(record, len(answers)))
+    return _asked(task.prompt(_text(record, "query")), answers, _index(record, len(answers)))
 
 
 def _contexts(task: Task, record: Record) -> Question:
     """One continuation of several contexts, as in `_winogrande`."""
     contexts = [context.rstrip() for context in _texts(record, "context_options")]
-    end = f" {record['continuation'].strip()}"
+    end = f" {_text(record, 'continuation').strip()}"
     same = commonprefix(contexts)  # noqa: RUF071 - of characters, cut back to whole words below
     return Question(
         pairs=[(context, end) for context in contexts],
@@ -158,6 +158,13 @@ def _contexts(task: Task, record: Record) -> Question:
         gold=_index(record, len(contexts)),
         shown=f"{same[: same.rfind(' ') + 1]}_{end}",
     )
+
+
+def _text(record: Record, field: str) -> str:
+    text = record[field]
+    if not isinstance(text, str):
+        raise RecordError(f"{field} must be a text, got {text!r}")
+    return text
 
 
 def _texts(record: Record, field: str) -> list[str]:
@@ -174,14 +181,13 @@ def _index(record: Record, count: int) -> int:
 def _framed(head: str, tail: str, query: str) -> str:
     """A query between head and tail, if it is one line or begins with the head; if not, as it is."""
     text = query.rstrip()
-    headed = text.startswith(head)
-    if text.endswith(tail) or ("\n" in text and not headed):
+    if text.endswith(tail.strip()) or ("\n" in text and not text.startswith(head)):
         return text
-    return f"{head} {text.removeprefix(head).lstrip() if headed else text}\n{tail}"
+    return head + query.removesuffix("\n").removeprefix(head) + tail  # lm-eval keeps spaces at the end
 
 
-_question_prompt = partial(_framed, "Question:", "Answer:")
-_q_prompt = partial(_framed, "Q:", "A:")
+_question_prompt = partial(_framed, "Question: ", "\nAnswer:")
+_q_prompt = partial(_framed, "Q: ", "\nA:")
 
 
 def _passage_prompt(query: str) -> str:
