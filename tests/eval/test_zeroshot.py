@@ -283,6 +283,7 @@ def test_the_script_lists_tasks_and_explains_what_is_missing(script, exported):
     code, out, _ = script("--list-tasks")
     assert code == 0
     assert all(name in out for name in TASKS)
+    assert "query, choices, gold or context_options, continuation, gold" in out
     assert script()[::2] == (2, "zeroshot.py: --checkpoint is missing\n")
     code, _, err = script("--checkpoint", exported, "--tasks", "nothing", "--local-dir", DATA)
     assert code == 2

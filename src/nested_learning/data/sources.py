@@ -334,13 +334,13 @@ def open_hub(source: SourceConfig) -> Any:
 
     Raises SourceError if it cannot be reached or has neither split.
     """
-    import datasets
-
     if not _is_local(source):
         try:
             check_hub("take local files")
         except ConnectionError as error:
             raise SourceError(f"source {source.name}: data set {source.path}: {error}") from error
+    import datasets
+
     options: dict[str, Any] = {"streaming": True}
     if source.data_files is not None:
         options["data_files"] = source.data_files

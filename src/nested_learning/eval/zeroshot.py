@@ -17,7 +17,7 @@ import torch
 
 from nested_learning.eval.loading import Loaded
 from nested_learning.eval.memorize import Memorize
-from nested_learning.eval.questions import TASKS, Question, read_questions
+from nested_learning.eval.questions import CHOICES, CONTEXTS, TASKS, Question, read_questions
 from nested_learning.eval.results import (
     BASELINE,
     Metric,
@@ -191,4 +191,11 @@ def list_tasks() -> str:
         f"{name:14} {task.split:11} {', '.join(task.fields)}  ({task.choices or 'several'} choices)"
         for name, task in TASKS.items()
     ]
-    return "\n".join([*lines, "any other name is a task of lm-eval (its data from the hub)"])
+    others = " or ".join(", ".join(fields) for fields in (CHOICES, CONTEXTS))
+    return "\n".join(
+        [
+            *lines,
+            f"records of --local-dir may instead have {others}",
+            "any other name is a task of lm-eval (its data from the hub)",
+        ]
+    )
