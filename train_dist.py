@@ -4,7 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from nested_learning.config import register_schema
-from nested_learning.train.command import run_job
+from nested_learning.train.command import run_job, run_training
 
 register_schema()
 
@@ -16,4 +16,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_training(main)

@@ -17,7 +17,7 @@ import torch
 
 from nested_learning.allocator import keep_freed_memory
 from nested_learning.bench.timing import spread
-from nested_learning.data.script import run_script
+from nested_learning.command import Parser, run_script
 from nested_learning.layers.mlp import swiglu_width
 from nested_learning.levels import LevelSpec
 from nested_learning.models.config import MIXERS, HopeConfig
@@ -27,9 +27,9 @@ from nested_learning.train.objective import next_token_loss
 NUMBERS = {"dim": 256, "layers": 4, "heads": 4, "vocab": 512, "length": 1024, "batch": 4, "repeats": 5}
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Options, with the sizes of `speed.py` as defaults."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     for name, default in NUMBERS.items():
         made.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     made.add_argument("--threads", type=int, default=1, help="default 1")

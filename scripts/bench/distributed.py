@@ -12,6 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from nested_learning.command import Parser, run_script
+from nested_learning.config import load_config
+
 RUNS = {"single": 1, "ddp": 2, "fsdp": 2}
 
 
@@ -19,7 +22,7 @@ def worker(strategy: str, entry: str, steps: int) -> None:
     """Make `steps` updates in this process and print the seconds they took."""
     import torch
 
-    from nested_learning.config import load_config, set_seed
+    from nested_learning.config import set_seed
     from nested_learning.train.launch import build_model, load_corpus
     from nested_learning.train.strategy import build_strategy
     from nested_learning.train.trainer import Trainer
@@ -56,7 +59,7 @@ def measure(strategy: str, entry: str, steps: int) -> tuple[float, float]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--config-name", default="pilot_smoke")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--worker", choices=RUNS, help=argparse.SUPPRESS)
@@ -64,6 +67,7 @@ def main() -> None:
     if options.worker:
         worker(options.worker, options.config_name, options.steps)
         return
+    load_config(options.config_name)  # what is wrong with it is said here, not by every process
     print("| processes | seconds per step | CPU seconds per step | CPU over one process |")
     print("|---|--:|--:|--:|")
     base = None
@@ -74,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -6,7 +6,6 @@ uv run python scripts/bench/optimizers.py --dim 64 --layers 1 --repeats 1 --outp
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -14,14 +13,14 @@ from pathlib import Path
 import torch
 
 from nested_learning.bench.optimizers import StepSettings, markdown, measure
-from nested_learning.data.script import run_script
+from nested_learning.command import Parser, run_script
 from nested_learning.device import pick_device
 from nested_learning.models.config import HopeConfig
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Size of the model and length of the run."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     for name, default in {
         "dim": 256,
         "layers": 4,

@@ -16,7 +16,7 @@ from pathlib import Path
 from nested_learning.bench.report import write_report
 from nested_learning.bench.run import run_benchmark
 from nested_learning.bench.settings import PARTS, PRECISIONS, BenchSettings, smoke_settings
-from nested_learning.data.script import run_script
+from nested_learning.command import Parser, run_script
 from nested_learning.models.config import MIXERS
 
 NUMBERS = (
@@ -32,9 +32,9 @@ def length_and_batch(text: str) -> tuple[int, int | None]:
     return int(length), int(batch) if batch else None
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Options that are not given keep the defaults of `BenchSettings` (or of its smoke variant)."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     add = made.add_argument
     missing = argparse.SUPPRESS
     defaults = BenchSettings()

@@ -8,20 +8,20 @@ Exit code 1 if text is lost: unknown tokens, or texts that come back changed.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from nested_learning.command import Parser, run_script
 from nested_learning.config import load_data_config
 from nested_learning.data.coverage import altered_texts, coverage, coverage_table
 from nested_learning.data.sampling import sample_mixture
-from nested_learning.data.script import run_script, with_limits
+from nested_learning.data.script import with_limits
 from nested_learning.data.shards import ShardFolder
 from nested_learning.data.tokenizer import load_tokenizer
 
 
 def main() -> int:
     """Print what was found; 1 if the tokenizer loses text or is not that of the shards."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     add = made.add_argument
     add("--tokenizer-path", type=Path, required=True)
     add("--manifest", type=Path, help="measure it on the sources of this mixture")

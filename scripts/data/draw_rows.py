@@ -5,16 +5,15 @@ uv run python scripts/data/draw_rows.py --output docs/images/rows.png
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from nested_learning.command import Parser, run_script
 from nested_learning.data.picture import draw_rows
-from nested_learning.data.script import run_script
 
 
 def main() -> None:
     """Parse and draw."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     made.add_argument("--output", type=Path, required=True)
     made.add_argument("--seq-len", type=int, default=24)
     made.add_argument("--chunk-size", type=int, default=8)

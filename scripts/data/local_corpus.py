@@ -9,16 +9,15 @@ are under the licences of their packages.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from nested_learning.command import Parser, run_script
 from nested_learning.data.local_text import code, docstrings, prose, write_corpus
-from nested_learning.data.script import run_script
 
 
 def main() -> None:
     """Collect and write."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     made.add_argument("--output-dir", type=Path, required=True)
     made.add_argument("--megabytes", type=float, default=60, help="of text, in all (default %(default)s)")
     options = made.parse_args()

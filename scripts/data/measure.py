@@ -8,9 +8,10 @@ Times are seconds of a processor, so that other work on the machine does not cha
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from nested_learning.checks import one_of
+from nested_learning.command import Parser, run_script
 from nested_learning.config import load_data_config
 from nested_learning.data.measure import (
     batch_encoding,
@@ -20,12 +21,11 @@ from nested_learning.data.measure import (
     tokenize_and_shard,
     write_text,
 )
-from nested_learning.data.script import run_script
 
 
 def main() -> None:
     """Write text of two sizes, measure each step in a process of its own, print a table."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     made.add_argument("--manifest", type=Path, default=Path("configs/data/local.yaml"))
     made.add_argument(
         "--source", default="docstrings", help="the source to take text from (default %(default)s)"
@@ -38,7 +38,9 @@ def main() -> None:
     )
     options = made.parse_args()
     mixture = load_data_config(options.manifest).mixture
-    (source,) = [source for source in (mixture.sources if mixture else ()) if source.name == options.source]
+    sources = {source.name: source for source in (mixture.sources if mixture else ())}
+    one_of("--source", options.source, sources)
+    source = sources[options.source]
     options.output_dir.mkdir(parents=True, exist_ok=True)
     text, shards = options.output_dir / "text.jsonl", options.output_dir / "shards"
     print("| text, MB | step | MB/s of one core | peak memory, MiB |\n|---|---|---|---|")

@@ -8,20 +8,20 @@ Interrupted or killed, the same command goes on where it stopped and ends in the
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
+from nested_learning.command import Parser, run_script
 from nested_learning.config import DataConfig, load_data_config
 from nested_learning.data.process import Job, process_mixture
-from nested_learning.data.script import file_log, run_script, with_limits
+from nested_learning.data.script import file_log, with_limits
 from nested_learning.data.store import clear_folder
 from nested_learning.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     add = made.add_argument
     add("config", type=Path, help="a configuration with a mixture, such as configs/data/sample.yaml")
     add("overrides", nargs="*", help="fields of it, such as mixture.seed=1")

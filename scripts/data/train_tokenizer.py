@@ -9,21 +9,21 @@ bytes, so that every text comes back exactly. The report is measured on held-out
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
 
+from nested_learning.command import Parser, run_script
 from nested_learning.config import load_data_config
 from nested_learning.data.coverage import coverage, coverage_table
 from nested_learning.data.sampling import SourceSample, sample_mixture
-from nested_learning.data.script import file_log, run_script, with_limits
+from nested_learning.data.script import file_log, with_limits
 from nested_learning.data.tokenizer import MODEL_TYPES, train_sentencepiece
 
 
 def main() -> None:
     """Sample, train, measure, write."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     add = made.add_argument
     add("--manifest", type=Path, required=True, help="a configuration with a mixture")
     add("--vocab-size", type=int, required=True)

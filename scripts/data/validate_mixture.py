@@ -7,19 +7,19 @@ Exit code 1 if something is wrong.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from nested_learning.command import Parser, run_script
 from nested_learning.config import load_data_config
 from nested_learning.data.mixture import Rows
-from nested_learning.data.script import run_script, with_limits
+from nested_learning.data.script import with_limits
 from nested_learning.data.shards import ShardFolder
 from nested_learning.data.validate import check_mixture, check_shards
 
 
 def main() -> int:
     """Print a line per source and what is wrong; 1 if anything is."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     made.add_argument("config", type=Path)
     made.add_argument("overrides", nargs="*", help="fields of it, such as mixture.seed=1")
     made.add_argument(

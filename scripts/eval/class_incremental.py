@@ -11,10 +11,9 @@ evaluation goes on, and accuracy over classes as PNG.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from nested_learning.data.script import run_script
+from nested_learning.command import Parser, run_script
 from nested_learning.eval import loading, memorize
 from nested_learning.eval.class_incremental import METHODS, Protocol, describe, evaluate_class_incremental
 from nested_learning.eval.intents import hold_out, read_examples, split_tasks
@@ -23,7 +22,7 @@ from nested_learning.eval.results import samples_path, start_fresh, summarise
 
 def main() -> None:
     """Evaluate and print the table."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     loading.add_options(made)
     add, default = made.add_argument, Protocol()
     add("--train", type=Path, required=True, help="examples (.json, .csv, .jsonl)")

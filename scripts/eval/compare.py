@@ -10,10 +10,9 @@ have scored is not scored again.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from nested_learning.data.script import run_script
+from nested_learning.command import Parser, run_script
 from nested_learning.eval.compare import Plan, gather, write
 from nested_learning.eval.perplexity import LongTexts
 from nested_learning.eval.questions import TASKS
@@ -22,7 +21,7 @@ from nested_learning.eval.zeroshot import ZeroShot
 
 def main() -> None:
     """Evaluate what has to be, and print the table."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     add = made.add_argument
     add("sources", nargs="+", help="checkpoints (FOLDER:best too), result files, folders of result files")
     add("--local-dir", type=Path, help="run the zero-shot tasks of this folder")

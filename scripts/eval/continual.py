@@ -9,10 +9,9 @@ log from which an interrupted evaluation goes on, and the matrix as PNG.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from nested_learning.data.script import run_script
+from nested_learning.command import Parser, run_script
 from nested_learning.eval import loading, memorize
 from nested_learning.eval.continual import evaluate_continual
 from nested_learning.eval.results import samples_path, start_fresh, summarise
@@ -21,7 +20,7 @@ from nested_learning.eval.segments import DEFAULT_SEGMENTS, Segments, Windows
 
 def main() -> None:
     """Evaluate and print the table."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     add = made.add_argument
     help_text = "run folders, checkpoints or exported files, in the order of training"
     add("--checkpoints", "--checkpoint", dest="checkpoints", nargs="+", required=True, help=help_text)

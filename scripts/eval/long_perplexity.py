@@ -9,10 +9,9 @@ spans, from which an interrupted evaluation goes on, and a picture.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from nested_learning.data.script import run_script
+from nested_learning.command import Parser, run_script
 from nested_learning.eval import loading, memorize
 from nested_learning.eval.perplexity import LongTexts, evaluate_perplexity
 from nested_learning.eval.results import summarise
@@ -21,7 +20,7 @@ from nested_learning.eval.results import summarise
 def main() -> None:
     """Evaluate and print the table."""
     default = LongTexts()
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     loading.add_options(made)
     add = made.add_argument
     add("--files", type=Path, nargs="+", default=[], help='.txt, .jsonl with the field "text", folders')

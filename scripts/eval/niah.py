@@ -9,10 +9,9 @@ samples, from which an interrupted evaluation goes on, and a map of depths and l
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from nested_learning.data.script import run_script
+from nested_learning.command import Parser, run_script
 from nested_learning.eval import loading, memorize
 from nested_learning.eval.haystack import TASKS
 from nested_learning.eval.niah import MAX_NEW_TOKENS, evaluate_niah
@@ -22,7 +21,7 @@ from nested_learning.eval.retrieval import Grid
 
 def main() -> None:
     """Evaluate and print the table."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     loading.add_options(made)
     add = made.add_argument
     add("--context-lengths", type=int, nargs="+", default=[2048, 4096, 8192])

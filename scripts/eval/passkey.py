@@ -8,9 +8,7 @@ samples, from which an interrupted evaluation goes on, and a map of depths and l
 
 from __future__ import annotations
 
-import argparse
-
-from nested_learning.data.script import run_script
+from nested_learning.command import Parser, run_script
 from nested_learning.eval import loading, memorize
 from nested_learning.eval.passkey import MAX_NEW_TOKENS, TASK, evaluate_passkey
 from nested_learning.eval.results import samples_path, start_fresh, summarise
@@ -19,7 +17,7 @@ from nested_learning.eval.retrieval import Grid
 
 def main() -> None:
     """Evaluate and print the table."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     loading.add_options(made)
     add = made.add_argument
     add("--context-lengths", type=int, nargs="+", default=[1024, 2048, 4096])

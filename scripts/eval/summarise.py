@@ -5,16 +5,15 @@ uv run python scripts/eval/summarise.py outputs/eval/*/*.json
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from nested_learning.data.script import run_script
+from nested_learning.command import Parser, run_script
 from nested_learning.eval.results import summarise
 
 
 def main() -> None:
     """Print the table."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     made.add_argument("files", nargs="+", type=Path)
     print(summarise(made.parse_args().files), end="")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nested_learning.data.script import run_script
+from nested_learning.command import Parser, run_script
 from nested_learning.eval import loading, memorize, zeroshot
 from nested_learning.eval.questions import INSTEAD_OF_HUB, TASKS
 from nested_learning.eval.results import samples_path, summarise
@@ -20,7 +20,7 @@ from nested_learning.hub import check_hub
 
 def main() -> int:
     """Evaluate and print the table."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     loading.add_options(made)
     zeroshot.add_options(made)
     memorize.add_options(made)

@@ -15,9 +15,9 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from hydra.errors import HydraException
 
 from nested_learning import audit, plan
+from nested_learning.command import DEBUG, Parser, run_command
 from nested_learning.data.corpus import bundled_files, default_cache_dir
 from nested_learning.reproduce import EXPERIMENTS
 from nested_learning.train.checkpoint import commands as checkpoints
@@ -38,22 +38,23 @@ DISTRIBUTIONS = {"hydra": "hydra-core"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 0 if all went well, 2 for input that is not allowed.
+    """Run the command line; the exit code is that of `run_command`.
 
     Every subcommand sets `run`, a function from its options to the exit code.
     """
-    options = build_parser().parse_args(arguments)
-    try:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+
+    def run() -> int:
+        options = build_parser().parse_args(given)
         code: int = options.run(options)
-    except (ValueError, OSError, HydraException) as error:
-        print(f"nl: {error}", file=sys.stderr)
-        return 2
-    return code
+        return code
+
+    return run_command("nl", run, debug=DEBUG in given)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of the whole command."""
-    parser = argparse.ArgumentParser(prog="nl", description="Nested Learning")
+    parser = Parser(prog="nl", description="Nested Learning")
     commands = parser.add_subparsers(dest="command", required=True)
     doctor_parser = commands.add_parser("doctor", help="versions, device, packages, bundled text, speed")
     doctor_parser.set_defaults(run=lambda options: doctor())

@@ -1,8 +1,7 @@
-"""What the command lines in `scripts/data/` share: a log file, limits by source, errors as one line."""
+"""What the command lines in `scripts/data/` share: a log file, limits by source."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +10,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nested_learning.data.config import MixtureConfig
-from nested_learning.data.sources import UnusableSourceError
 
 
 def file_log(path: Path | None) -> Callable[[str], None]:
@@ -55,20 +53,3 @@ def with_limits(
         for source in mixture.sources
     ]
     return replace(mixture, sources=tuple(sources))
-
-
-def run_script(main: Callable[[], int | None]) -> None:
-    """Exit with what `main` returns; with one line and 1 for a source that was read and does not hold what it
-    should, 2 for other input that cannot be used, 130 after Ctrl-C."""
-    try:
-        code = main() or 0
-    except UnusableSourceError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        code = 1
-    except (ValueError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last saved place", file=sys.stderr)
-        code = 130
-    sys.exit(code)

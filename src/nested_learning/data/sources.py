@@ -42,6 +42,8 @@ class SourceError(ValueError):
 class UnusableSourceError(SourceError):
     """A source that was read, and does not hold what it should."""
 
+    exit_status = 1
+
 
 class CorruptFileError(Exception):
     """The rest of a file cannot be decoded."""

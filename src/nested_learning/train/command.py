@@ -4,48 +4,134 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import getfile, unwrap
 from pathlib import Path
+from typing import NoReturn
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from nested_learning.config import run_config
-from nested_learning.train.guard import NonFiniteError
+from nested_learning.checks import did_you_mean
+from nested_learning.command import DEBUG, INTERRUPTED, check_known, refuse, run_command, run_script
+from nested_learning.config import composing, run_config
 from nested_learning.train.launch import launch
+from nested_learning.yaml_files import check_yaml
 
-BAD_INPUT, INTERRUPTED = 2, 130
+
+class JobFailed(Exception):
+    """A job of a sweep ended with `status`, and has said why."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def run_training(main: Callable[[], None]) -> NoReturn:
+    """Run the `main` that Hydra has made of a task, and exit as `run_command` says.
+
+    Hydra raises its errors instead of printing them, so that they are told like all others. The status of a
+    sweep is that of its first job that failed. `HYDRA_FULL_ERROR=1` means the same as `--debug`.
+    """
+
+    def compose_and_run() -> int:
+        overrides = check_command_line(sys.argv[1:], Path(getfile(unwrap(main))).parent)
+        try:
+            with composing(overrides):
+                main()
+        except JobFailed as failure:
+            return failure.status
+        return 0
+
+    debug = DEBUG in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    sys.argv = [argument for argument in sys.argv if argument != DEBUG]
+    with environment(HYDRA_FULL_ERROR="1", **({"NL_DEBUG": "1"} if debug else {})):
+        run_script(compose_and_run)
+
+
+def check_command_line(arguments: Sequence[str], home: Path) -> list[str]:
+    """The overrides on a command line that Hydra will read.
+
+    Args:
+        arguments: the command line, without the name of the script.
+        home: the folder of the script, which holds `configs/`.
+
+    Raises:
+        ValueError: an option that Hydra does not have, `--config-name` of no configuration, or a YAML file
+            that is none or too large.
+    """
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown and not unknown[0].startswith("-"):
+        raise ValueError(f"{unknown[0]!r} stands apart from the other overrides; give all in a row")
+    check_known(unknown, [*parser._option_string_actions, DEBUG])
+    folders = [home / (options.config_path or "configs"), Path(options.config_dir or "").resolve()]
+    if options.config_dir is None:
+        folders.pop()
+    elif not folders[1].is_dir():
+        raise ValueError(f"--config-dir must be a folder, got {options.config_dir!r}")
+    for pattern in ("*.yaml", "*/*.yaml"):
+        for file in (file for folder in folders for file in folder.glob(pattern)):
+            check_yaml(file)
+    name = options.config_name
+    if name is not None and not any((folder / name).with_suffix(".yaml").is_file() for folder in folders):
+        known = [file.stem for folder in folders for file in folder.glob("*.yaml") if file.stem != "base"]
+        near = did_you_mean(name, known)
+        raise ValueError(f"there is no configuration {name!r}{near}; there are {', '.join(sorted(known))}")
+    return list(options.overrides)
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Environment variables, set inside."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def run_job(config: DictConfig, strategy: str = "single") -> None:
-    """Train as the command line says.
+    """Train as the command line says, and exit with the status of `run_command` unless that is 0.
 
-    Ends the process with status 2 and one line for settings, files and folders that cannot be used, 1 for
-    numbers that are not finite, 130 for an interruption before there was anything to save. A job of a sweep
-    raises instead, so that the next one starts; an interrupted one ends the sweep, with 130. With
-    `HYDRA_FULL_ERROR=1` all errors are raised.
+    A job of a sweep that fails raises `JobFailed` instead, so that the next one starts; an interrupted one
+    ends the sweep, with 130.
     """
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if sweep:
         name_by_difference(config, HydraConfig.get().overrides.task, sys.argv[1:])
-    try:
+    status = _train(config, strategy, sweep)
+    if sweep and status not in (0, INTERRUPTED):
+        raise JobFailed(status)
+    if status:
+        sys.exit(status)
+
+
+def _train(config: DictConfig, strategy: str, sweep: bool) -> int:
+    def job() -> int:
         result = launch(run_config(config), strategy)
-    except (ValueError, OSError, NonFiniteError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        job = f"job {config.name}: " if sweep else ""
-        print(f"{Path(sys.argv[0]).name}: {job}{error}", file=sys.stderr, flush=True)
-        if sweep:
-            raise
-        sys.exit(1 if isinstance(error, NonFiniteError) else BAD_INPUT)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    if sweep and result.interrupted:
-        print("the jobs that are left of the sweep are not started", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        if sweep and result.interrupted:
+            print("the jobs that are left of the sweep are not started", file=sys.stderr)
+            return INTERRUPTED
+        return 0
+
+    name = Path(sys.argv[0]).name
+    try:
+        return run_command(f"{name}: job {config.name}" if sweep else name, job)
+    except Exception:  # a fault of ours: printed here, for Hydra would cut the traceback
+        traceback.print_exc()
+        return 1
 
 
 def name_by_difference(config: DictConfig, job: Sequence[str], command_line: Sequence[str]) -> None:

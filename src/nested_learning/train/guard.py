@@ -16,6 +16,8 @@ from nested_learning.state import State
 class NonFiniteError(RuntimeError):
     """A loss, a gradient, or a tensor that was to be saved is not finite."""
 
+    exit_status = 1
+
 
 class UpdateGuard:
     """Lets the optimizer update only if loss and gradient are finite.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -53,6 +53,8 @@ def launch(config: RunConfig, strategy: str = "single") -> TrainResult:
 def run(config: RunConfig, spread: SingleStrategy) -> TrainResult:
     """Train as `config` says, in the processes of `spread`; see `launch`."""
     say: Callable[[str], None] = print if spread.is_main else _silent
+    if config.train.resume not in (None, "auto"):
+        find_checkpoint(config.train.resume)
     with spread.local_main_first():
         corpus = load_corpus(config.data, say)
     check_vocabulary(config, corpus.tokenizer)
@@ -83,10 +85,14 @@ def run_in_folder(
 def hold_run_dir(folder: Path, held: ExitStack) -> None:
     """Make the run directory and keep other processes out of it until `held` is closed.
 
+    If it is empty then, for the run could not begin, it goes, with the folders around it made here.
+
     Raises:
         InUseError: another process is in it.
         ValueError: it cannot be made or written to.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    held.callback(remove_empty, [folder / "checkpoints", *made])
     try:
         held.enter_context(locked(folder / LOCK, f"run directory {folder}"))
     except OSError as error:
@@ -94,6 +100,13 @@ def hold_run_dir(folder: Path, held: ExitStack) -> None:
             f"run directory {folder} (train.output_dir/name) cannot be written to: "
             f"{error.strerror}: {error.filename}"
         ) from error
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those of `folders` that are there and empty, in this order."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def sample_model(config: RunConfig, model: HopeLM, spread: SingleStrategy) -> HopeLM:
