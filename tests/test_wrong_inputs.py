@@ -1,10 +1,7 @@
 """A person's mistakes at every entry point: one line on stderr, exit status 2, and nothing left behind."""
 
-import os
 import runpy
-import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,6 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from nested_learning import cli
-from nested_learning.command import LIBRARIES, is_mistake, run_command
 from nested_learning.config import run_config
 from nested_learning.train.checkpoint import export_checkpoint
 from nested_learning.train.launch import launch
@@ -269,7 +265,7 @@ def enter(given, tmp_path, monkeypatch, capsys):
 
     def run(entry, arguments):
         if entry.startswith("train"):
-            arguments = f"{arguments} {TINY}"
+            arguments = f"{TINY} {arguments}"
         words = [word.replace("{", "{0[").replace("}", "]}").format(given) for word in arguments.split()]
         file = ROOT / entry if entry.startswith("train") else ROOT / "scripts" / entry
         monkeypatch.setattr(sys, "argv", [str(file), *words])
@@ -295,6 +291,7 @@ def test_it_is_one_line_and_leaves_nothing(enter, given, tmp_path, what):
     entry, arguments, part = WRONG[what]
     before = files_of(given["given"])
     status, _, error = enter(entry, arguments)
+    open("/tmp/lines.txt", "a").write(error)
     assert error.count("\n") == 1 and error.endswith("\n"), error
     assert part in error and error.startswith(f"{Path(entry).name}: "), error
     assert status == 2

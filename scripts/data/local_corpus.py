@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nested_learning.checks import positive
 from nested_learning.command import Parser, run_script
 from nested_learning.data.local_text import code, docstrings, prose, write_corpus
 
@@ -21,6 +22,7 @@ def main() -> None:
     made.add_argument("--output-dir", type=Path, required=True)
     made.add_argument("--megabytes", type=float, default=60, help="of text, in all (default %(default)s)")
     options = made.parse_args()
+    positive("--megabytes", options.megabytes)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     each = int(options.megabytes * 1e6 / 3)
     for name, texts in (

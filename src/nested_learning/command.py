@@ -46,8 +46,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """See `argparse`. Raises ValueError."""
-        options, unknown = self.parse_known_args(args, namespace)
+        """See `argparse`. Arguments and options may stand in any order. Raises ValueError."""
+        parse = self.parse_known_args if self._subparsers else self.parse_known_intermixed_args
+        options, unknown = parse(args, namespace)
         check_known(unknown, self.names())
         return options
 
@@ -73,7 +74,7 @@ class Parser(argparse.ArgumentParser):
 def check_known(unknown: Sequence[str], known: Iterable[str]) -> None:
     """Raise ValueError if a parser has left arguments over, with the nearest of the options that it knows."""
     if unknown:
-        near = did_you_mean(unknown[0].partition("=")[0], known)
+        near = did_you_mean(unknown[0].partition("=")[0], known) if unknown[0].startswith("-") else ""
         raise ValueError(f"unknown argument {unknown[0]!r}{near}")
 
 

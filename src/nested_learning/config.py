@@ -436,7 +436,10 @@ def _locate(path_or_name: str | Path) -> tuple[Path, str]:
         if file.is_file():
             root = next((p for p in file.parents if p.name == "configs"), file.parent)
             return root, file.relative_to(root).with_suffix("").as_posix()
-    raise FileNotFoundError(f"no configuration {str(path_or_name)!r}; give a file or a name in configs/")
+    near = did_you_mean(path.stem, (file.stem for home in homes[1:] for file in home.glob("*.yaml")))
+    raise FileNotFoundError(
+        f"no configuration {str(path_or_name)!r}; give a file or a name in configs/{near}"
+    )
 
 
 def set_seed(seed: int) -> None:

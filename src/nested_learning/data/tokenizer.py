@@ -269,7 +269,10 @@ def load_tokenizer(source: Mapping[str, Any] | str | Path) -> Tokenizer:
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"tokenizer file {path} does not exist")
-    return SentencePieceTokenizer(path.read_bytes())
+    try:
+        return SentencePieceTokenizer(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"tokenizer file {path}: {error}") from error
 
 
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import hashlib
 import random
 from pathlib import Path
 
+from nested_learning.checks import one_of
 from nested_learning.eval.haystack import TASKS, Sample, essay_words, needle_prompt
 from nested_learning.eval.loading import Loaded
 from nested_learning.eval.memorize import Memorize
@@ -29,8 +30,8 @@ def evaluate_niah(
         ValueError: an unknown task, or a context length without room for a prompt.
         FileNotFoundError: no such text.
     """
-    if unknown := [task for task in grid.tasks if task not in TASKS]:
-        raise ValueError(f"tasks must be of {', '.join(TASKS)}, got {unknown[0]!r}")
+    for task in grid.tasks:
+        one_of("--tasks", task, TASKS)
     words = essay_words(haystack)
 
     def build(task: str, size: int, depth: float | None, rng: random.Random) -> Sample:

@@ -186,6 +186,8 @@ def retrieve(
             sample = filler.sample(*item)
             answerer.learn(sample.prompt, ", ".join(sample.answers))
 
+    for task in grid.tasks:  # is there room for a prompt? Before a log is begun
+        filler.sample(task, min(grid.context_lengths), 0)
     items = grid.items()
     rows = evaluate_samples(samples_path(output), settings, items, score, evaluation, replay)
     samples = list(zip([item for _, item in items], rows, strict=True))

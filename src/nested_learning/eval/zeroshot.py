@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from nested_learning.checks import one_of
 from nested_learning.eval.loading import Loaded
 from nested_learning.eval.memorize import Memorize
 from nested_learning.eval.questions import CHOICES, CONTEXTS, TASKS, Question, read_questions
@@ -57,8 +58,8 @@ class ZeroShot:
     memorize: Memorize | None = None
 
     def __post_init__(self) -> None:
-        if unknown := [task for task in self.tasks if task not in TASKS]:
-            raise ValueError(f"task {unknown[0]!r} is unknown; allowed: {', '.join(TASKS)}, all")
+        for task in self.tasks:
+            one_of("--tasks", task, (*TASKS, "all"))
         if self.max_samples is not None and self.max_samples < 1:
             raise ValueError(f"max_samples must be at least 1, got {self.max_samples}")
         if self.memorize is not None and self.policy != "fresh":
