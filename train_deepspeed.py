@@ -4,12 +4,12 @@ import hydra
 from omegaconf import DictConfig
 
 from nested_learning.config import register_schema
-from nested_learning.train.command import run_job, run_training
+from nested_learning.train.command import ENTRY, run_job, run_training
 
 register_schema()
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="pilot_smoke")
+@hydra.main(version_base="1.3", config_path="configs", config_name=ENTRY)
 def main(config: DictConfig) -> None:
     """Run one job."""
     run_job(config, "deepspeed")

@@ -1,6 +1,8 @@
 """A person's mistakes at every entry point: one line on stderr, exit status 2, and nothing left behind."""
 
+import json
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from nested_learning import cli
+from nested_learning.command import is_mistake, run_command
 from nested_learning.config import run_config
 from nested_learning.train.checkpoint import export_checkpoint
 from nested_learning.train.launch import launch
@@ -76,6 +79,11 @@ WRONG = {
         "model.vocab_size is 99 but the tokenizer has 257",
     ),
     "a batch that does not divide": ("train.py", "train.accumulation=3", "train.accumulation must divide"),
+    "a job of a sweep that cannot be": (
+        "train.py",
+        "-m experiment=mixer_titans,mixer_titan",
+        "mean mixer_titans?",
+    ),
     "a sweep over an unknown key": ("train.py", "-m optim.lrr=1,2", "did you mean optim.lr?"),
     "a key of DDP": ("train_dist.py", "parallel.gather_dtyp=bf16", "did you mean parallel.gather_dtype?"),
     "a key of FSDP": ("train_fsdp.py", "parallel.gather_dtype=fp8", "must be one of fp32, bf16, got 'fp8'"),
@@ -291,9 +299,94 @@ def test_it_is_one_line_and_leaves_nothing(enter, given, tmp_path, what):
     entry, arguments, part = WRONG[what]
     before = files_of(given["given"])
     status, _, error = enter(entry, arguments)
-    open("/tmp/lines.txt", "a").write(error)
     assert error.count("\n") == 1 and error.endswith("\n"), error
     assert part in error and error.startswith(f"{Path(entry).name}: "), error
     assert status == 2
     assert list(tmp_path.iterdir()) == []
     assert files_of(given["given"]) == before
+
+
+def test_every_entry_point_is_tried_here():
+    scripts = [f"{path.parent.name}/{path.name}" for path in ROOT.glob("scripts/*/*.py")]
+    entries = ["nl", *(path.name for path in ROOT.glob("train*.py")), *scripts]
+    assert {entry for entry, _, _ in WRONG.values()} == set(entries)
+
+
+@pytest.mark.parametrize(
+    "entry, arguments",
+    [
+        ("nl", "plan --gpus 0"),
+        ("eval/niah.py", "--checkpoint nope"),
+        ("train.py", "optim.lrr=1"),
+        ("train.py", "name=../x"),
+    ],
+)
+def test_debug_shows_the_traceback_before_the_line(enter, monkeypatch, entry, arguments):
+    status, _, line = enter(entry, arguments)
+    for debug, variable in (("--debug", "NL_DEBUG"), ("", "NL_DEBUG")):
+        if not debug:
+            monkeypatch.setenv(variable, "1")
+        shown = enter(entry, f"{arguments} {debug}")
+        assert shown[0] == status == 2
+        assert shown[2].startswith("Traceback (most recent call last):") and shown[2].endswith(f"\n{line}")
+
+
+def test_a_fault_of_ours_keeps_its_traceback(enter, monkeypatch):
+    monkeypatch.setattr("nested_learning.train.command.launch", lambda *_: {}["nothing"])
+    status, _, error = enter("train.py", "seed=1")
+    assert status == 1 and error.startswith("Traceback") and error.endswith("KeyError: 'nothing'\n")
+    monkeypatch.setattr(cli, "doctor", lambda: {}["nothing"])
+    with pytest.raises(KeyError):
+        cli.main(["doctor"])
+
+
+def raised(action):
+    try:
+        action()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+@pytest.mark.parametrize(
+    "action, mistake",
+    [
+        (lambda: run_config({"seed": -1}), True),
+        (lambda: torch.nn.Conv1d(3, 3, 1, groups=2), False),  # a ValueError of torch
+        (lambda: int("x"), True),  # no library below us
+        (lambda: Path("no such file").read_text(), True),
+        (lambda: torch.ones(2) + torch.ones(3), False),
+        (lambda: [][0], False),
+        (lambda: __import__("no_such_package"), True),
+        (lambda: __import__("nested_learning.no_such_module"), False),
+    ],
+)
+def test_what_counts_as_a_mistake(action, mistake):
+    assert is_mistake(raised(action)) == mistake
+
+
+def test_an_error_of_several_lines_becomes_one(capsys):
+    def action():
+        raise ValueError("two\n  lines\n")
+
+    assert run_command("nl", action) == 2
+    assert capsys.readouterr().err == "nl: two lines\n"
+
+
+def test_ctrl_c_is_130(capsys):
+    assert run_command("nl", lambda: signal.raise_signal(signal.SIGINT)) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_rank_0_speaks_first_and_torchrun_is_told(monkeypatch, tmp_path, capsys):
+    waited = []
+    monkeypatch.setattr("nested_learning.command.time.sleep", waited.append)
+    for rank in (0, 1):
+        report = tmp_path / f"{rank}.json"
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(report))
+        assert run_command("x.py", lambda: run_config({"seed": -1})) == 2
+        line = capsys.readouterr().err.strip()
+        assert line == ("rank 1: " * rank) + "x.py: seed must be in [0, 9223372036854775808), got -1"
+        assert json.loads(report.read_text())["message"]["message"] == line
+        assert len(waited) == rank  # time for torchrun to end the others once rank 0 has ended

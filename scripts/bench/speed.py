@@ -29,7 +29,10 @@ LISTS = "decode_positions peer_chunks"
 def length_and_batch(text: str) -> tuple[int, int | None]:
     """`1024` or, with its own batch, `16384:1`."""
     length, _, batch = text.partition(":")
-    return int(length), int(batch) if batch else None
+    try:
+        return int(length), int(batch) if batch else None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be T or T:BATCH, whole numbers, got {text!r}") from None
 
 
 def parser() -> Parser:

@@ -197,7 +197,7 @@ def test_string_match_ignores_case_and_counts_every_answer() -> None:
 
 
 def test_input_that_is_not_allowed(loaded, tmp_path) -> None:
-    with pytest.raises(ValueError, match="tasks must be of s1, s2, .*, got 's9'"):
+    with pytest.raises(ValueError, match="--tasks must be one of s1, s2, .*, got 's9'"):
         evaluate_niah(loaded, grid(tasks=("s9",)), tmp_path / "n.json")
     with pytest.raises(ValueError, match=r"context_lengths must be at least \d+ for s1 .* got 100"):
         evaluate_niah(loaded, grid(context_lengths=(100,)), tmp_path / "n.json")

@@ -83,7 +83,7 @@ def train(tmp_path, monkeypatch):
 
 
 def test_a_sweep_goes_on_after_a_job_that_fails_and_says_so(train, tmp_path, capsys):
-    assert train("-m", "train.accumulation=3,1") == 1
+    assert train("-m", "train.accumulation=3,1") == 2
     line = "train.py: job pilot_smoke/train.accumulation=3: train.accumulation must divide"
     assert line in capsys.readouterr().err
     assert not (tmp_path / "pilot_smoke" / "train.accumulation=3").exists()
@@ -131,6 +131,6 @@ def test_an_output_folder_below_a_file_or_read_only_is_one_line(train, tmp_path,
 
 
 def test_ctrl_c_before_the_first_step_is_one_line(train, monkeypatch, capsys):
-    monkeypatch.setattr("nested_learning.train.launch.load_corpus", lambda config: signal.raise_signal(2))
+    monkeypatch.setattr("nested_learning.train.launch.load_corpus", lambda *_: signal.raise_signal(2))
     assert train() == 130
-    assert capsys.readouterr().err == "\nstopped; the same command goes on from the last checkpoint\n"
+    assert capsys.readouterr().err == "\nstopped; the same command goes on from the last saved place\n"

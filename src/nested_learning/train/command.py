@@ -11,6 +11,8 @@ from inspect import getfile, unwrap
 from pathlib import Path
 from typing import NoReturn
 
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,6 +24,8 @@ from nested_learning.command import DEBUG, INTERRUPTED, check_known, refuse, run
 from nested_learning.config import composing, run_config
 from nested_learning.train.launch import launch
 from nested_learning.yaml_files import check_yaml
+
+ENTRY = "pilot_smoke"  # what `train*.py` train if they are not told
 
 
 class JobFailed(Exception):
@@ -40,7 +44,9 @@ def run_training(main: Callable[[], None]) -> NoReturn:
     """
 
     def compose_and_run() -> int:
-        overrides = check_command_line(sys.argv[1:], Path(getfile(unwrap(main))).parent)
+        overrides = check_command_line(sys.argv[1:], Path(getfile(unwrap(main))).resolve().parent)
+        # Hydra wants the overrides in a row; a person may put options between them.
+        sys.argv[1:] = [*(word for word in sys.argv[1:] if word not in overrides), *overrides]
         try:
             with composing(overrides):
                 main()
@@ -62,29 +68,39 @@ def check_command_line(arguments: Sequence[str], home: Path) -> list[str]:
         home: the folder of the script, which holds `configs/`.
 
     Raises:
-        ValueError: an option that Hydra does not have, `--config-name` of no configuration, or a YAML file
-            that is none or too large.
+        ValueError: an option that Hydra does not have, `--config-name` of no configuration, a YAML file that
+            is none or too large, or a sweep with a job that cannot be composed.
     """
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown and not unknown[0].startswith("-"):
-        raise ValueError(f"{unknown[0]!r} stands apart from the other overrides; give all in a row")
+    options, unknown = parser.parse_known_intermixed_args(arguments)
     check_known(unknown, [*parser._option_string_actions, DEBUG])
-    folders = [home / (options.config_path or "configs"), Path(options.config_dir or "").resolve()]
-    if options.config_dir is None:
-        folders.pop()
-    elif not folders[1].is_dir():
-        raise ValueError(f"--config-dir must be a folder, got {options.config_dir!r}")
-    for pattern in ("*.yaml", "*/*.yaml"):
-        for file in (file for folder in folders for file in folder.glob(pattern)):
+    folders = [home / (options.config_path or "configs")]
+    if options.config_dir is not None:
+        folders.insert(0, Path(options.config_dir).resolve())
+        if not folders[0].is_dir():
+            raise ValueError(f"--config-dir must be a folder, got {options.config_dir!r}")
+    for folder in folders:
+        for file in (*folder.glob("*.yaml"), *folder.glob("*/*.yaml")):
             check_yaml(file)
-    name = options.config_name
-    if name is not None and not any((folder / name).with_suffix(".yaml").is_file() for folder in folders):
-        known = [file.stem for folder in folders for file in folder.glob("*.yaml") if file.stem != "base"]
+    name = options.config_name or ENTRY
+    if not any((folder / f"{name.removesuffix('.yaml')}.yaml").is_file() for folder in folders):
+        known = {file.stem for folder in folders for file in folder.glob("*.yaml")} - {"base"}
         near = did_you_mean(name, known)
         raise ValueError(f"there is no configuration {name!r}{near}; there are {', '.join(sorted(known))}")
+    if options.multirun:
+        compose_jobs(name, folders, options.overrides)
     return list(options.overrides)
+
+
+def compose_jobs(name: str, folders: Sequence[Path], overrides: Sequence[str]) -> None:
+    """Compose every job of a sweep; ValueError for one that cannot be, before Hydra writes anything."""
+    *before, home = folders
+    overrides = [*overrides, *(f"hydra.searchpath=[{folder.as_uri()}]" for folder in before)]
+    with composing(overrides), initialize_config_dir(str(home), version_base="1.3"):
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]:
+            compose(name, job)
 
 
 @contextmanager

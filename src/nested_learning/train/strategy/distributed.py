@@ -131,10 +131,16 @@ class DistributedStrategy(SingleStrategy):
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
-        """The first process of every machine goes through alone, then the others do."""
+        """The first process of every machine goes through alone, then the others do, even if it fails: what
+        is wrong with the data, they find out too, and not only that the first one has gone."""
         if self.local_rank != 0:
             self.barrier()
-        yield
+        try:
+            yield
+        except Exception:
+            if self.local_rank == 0:
+                self.barrier()
+            raise
         if self.local_rank == 0:
             self.barrier()
 
