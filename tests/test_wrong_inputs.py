@@ -1,8 +1,10 @@
 """A person's mistakes at every entry point: one line on stderr, exit status 2, and nothing left behind."""
 
 import json
+import os
 import runpy
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -390,3 +392,34 @@ def test_rank_0_speaks_first_and_torchrun_is_told(monkeypatch, tmp_path, capsys)
         assert line == ("rank 1: " * rank) + "x.py: seed must be in [0, 9223372036854775808), got -1"
         assert json.loads(report.read_text())["message"]["message"] == line
         assert len(waited) == rank  # time for torchrun to end the others once rank 0 has ended
+
+
+def started(folder, *command):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert list(folder.iterdir()) == []
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_in_a_process_of_its_own(tmp_path):
+    line = "nl: --gpus must be whole numbers of at least 1, got '0'\n"
+    assert started(tmp_path, "-m", "nested_learning.cli", "plan", "--gpus", "0") == (2, "", line)
+
+
+RANKS = ("--nproc-per-node", "2", ROOT / "train_dist.py", "optim.lrr=1")
+
+
+def test_two_ranks_say_it_once(tmp_path):
+    status, _, error = started(tmp_path, "-m", "nested_learning.torchrun", *RANKS)
+    assert error.startswith("train_dist.py: unknown key 'optim.lrr'; did you mean optim.lr?"), error
+    assert (status, error.count("\n")) == (2, 1)
+
+
+@pytest.mark.slow
+def test_torchrun_itself_begins_with_the_line_and_has_it_for_its_root_cause(tmp_path):
+    status, _, error = started(tmp_path, "-m", "torch.distributed.run", *RANKS)
+    line = "train_dist.py: unknown key 'optim.lrr'; did you mean optim.lr?"
+    assert status == 1 and error.startswith(line), error
+    assert error.count(line) == 2 and error.rpartition("traceback : ")[2].startswith(line)

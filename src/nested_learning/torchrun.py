@@ -1,8 +1,8 @@
-"""torchrun that ends with the line of rank 0 alone if that is about a person's mistake, and with its status 2:
+"""torchrun that says no more than rank 0 does of a person's mistake, and ends with the same status, 2:
 
 python -m nested_learning.torchrun --nproc-per-node 2 train_fsdp.py --config-name pilot
 
-`torchrun` itself, which no process that it starts can keep from it, adds a report of 40 lines and ends with 1.
+torchrun itself adds a report of 40 lines and ends with 1; the processes that it starts cannot prevent it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> int:
     """Run torchrun's command line: 0, or 2 for a mistake. Raises ChildFailedError for all other failures."""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the error says it all again
     try:
-        run.run(run.parse_args(sys.argv[1:]))
+        run.run(run.parse_args(sys.argv[1:]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         _, first = error.get_first_failure()
         if first.exitcode != BAD_INPUT:
