@@ -201,6 +201,11 @@ WRONG = {
         "--manifest {given}/mixture.yaml --vocab-size big --output-dir out",
         "--vocab-size: invalid int value: 'big'",
     ),
+    "a mixture that is not there, with a log": (
+        "data/train_tokenizer.py",
+        "--manifest nope.yaml --vocab-size 400 --output-dir out --log-file logs/log.txt",
+        "no configuration file nope.yaml",
+    ),
     "an unknown type of tokenizer": (
         "data/train_tokenizer.py",
         "--manifest {given}/mixture.yaml --vocab-size 400 --output-dir out --model-type unigran",
@@ -306,6 +311,20 @@ def test_it_is_one_line_and_leaves_nothing(enter, given, tmp_path, what):
     assert status == 2
     assert list(tmp_path.iterdir()) == []
     assert files_of(given["given"]) == before
+
+
+def test_a_mistake_beside_overwrite_deletes_nothing(enter, tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    (shards / "mixture.json").write_text("{}")
+    arguments = "{given}/mixture.yaml --overwrite --tokenizer-path nope.model --output-dir shards"
+    assert enter("data/process_mixture.py", arguments)[0] == 2
+    assert (shards / "mixture.json").exists()
+
+
+def test_options_may_stand_between_overrides(enter):
+    status, _, error = enter("train.py", "seed=1 --config-name mid_smoke optim.lr=nan")
+    assert (status, error) == (2, "train.py: optim.lr must be a finite number, got nan\n")
 
 
 def test_every_entry_point_is_tried_here():

@@ -49,8 +49,6 @@ def main() -> None:
     folder = options.output_dir or (Path(config.shards) if config.shards else None)
     if folder is None:
         raise ValueError(f"{options.config} names no `shards` folder; give --output-dir")
-    if options.overwrite:
-        clear_folder(folder)
     log = file_log(options.log_file)
     job = Job(
         mixture=with_limits(config.mixture, options.limit, options.fallback_split),
@@ -60,6 +58,8 @@ def main() -> None:
         progress=not options.no_progress,
         log=log,
     )
+    if options.overwrite:
+        clear_folder(folder)
     process_mixture(job)
     log(
         f"complete: {folder}; train with data.shards={folder} "

@@ -34,6 +34,7 @@ def main() -> None:
     options = made.parse_args()
     windows = Windows(seq_len=options.seq_len, batch_size=options.batch_size, max_batches=options.max_batches)
     learning = memorize.from_options(options)
+    segments = Segments.read(options.segments_yaml)
     first = loading.load(options.checkpoints[0], options.config, options.tokenizer_path, options.device)
     output = first.output("continual", options.output)
     if options.fresh:
@@ -43,7 +44,6 @@ def main() -> None:
         "tokenizer_path": options.tokenizer_path,
         "device": options.device,
     }
-    segments = Segments.read(options.segments_yaml)
     evaluate_continual(options.checkpoints, segments, windows, output, model_options, learning)
     print(summarise([output]), end="")
     print(f"results in {output.parent.resolve()}")

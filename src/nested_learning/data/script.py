@@ -14,12 +14,11 @@ from nested_learning.data.config import MixtureConfig
 
 def file_log(path: Path | None) -> Callable[[str], None]:
     """A function that prints a line (above a progress bar) and appends it, with the time, to a file."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
 
     def log(line: str) -> None:
         tqdm.write(line)
         if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}\n")
 
