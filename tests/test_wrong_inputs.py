@@ -46,7 +46,7 @@ WRONG = {
     "a configuration that is not there": ("train.py", "--config-name pilott", "did you mean pilot?"),
     "an unknown key": ("train.py", "optim.lrr=1", "unknown key 'optim.lrr'; did you mean optim.lr?"),
     "a key of no section": ("train.py", "+optimm.lr=1", "did you mean optim"),
-    "a text for a number": ("train.py", "optim.lr=fast", "optim.lr"),
+    "a text for a number": ("train.py", "optim.lr=fast", "optim.lr must be a finite number, got 'fast'"),
     "no number": ("train.py", "optim.lr=nan", "optim.lr must be a finite number, got nan"),
     "half a list": ("train.py", "data.files=[", "data.files=["),
     "an unknown choice": ("train.py", "optim=adamww", "did you mean adamw?"),

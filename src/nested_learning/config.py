@@ -415,9 +415,15 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, MissingConfigException):
         near = did_you_mean(Path(error.missing_cfg_file or "").name, error.options or [])
         return f"there is no configuration {error.missing_cfg_file!r}{near}"
+    where = next((w for e in (error, cause) for w in (_place(e),) if w), "")
+    wrong = re.search(
+        r"Value '(.*)' of type '\w+' could not be converted to (Float|Integer)", str(cause or error)
+    )
+    if wrong and where:
+        kind = "a finite number" if wrong[2] == "Float" else "a whole number"
+        return f"{where.partition('=')[0]} must be {kind}, got {wrong[1]!r}"
     what, *more = str(error).strip().split("\n")
     why = str(cause).split("\n")[0] if cause else next((line for line in more if line[:1].strip()), "")
-    where = next((w for e in (error, cause) for w in (_place(e),) if w), "")
     return ": ".join(part for part in ("" if where in what else where, what, why) if part)
 
 
