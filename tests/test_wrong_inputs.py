@@ -137,6 +137,12 @@ WRONG = {
     ),
     "an unknown option of a script": ("eval/zeroshot.py", "--taskz piqa", "did you mean --tasks?"),
     "a device that is none": ("eval/passkey.py", "--checkpoint {exported} --device gpu", "--device must be"),
+    "no pretrained model": (
+        "eval/second_reading.py",
+        "--model nowhere --layers 1",
+        "has no config.json",
+    ),
+    "layers that are none": ("eval/second_reading.py", "--model x --layers 1,a", "--layers"),
     "no depth": ("eval/passkey.py", "--checkpoint {exported} --depths 0", "depths"),
     "fewer than no samples": ("eval/passkey.py", "--checkpoint {exported} --samples-per-length -1", "got -1"),
     "an unknown needle": ("eval/niah.py", "--checkpoint {exported} --tasks s9", "s9"),

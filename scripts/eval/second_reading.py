@@ -5,15 +5,16 @@ uv run python scripts/eval/second_reading.py --model FOLDER --layers 12 6,9,12,1
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
 
-from nested_learning.data.script import run_script
+from nested_learning.checks import at_least
+from nested_learning.command import Parser, run_script
+from nested_learning.data.corpus import bundled_files
 from nested_learning.eval.second_reading import second_readings, table
 
-TEXTS = Path("src/nested_learning/data/text")
+TEXTS = bundled_files()[0].parent
 SKIP = 20_000
 """Characters left out at the start of a text: its title and contents."""
 
@@ -23,9 +24,14 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
+def read(file: Path, length: int) -> str:
+    """Enough of a text for `length` tokens, without its title and contents."""
+    return file.read_text(encoding="utf-8")[SKIP : SKIP + 8 * length]
+
+
 def main() -> None:
     """Measure and print the table."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     add = made.add_argument
     add("--model", required=True, help="folder of a Hugging Face model with its tokenizer")
     add(
@@ -41,16 +47,15 @@ def main() -> None:
     add("--passage", type=Path, default=TEXTS / "novel.txt", help="what is learned (default %(default)s)")
     add("--other", type=Path, default=TEXTS / "plays.txt", help="what is not (default %(default)s)")
     options = made.parse_args()
+    at_least("--length", options.length, 1)
+    if not (Path(options.model) / "config.json").is_file():
+        raise FileNotFoundError(f"--model {options.model} has no config.json of a Hugging Face model")
+    texts = [read(file, options.length) for file in (options.passage, options.other)]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    passage, other = (
-        torch.tensor(
-            [tokenizer(file.read_text(encoding="utf-8")[SKIP : SKIP + 8 * options.length]).input_ids]
-        )
-        for file in (options.passage, options.other)
-    )
+    passage, other = (torch.tensor([tokenizer(text).input_ids]) for text in texts)
     passage, other = passage[:, : options.length + 1], other[:, : options.length + 1]
     choices = options.layers, options.lr, options.steps
     print(table(list(second_readings(model.eval(), passage, other, *choices))))
