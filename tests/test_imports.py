@@ -17,14 +17,16 @@ ALLOWED = {
     "device": set(),
     "lock": set(),
     "yaml_files": set(),
+    "extras": set(),
+    "hub": set(),
     "allocator": set(),
     "state": set(),
     "levels": {"checks"},
     "ops": {"levels", "state"},
     "layers": {"levels", "state", "ops", "models.config"},
-    "models": {"checks", "levels", "state", "ops", "layers"},
+    "models": {"checks", "extras", "levels", "state", "ops", "layers"},
     "optim": {"checks", "levels", "state", "ops", "config"},
-    "data": {"checks", "lock", "levels", "state"},
+    "data": {"checks", "extras", "hub", "lock", "levels", "state"},
 }
 
 

@@ -19,6 +19,7 @@ import torch
 from nested_learning import audit, plan
 from nested_learning.command import DEBUG, Parser, run_command
 from nested_learning.data.corpus import bundled_files, default_cache_dir
+from nested_learning.extras import DISTRIBUTION, EXTRAS, own_version
 from nested_learning.reproduce import EXPERIMENTS
 from nested_learning.train.checkpoint import commands as checkpoints
 
@@ -26,14 +27,6 @@ REQUIRED = (
     *("numpy", "hydra", "omegaconf", "sentencepiece", "datasets", "pyarrow", "datasketch"),
     *("wandb", "tqdm", "matplotlib"),
 )
-OPTIONAL = {
-    "titans_pytorch": "bench",
-    "lm_eval": "eval",
-    "deepspeed": "deepspeed",
-    "transformers": "hf",
-    "nbmake": "notebooks",
-    "sklearn": "digits",
-}
 DISTRIBUTIONS = {"hydra": "hydra-core"}
 
 
@@ -86,14 +79,13 @@ def run_experiment(options: argparse.Namespace) -> int:
 def doctor() -> int:
     """Print what matters about this machine; 1 if something needed is missing or damaged."""
     problems: list[str] = []
-    own = metadata.version("nested-learning")
-    print(f"nested-learning {own}, Python {platform.python_version()}, torch {torch.__version__}")
+    print(f"{DISTRIBUTION} {own_version()}, Python {platform.python_version()}, torch {torch.__version__}")
     print(f"device    {describe_device()}")
     for name in REQUIRED:
         line, ok = check_import(name)
         print(f"package   {line}")
         problems += [] if ok else [line]
-    for name, extra in OPTIONAL.items():
+    for name, extra in EXTRAS.items():
         found = importlib.util.find_spec(name) is not None
         print(f"optional  {name}: " + ("installed" if found else f"not installed (extra {extra!r})"))
     wrong = check_text(bundled_files())

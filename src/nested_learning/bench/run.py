@@ -80,7 +80,7 @@ def run_benchmark(settings: BenchSettings, progress: Progress) -> dict[str, Any]
         shape = (settings.batch, settings.peer_length)
         jobs += [(peer_comparison(chunk, settings.peer_expansion), *shape) for chunk in settings.peer_chunks]
     elif settings.peer:
-        progress("titans-pytorch is not installed (extra 'bench'): that comparison is left out")
+        progress("titans-pytorch is not installed (uv sync --extra bench): that comparison is left out")
     results: list[Result] = []
     for cases, batch, length in jobs:
         for part, make in (("train", training_step), ("forward", forward_pass)):

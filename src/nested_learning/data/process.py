@@ -45,6 +45,7 @@ from nested_learning.data.sources import (
 )
 from nested_learning.data.store import ShardStore, SourceProgress, SplitCounts, check_settings, write_json
 from nested_learning.data.tokenizer import Tokenizer, encode_document, load_tokenizer, token_dtype
+from nested_learning.extras import DISTRIBUTION
 
 PROVENANCE = "provenance.json"
 BLOCK_CHARS = 1 << 19
@@ -371,7 +372,7 @@ def _write_unigrams(job: Job, folder: Path, sizes: list[int]) -> None:
 
 def _provenance(job: Job, store: ShardStore) -> dict[str, Any]:
     """Where the shards come from and when, for people; nothing reads it."""
-    packages = ("nested-learning", "sentencepiece", "datasketch", "numpy")
+    packages = (DISTRIBUTION, "sentencepiece", "datasketch", "numpy")
     return {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "workers": job.workers,

@@ -20,14 +20,13 @@ from nested_learning.eval.loading import Loaded
 from nested_learning.eval.results import Metric, Result, samples_path, versions, write_result
 from nested_learning.eval.scorer import Sampling, Scorer
 from nested_learning.eval.tokenizers import HuggingFaceTokenizer
+from nested_learning.extras import MissingExtraError
 from nested_learning.lock import LOCK, locked
 
 try:
     from lm_eval.api.model import LM
 except ImportError as error:
-    raise ImportError(
-        "this needs lm-eval: pip install 'nested-learning[eval]' (task files of your own do not: --local-dir)"
-    ) from error
+    raise MissingExtraError("lm-eval (task files of your own, --local-dir, do without)", "lm_eval") from error
 
 T = TypeVar("T")
 MAX_NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")

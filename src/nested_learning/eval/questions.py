@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nested_learning.data.records import read_records
+from nested_learning.extras import MissingExtraError
 from nested_learning.hub import check_hub
 
 Record = dict[str, Any]
@@ -335,9 +336,7 @@ def _harness_documents(task: Task) -> Any:
     try:
         from lm_eval import tasks
     except ImportError as error:
-        raise ImportError(
-            "task data from the hub needs lm-eval: pip install 'nested-learning[eval]'; or give --local-dir"
-        ) from error
+        raise MissingExtraError("task data from the hub (--local-dir does without)", "lm_eval") from error
     # Only the folder of the task: to look through all of lm-eval's takes seconds.
     folder = Path(tasks.__path__[0]) / task.folder
     manager = tasks.TaskManager(include_path=str(folder), include_defaults=False)

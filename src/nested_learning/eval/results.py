@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 
 from nested_learning.data.records import read_json
+from nested_learning.extras import own_version
 from nested_learning.lock import LOCK, locked
 from nested_learning.log_lines import read_log
 from nested_learning.train.checkpoint import write_atomic
@@ -89,11 +90,10 @@ class Result:
 def versions(*packages: str) -> dict[str, str]:
     """Versions of Python, torch, this package, its git commit, and of further `packages`."""
     named = {name: metadata.version(name) for name in packages}
-    own = metadata.version("nested-learning")
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "nested_learning": own,
+        "nested_learning": own_version(),
         "git": _git_commit(),
         **named,
     }

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from nested_learning.extras import MissingExtraError
 from nested_learning.layers.checks import check_held, check_kind, describe
 from nested_learning.levels import LevelSpec, check_levels
 from nested_learning.models.sampling import check_count, check_sampling, sample_token
@@ -232,7 +233,7 @@ class PretrainedLevels(nn.Module):
         Raises:
             FileNotFoundError: there are no levels in `folder`.
             ValueError: they are no list of levels.
-            ImportError: transformers is not installed.
+            MissingExtraError: transformers is not installed.
         """
         path = Path(folder) / LEVELS_FILE
         try:
@@ -349,5 +350,5 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ImportError("pretrained models need transformers: pip install 'nested-learning[hf]'") from error
+        raise MissingExtraError("pretrained models", "transformers") from error
     return transformers

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nested_learning.config import OptimConfig, set_seed
+from nested_learning.extras import MissingExtraError
 from nested_learning.reproduce.runner import Result, Tick
 from nested_learning.reproduce.training import Batch, Loop, finite_or_none, train_steps
 from nested_learning.train.objective import next_token_loss
@@ -62,9 +63,12 @@ def digits() -> tuple[Batch, Batch, Batch]:
     """Training, validation and test images `[N, 8, 8]` in [0, 1] with labels `[N, 1]`; always the same split.
 
     Raises:
-        ImportError: scikit-learn is not installed (extra "digits").
+        MissingExtraError: scikit-learn is not installed.
     """
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("the handwritten digits", "sklearn") from error
 
     data = load_digits()
     images, labels = torch.tensor(data.images).float() / 16, torch.tensor(data.target)[:, None]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nested_learning.config import RunConfig
+from nested_learning.extras import MissingExtraError
 from nested_learning.train.checkpoint.errors import CheckpointError, cause
 from nested_learning.train.checkpoint.tensors import WRAPPER, write_tensors
 from nested_learning.train.strategy.distributed import DistributedStrategy
@@ -47,7 +48,7 @@ class DeepSpeedStrategy(DistributedStrategy):
     the whole weights, which every other reader understands.
 
     Raises:
-        ModuleNotFoundError: DeepSpeed is not installed.
+        MissingExtraError: DeepSpeed is not installed.
         ValueError: a JSON that sets what the run's configuration decides, slow levels, or `async_save`.
     """
 
@@ -70,7 +71,10 @@ class DeepSpeedStrategy(DistributedStrategy):
         self, model: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer]
     ) -> tuple[nn.Module, Optimizer]:
         """DeepSpeed's engine, and an optimizer whose `step` is the engine's."""
-        import deepspeed
+        try:
+            import deepspeed
+        except ImportError as error:
+            raise MissingExtraError("train_deepspeed.py", "deepspeed") from error
 
         deepspeed.utils.logger.setLevel(logging.WARNING)
 
