@@ -20,7 +20,7 @@ SOMEBODY_ELSES = r"nested-learning(?!-torch)(?!/)(?![\w-])"
 
 
 def tells_to_install_it(text: str) -> bool:
-    """Whether a command that installs names the distribution that is not ours, or any text one of its extras."""
+    """Whether a command that installs names what is not ours, or any text one of its extras."""
     commands = (found.group() for found in re.finditer(INSTALLS, text, re.MULTILINE))
     own = re.search(SOMEBODY_ELSES + r"\[", text)
     return own is not None or any(re.search(SOMEBODY_ELSES, command) for command in commands)
@@ -59,7 +59,7 @@ def test_one_name_everywhere() -> None:
 def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
     code = """
 import sys
-sys.modules |= dict.fromkeys(["transformers", "lm_eval", "lm_eval.api.model", "lm_eval.tasks", "sklearn.datasets"])
+sys.modules |= dict.fromkeys(["transformers", "lm_eval", "lm_eval.tasks", "sklearn.datasets"])
 from nested_learning.eval.questions import _hub_records
 from nested_learning.extras import MissingExtraError
 from nested_learning.models.pretrained import _transformers

@@ -80,18 +80,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def unknown_key(key: str, kind: Any, where: str = "") -> str:
     """What to say of a dotted `key` that the dataclass `kind`, which stands at `where`, does not have."""
     beside = key.rpartition(".")[0]
-    known = list(_keys(kind, where))
+    known = list(field_names(kind, where))
     siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == beside]
     return f"unknown key {key!r}{did_you_mean(key, known)}; allowed there: {', '.join(siblings)}"
 
 
-def _keys(kind: Any, where: str) -> Iterator[str]:
+def field_names(kind: Any, where: str = "") -> Iterator[str]:
     """The dotted names of all fields of a dataclass and of the dataclasses in it."""
     for name, hint in _hints(kind).items():
         yield _join(where, name)
         for part in (hint, *get_args(hint)):
             if is_dataclass(part):
-                yield from _keys(part, _join(where, name))
+                yield from field_names(part, _join(where, name))
 
 
 def _join(where: str, name: str) -> str:

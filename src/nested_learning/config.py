@@ -172,6 +172,10 @@ class TrainConfig:
         output_dir: the run lives in `output_dir/name`.
         resume: "auto" = go on from the newest checkpoint of the run if there is one; a path = from
             that checkpoint; None = start anew, replacing what the run directory holds.
+        resume_with: fields that may differ from the checkpoint's when a run goes on, such as `optim.lr`;
+            others that decide a run may not.
+        init_from: a checkpoint (a run directory, a checkpoint folder or an exported file) whose weights,
+            model and tokenizer a new run begins with, instead of those configured.
         sample_prompt, sample_tokens: prompt and length of the text written at the end; 0 = none.
         inner: "none", or "online": fast weights also learn from the loss of every chunk, as `adapt` says, in
             training and validation. Every sequence starts from the parameters.
@@ -192,6 +196,8 @@ class TrainConfig:
     keep_last: int = 2
     output_dir: str = "outputs"
     resume: str | None = "auto"
+    resume_with: tuple[str, ...] = ()
+    init_from: str | None = None
     sample_prompt: str = "The "
     sample_tokens: int = 64
     inner: str = "none"

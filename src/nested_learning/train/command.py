@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nested_learning.checks import did_you_mean
 from nested_learning.command import DEBUG, INTERRUPTED, check_known, refuse, run_command, run_script
-from nested_learning.config import composing, run_config
+from nested_learning.config import RunConfig, composing, plain_values, run_config
 from nested_learning.train.launch import launch
+from nested_learning.train.origin import find_origin
 from nested_learning.yaml_files import check_yaml
 
 ENTRY = "pilot_smoke"  # what `train*.py` train if they are not told
@@ -136,7 +137,7 @@ def run_job(config: DictConfig, strategy: str = "single") -> None:
 
 def _train(config: DictConfig, strategy: str, sweep: bool) -> int:
     def job() -> int:
-        result = launch(run_config(config), strategy)
+        result = launch(read_config(config, HydraConfig.get().overrides.task), strategy)
         if sweep and result.interrupted:
             print("the jobs that are left of the sweep are not started", file=sys.stderr)
             return INTERRUPTED
@@ -148,6 +149,22 @@ def _train(config: DictConfig, strategy: str, sweep: bool) -> int:
     except Exception:  # a fault of ours: printed here, for Hydra would cut the traceback
         traceback.print_exc()
         return 1
+
+
+def read_config(config: DictConfig, overrides: Sequence[str]) -> RunConfig:
+    """The run that `config` describes, with the model and tokenizer of `train.init_from` if it names one.
+
+    Args:
+        config: as Hydra composed it.
+        overrides: of the command line; those that contradict the checkpoint are refused.
+
+    Raises:
+        CheckpointError: `train.init_from` cannot be used.
+        ValueError: a value that is not allowed.
+    """
+    values = plain_values(config)
+    origin = find_origin(values)
+    return run_config(values if origin is None else origin.adopt(values, overrides))
 
 
 def name_by_difference(config: DictConfig, job: Sequence[str], command_line: Sequence[str]) -> None:

@@ -14,14 +14,20 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from nested_learning.allocator import keep_freed_memory
-from nested_learning.config import DataConfig, RunConfig, set_seed
+from nested_learning.config import DataConfig, RunConfig, run_config, set_seed
 from nested_learning.data.corpus import Corpus, open_corpus, prepare_corpus, text_files
 from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
 from nested_learning.lock import LOCK, locked
 from nested_learning.models.bill import fast_weight_bill
 from nested_learning.models.lm import HopeLM
-from nested_learning.train.checkpoint import CheckpointStore, find_checkpoint, load_checkpoint
+from nested_learning.train.checkpoint import (
+    CheckpointStore,
+    check_resume_with,
+    find_checkpoint,
+    load_checkpoint,
+)
 from nested_learning.train.memory import check_memory
+from nested_learning.train.origin import Origin, find_origin
 from nested_learning.train.plots import plot_losses
 from nested_learning.train.strategy import SingleStrategy, build_strategy
 from nested_learning.train.trainer import Trainer, TrainResult
@@ -37,45 +43,57 @@ def launch(config: RunConfig, strategy: str = "single") -> TrainResult:
         strategy: "single", "ddp", "fsdp" or "deepspeed"; the last three in every process of `torchrun`.
 
     Raises:
-        CheckpointError: `train.resume` names or finds a checkpoint that does not belong to this run.
+        CheckpointError: `train.resume` names or finds a checkpoint that does not belong to this run, or
+            `train.init_from` one that cannot be used.
         InUseError: another process writes to the run directory.
         NonFiniteError: see `Trainer.fit`.
-        ValueError: see `build_strategy`, `check_memory` and `hold_run_dir`.
+        ValueError: see `build_strategy`, `check_memory`, `check_resume_with`, `find_origin` and
+            `hold_run_dir`.
     """
     keep_freed_memory()
+    check_resume_with(config.train.resume_with)
+    origin = find_origin(config.to_dict())
+    if origin is not None:
+        config = run_config(origin.adopt(config.to_dict()))
     spread = build_strategy(strategy, config)
     try:
-        return run(config, spread)
+        return run(config, spread, origin)
     finally:
         spread.close()
 
 
-def run(config: RunConfig, spread: SingleStrategy) -> TrainResult:
+def run(config: RunConfig, spread: SingleStrategy, origin: Origin | None = None) -> TrainResult:
     """Train as `config` says, in the processes of `spread`; see `launch`."""
     say: Callable[[str], None] = print if spread.is_main else _silent
     if config.train.resume not in (None, "auto"):
         find_checkpoint(config.train.resume)
     with spread.local_main_first():
-        corpus = load_corpus(config.data, say)
+        corpus = load_corpus(config.data, say, origin and origin.tokenizer)
     check_vocabulary(config, corpus.tokenizer)
     check_memory(config, spread)
     with ExitStack() as held:
         spread.on_main(lambda: hold_run_dir(config.run_dir, held))
-        return run_in_folder(config, corpus, spread, say)
+        return run_in_folder(config, corpus, spread, say, origin)
 
 
 def run_in_folder(
-    config: RunConfig, corpus: Corpus, spread: SingleStrategy, say: Callable[[str], None]
+    config: RunConfig,
+    corpus: Corpus,
+    spread: SingleStrategy,
+    say: Callable[[str], None],
+    origin: Origin | None = None,
 ) -> TrainResult:
     """Train in a run directory that no other process writes to. What it held stays until all is built."""
     set_seed(config.seed)  # after the data, so that a cached corpus changes nothing; before the model
-    model = build_model(config, spread.device)
     resume = spread.on_main(lambda: find_resume(config))
+    start = origin if resume is None else None
+    model = build_model(config, spread.device, start)
     lines = describe(config, model, corpus, spread)
     trainer = Trainer(config, model, corpus, spread, resume)
     spread.on_main(lambda: begin(config, trainer.store, resume))
     say(lines)
-    say(f"resumed from {resume} at step {trainer.step}" if resume else "starting anew")
+    anew = f"starting with the weights, model and tokenizer of {start.path}" if start else "starting anew"
+    say(f"resumed from {resume} at step {trainer.step}" if resume else anew)
     result = trainer.fit()
     if spread.is_main:
         finish(config, sample_model(config, model, spread), corpus, result)
@@ -116,21 +134,36 @@ def sample_model(config: RunConfig, model: HopeLM, spread: SingleStrategy) -> Ho
     return model
 
 
-def load_corpus(config: DataConfig, say: Callable[[str], None] = print) -> Corpus:
-    """Tokenized text of a run: its shards if it names any, else its files; `say` is told what folders hold.
+def load_corpus(
+    config: DataConfig, say: Callable[[str], None] = print, own: Tokenizer | None = None
+) -> Corpus:
+    """Tokenized text of a run: its shards if it names any, else its files.
+
+    Args:
+        config: names them.
+        say: is told what folders hold.
+        own: a tokenizer to use instead of the configured one.
 
     Raises:
-        ValueError: no files given, or one that cannot be used.
+        ValueError: no files given, or one that cannot be used; shards of another tokenizer than `own`.
         FileNotFoundError: a file is not there, or the shards are not complete.
     """
     if config.shards is not None:
-        return open_corpus(config.shards)
+        corpus = open_corpus(config.shards)
+        if own is not None and corpus.tokenizer.fingerprint != own.fingerprint:
+            raise ValueError(
+                f"data.shards = {config.shards} were made with another tokenizer than that of "
+                "train.init_from; give their text as data.files, or make them with its tokenizer"
+            )
+        return corpus
     if not config.files:
         raise ValueError("data.files is empty: give text, as in data.files=[a.txt,b.txt], or data.shards")
     files = text_files(config.files, "data.files", say)
     wanted = config.tokenizer
     tokenizer: Tokenizer | TokenizerSpec = TokenizerSpec(kind=wanted.kind, vocab_size=wanted.vocab_size)
-    if wanted.path is not None:
+    if own is not None:
+        tokenizer = own
+    elif wanted.path is not None:
         tokenizer = load_tokenizer(wanted.path)
     return prepare_corpus(files, tokenizer, config.cache_dir, config.valid_fraction)
 
@@ -144,9 +177,15 @@ def check_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def build_model(config: RunConfig, device: torch.device) -> HopeLM:
-    """The model of a run on `device`, with its activations checkpointed if the configuration says so."""
+def build_model(config: RunConfig, device: torch.device, origin: Origin | None = None) -> HopeLM:
+    """The model of a run on `device`, with its activations checkpointed if the configuration says so.
+
+    Raises:
+        CheckpointError: the weights of `origin`, which it begins with, cannot be read or are not finite.
+    """
     model = HopeLM(config.model)
+    if origin is not None:
+        origin.put_weights(model)
     if config.parallel.activation_checkpointing:
         checkpoint_blocks(model)
     return model.to(device)

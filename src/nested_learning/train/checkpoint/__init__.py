@@ -17,7 +17,14 @@ from nested_learning.train.checkpoint.checkpointer import Checkpointer, Training
 from nested_learning.train.checkpoint.errors import CheckpointError
 from nested_learning.train.checkpoint.export import export_checkpoint
 from nested_learning.train.checkpoint.manifest import verify
-from nested_learning.train.checkpoint.read import load_checkpoint, read_checkpoint
+from nested_learning.train.checkpoint.read import (
+    load_checkpoint,
+    put_weights,
+    read_checkpoint,
+    read_description,
+)
+from nested_learning.train.checkpoint.run_file import saved_config, saved_tokenizer
+from nested_learning.train.checkpoint.same_run import check_resume_with
 from nested_learning.train.checkpoint.store import CheckpointStore, find_checkpoint, write_atomic
 
 __all__ = [
@@ -25,10 +32,15 @@ __all__ = [
     "CheckpointStore",
     "Checkpointer",
     "Training",
+    "check_resume_with",
     "export_checkpoint",
     "find_checkpoint",
     "load_checkpoint",
+    "put_weights",
     "read_checkpoint",
+    "read_description",
+    "saved_config",
+    "saved_tokenizer",
     "verify",
     "write_atomic",
 ]

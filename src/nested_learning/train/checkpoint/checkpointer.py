@@ -17,6 +17,7 @@ from nested_learning.config import RunConfig
 from nested_learning.data.loader import TokenLoader
 from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.optim.base import is_spread
+from nested_learning.optim.options import read_options, write_options
 from nested_learning.train.checkpoint.errors import CheckpointError, cause
 from nested_learning.train.checkpoint.manifest import read_manifest
 from nested_learning.train.checkpoint.run_file import (
@@ -25,9 +26,8 @@ from nested_learning.train.checkpoint.run_file import (
     WRONG_VALUES,
     read_plain,
     read_run,
-    saved_config,
-    saved_tokenizer,
 )
+from nested_learning.train.checkpoint.same_run import check_same_run
 from nested_learning.train.checkpoint.store import CheckpointStore, damage, other_whole, write_atomic
 from nested_learning.train.random_state import random_state, set_random_state
 
@@ -115,8 +115,10 @@ class Checkpointer:
         if problem := self.strategy.agree(damage(path) if self.strategy.is_main else None):
             self._refuse(path, problem)
         run = read_run(path)
-        _check_same_run(run, training, path)
+        check_same_run(run, path, training.config, training.tokenizer, training.text)
+        options = read_options(training.optimizer)
         self.strategy.load_parts(path, training.model, training.optimizer, run["optimizer"])
+        write_options(training.optimizer, options)  # of `train.resume_with`; all others are as saved
         if self.strategy.any(not _is_finite(training.model)):
             self._refuse(path, f"checkpoint {path} has weights that are not finite")
         try:
@@ -202,36 +204,3 @@ def _restore_random_state(path: Path) -> None:
         set_random_state(state)
     except (*WRONG_VALUES, RuntimeError) as error:
         raise CheckpointError(f"{path} holds no random states: {cause(error)}") from error
-
-
-def _check_same_run(run: dict[str, Any], training: Training, path: Path) -> None:
-    """Refuse to mix two runs: a resumed one must continue as if it had never stopped."""
-    old, new = (_what_decides(config) for config in (saved_config(run, path), training.config))
-    differing = [
-        f"{name} is {new_value!r}, was {old_value!r}" for name, old_value, new_value in _differences(old, new)
-    ]
-    if saved_tokenizer(run, path).fingerprint != training.tokenizer.fingerprint:
-        differing.append("the tokenizer is another one")
-    if run.get("text", training.text) != training.text:  # not in checkpoints of earlier releases
-        differing.append("the text (data.files or data.shards) is another one")
-    if differing:
-        raise CheckpointError(
-            f"cannot resume from {path}: {'; '.join(differing)}; "
-            "train.resume=null starts anew, another name= keeps both"
-        )
-
-
-def _what_decides(config: RunConfig) -> dict[str, Any]:
-    """The part of a configuration that a resumed run must share."""
-    values = config.to_dict()
-    inner = {key: values["train"][key] for key in ("inner", "grad_through_write")}
-    learned = {"adapt": values["adapt"]} if config.train.inner == "online" else {}
-    return {key: values[key] for key in ("model", "optim", "seed")} | {"train": inner} | learned
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        inside = [_differences(old.get(k), new.get(k), f"{name}.{k}" if name else k) for k in keys]
-        return [difference for some in inside for difference in some]
-    return [] if old == new else [(name, old, new)]

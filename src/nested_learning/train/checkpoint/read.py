@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nested_learning.config import RunConfig
 from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint.errors import CheckpointError
 from nested_learning.train.checkpoint.run_file import read_run, saved_config, saved_tokenizer
+from nested_learning.train.checkpoint.single_file import read_description as read_header
 from nested_learning.train.checkpoint.single_file import read_single_file
 from nested_learning.train.checkpoint.store import damage, find_checkpoint, other_whole
 from nested_learning.train.checkpoint.tensors import read_weights
@@ -62,8 +64,26 @@ def load_checkpoint(
             f"but its weights are for {config.model.vocab_size}"
         )
     model = HopeLM(config.model)
+    put_weights(model, run["model"], path, assign=True)
+    return model.to(device).eval(), tokenizer, config
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """What a checkpoint folder or an exported file says of its run, without its tensors.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another format.
+    """
+    return read_header(path) if path.is_file() else read_run(path)
+
+
+def put_weights(model: HopeLM, weights: dict[str, Tensor], path: Path, assign: bool = False) -> None:
+    """Give `model` the weights of the checkpoint at `path`; `assign`: the tensors themselves, no copies.
+
+    Raises:
+        CheckpointError: other names or shapes.
+    """
     try:
-        model.load_state_dict(run["model"], assign=True)
+        model.load_state_dict(weights, assign=assign)
     except RuntimeError as error:
         raise CheckpointError(f"the weights of checkpoint {path} do not fit its model: {error}") from error
-    return model.to(device).eval(), tokenizer, config
