@@ -17,6 +17,7 @@ from nested_learning.data.corpus import prepare_corpus
 from nested_learning.data.tokenizer import ByteTokenizer, TokenizerSpec
 from nested_learning.train.checkpoint import (
     CheckpointError,
+    CheckpointStore,
     export_checkpoint,
     find_checkpoint,
     read_checkpoint,
@@ -27,6 +28,13 @@ from nested_learning.train.checkpoint.tensors import pack, write_tensors
 from nested_learning.train.launch import begin, find_resume
 from nested_learning.train.strategy import SingleStrategy
 from nested_learning.train.trainer import Trainer
+
+
+def prepare_run_dir(config):
+    """What a start does with the run directory once the run is built."""
+    resume = find_resume(config)
+    begin(config, CheckpointStore(config.run_dir / "checkpoints", 1), resume)
+    return resume
 
 
 @pytest.fixture

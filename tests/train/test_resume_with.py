@@ -111,6 +111,7 @@ def test_every_option_of_a_fresh_group_is_known(tmp_path, corpus):
 
 def test_what_is_not_named_is_refused_and_the_way_is_said(tmp_path, corpus):
     first = trainer_of(tmp_path, corpus, {"lr": 1e-2})
+    first.update(next(first.loader))
     first.save()
     latest = first.store.latest()
     with pytest.raises(CheckpointError) as refused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from nested_learning.train.metrics import read_metrics
@@ -31,3 +32,26 @@ def plot_losses(metrics: Path, output: Path, unigram_entropy: float) -> None:
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.legend()
     figure.savefig(output, dpi=120)
+
+
+def plot_jobs(runs: Mapping[str, Path], output: Path) -> None:
+    """Validation losses over steps of several runs as a PNG; nothing is written if there are none.
+
+    Args:
+        runs: label → a `metrics.jsonl`.
+        output: the file to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for label, metrics in runs.items():
+        points = [(row["step"], row["valid_loss"]) for row in read_metrics(metrics) if "valid_loss" in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", label=label, markersize=4)
+    if axes.lines:
+        axes.set(xlabel="step", ylabel="validation loss (nats per token)")
+        axes.legend()
+        figure.savefig(output, dpi=120)
