@@ -45,6 +45,7 @@ from nested_learning.optim.config import (
     M3Config,
     MuonConfig,
 )
+from nested_learning.resume_with import check_resume_with
 from nested_learning.yaml_files import check_yaml, load_yaml
 
 SCHEMA = "run_schema"
@@ -292,6 +293,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_types(self, "")
         check_name(self.name)
+        check_resume_with(self.train.resume_with, RunConfig)
         within("seed", self.seed, f"[0, {2**63})")
         length = self.train.seq_len
         if self.train.inner == "online":

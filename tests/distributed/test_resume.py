@@ -115,3 +115,38 @@ def test_every_window_once_when_the_number_of_ranks_changes():
     third, _ = take(4, 1, state)
     assert sorted(first + second + third) == list(range(0, 120, 5))
     assert first + second + third == take(1, 6)[0]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A folder with the run "old", the overrides of one that begins with it, and that run's losses."""
+    folder = tmp_path_factory.mktemp("begun")
+    train(tiny_overrides(folder, "old", **{"train.steps": 4}), "single")
+    other = {"train.init_from": folder / "old", "optim.lr": 1e-3, "seed": 1, "train.steps": 6}
+    train(tiny_overrides(folder, "one", **other), "single")
+    return folder, other, losses(folder / "one")
+
+
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+def test_several_ranks_begin_with_a_checkpoint_as_one_does(begun, strategy):
+    folder, other, one = begun
+    run_ranks(2, folder, train, tiny_overrides(folder, strategy, **other), strategy)
+    two = losses(folder / strategy)
+    assert one[1] < losses(folder / "old")[2]  # it has learned before
+    assert [two[i] for i in two] == pytest.approx([one[i] for i in one], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_several_ranks_go_on_with_another_rate(tmp_path, strategy):
+    first = {"train.steps": 4, "optim.schedule": "constant"}
+    changed = {**first, "train.steps": 8, "optim.lr": 1e-4, "optim.weight_decay": 0.5}
+    changed["train.resume_with"] = "[optim.lr,optim.weight_decay]"
+    for settings in (first, changed):
+        train(tiny_overrides(tmp_path, "one", **settings), "single")
+        run_ranks(2, tmp_path, train, tiny_overrides(tmp_path, "two", **settings), strategy)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert list(two) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [two[i] for i in two] == pytest.approx([one[i] for i in one], rel=1e-5)
+    groups = read_checkpoint(tmp_path / "two")["optimizer"]["groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.5}

@@ -22,7 +22,6 @@ from nested_learning.models.bill import fast_weight_bill
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint import (
     CheckpointStore,
-    check_resume_with,
     find_checkpoint,
     load_checkpoint,
 )
@@ -47,11 +46,10 @@ def launch(config: RunConfig, strategy: str = "single") -> TrainResult:
             `train.init_from` one that cannot be used.
         InUseError: another process writes to the run directory.
         NonFiniteError: see `Trainer.fit`.
-        ValueError: see `build_strategy`, `check_memory`, `check_resume_with`, `find_origin` and
+        ValueError: see `build_strategy`, `check_memory`, `find_origin` and
             `hold_run_dir`.
     """
     keep_freed_memory()
-    check_resume_with(config.train.resume_with)
     origin = find_origin(config.to_dict())
     if origin is not None:
         config = run_config(origin.adopt(config.to_dict()))
@@ -67,8 +65,9 @@ def run(config: RunConfig, spread: SingleStrategy, origin: Origin | None = None)
     say: Callable[[str], None] = print if spread.is_main else _silent
     if config.train.resume not in (None, "auto"):
         find_checkpoint(config.train.resume)
+    own = None if origin is None else origin.tokenizer
     with spread.local_main_first():
-        corpus = load_corpus(config.data, say, origin and origin.tokenizer)
+        corpus = load_corpus(config.data, say, own)
     check_vocabulary(config, corpus.tokenizer)
     check_memory(config, spread)
     with ExitStack() as held:

@@ -24,7 +24,6 @@ from nested_learning.train.checkpoint.read import (
     read_description,
 )
 from nested_learning.train.checkpoint.run_file import saved_config, saved_tokenizer
-from nested_learning.train.checkpoint.same_run import check_resume_with
 from nested_learning.train.checkpoint.store import CheckpointStore, find_checkpoint, write_atomic
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "CheckpointStore",
     "Checkpointer",
     "Training",
-    "check_resume_with",
     "export_checkpoint",
     "find_checkpoint",
     "load_checkpoint",

@@ -1,47 +1,15 @@
-"""Whether a run may go on from a checkpoint: what both must share, and what may be changed on purpose."""
+"""Whether a run may go on from a checkpoint: what both must share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nested_learning.checks import field_names, unknown_key
 from nested_learning.config import RunConfig
 from nested_learning.data.tokenizer import Tokenizer
+from nested_learning.resume_with import FIXED, is_in
 from nested_learning.train.checkpoint.errors import CheckpointError
 from nested_learning.train.checkpoint.run_file import saved_config, saved_tokenizer
-
-_ANEW = "; train.init_from=CHECKPOINT starts a new run with its weights"
-_STATE = f"the optimizer's state depends on it{_ANEW}"
-_PLACE = f"the place in the data depends on it{_ANEW}"
-FIXED = {
-    "model": "the weights are of that model",
-    "data.tokenizer": "the weights are of its tokens",
-    "seed": _PLACE,
-    **dict.fromkeys(("train.batch_size", "train.seq_len", "data.loader"), _PLACE),
-    **dict.fromkeys(("data.files", "data.shards", "data.valid_fraction"), _PLACE),
-    **dict.fromkeys(("optim.name", "optim.m3.slow_weight", "optim.m3.second_moment"), _STATE),
-    **dict.fromkeys(("optim.m3.adamw", "optim.m3.ns_dtype", "optim.delta_momentum.precondition"), _STATE),
-    **dict.fromkeys(("optim.deep_momentum.hidden", "optim.deep_momentum.seed"), _STATE),
-}
-"""What no run can change on its way, and why not."""
-
-
-def check_resume_with(names: Iterable[str]) -> None:
-    """Refuse names in `train.resume_with` that are no fields, or fields that no run can change on its way.
-
-    Raises:
-        ValueError: the first such name.
-    """
-    known = set(field_names(RunConfig))
-    for name in names:
-        if name not in known:
-            raise ValueError(f"train.resume_with: {unknown_key(name, RunConfig)}")
-        for fixed, reason in FIXED.items():
-            if _is_in(name, fixed) or _is_in(fixed, name):
-                inside = "" if _is_in(name, fixed) else f"{fixed} is in it, and "
-                raise ValueError(f"train.resume_with must not hold {name}: {inside}{reason}")
 
 
 def check_same_run(
@@ -60,9 +28,9 @@ def check_same_run(
     wanted = [
         (name, f"{name} is {new_value!r}, was {old_value!r}")
         for name, old_value, new_value in _differences(old, new)
-        if not any(_is_in(name, allowed) for allowed in config.train.resume_with)
+        if not any(is_in(name, allowed) for allowed in config.train.resume_with)
     ]
-    changeable = [name for name, _ in wanted if not any(_is_in(name, fixed) for fixed in FIXED)]
+    changeable = [name for name, _ in wanted if not any(is_in(name, fixed) for fixed in FIXED)]
     differing = [text for _, text in wanted]
     if saved_tokenizer(run, path).fingerprint != tokenizer.fingerprint:
         differing.append("the tokenizer is another one")
@@ -83,11 +51,6 @@ def _what_decides(config: RunConfig) -> dict[str, Any]:
     train = {key: values["train"][key] for key in ("inner", "grad_through_write", "init_from")}
     learned = {"adapt": values["adapt"]} if config.train.inner == "online" else {}
     return {key: values[key] for key in ("model", "optim", "seed")} | {"train": train} | learned
-
-
-def _is_in(name: str, section: str) -> bool:
-    """Whether a dotted name is a section or in it."""
-    return name == section or name.startswith(f"{section}.")
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:
