@@ -78,3 +78,18 @@ def test_a_payload_in_deepspeeds_own_files_is_not_run(tmp_path, stage):
     with pytest.raises(AssertionError, match=r"a file in .*deepspeed cannot be read"):
         run_ranks(2, tmp_path, train, run, "deepspeed")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_it_begins_with_a_checkpoint_and_goes_on_at_another_rate_as_one_process_does(tmp_path, stage):
+    train(tiny_overrides(tmp_path, "old", **{"train.steps": 4}), "single")
+    first = {"train.init_from": tmp_path / "old", "optim.schedule": "constant", "train.steps": 4}
+    changed = {**first, "train.steps": 8, "optim.lr": 1e-4, "optim.weight_decay": 0.5}
+    changed["train.resume_with"] = "[optim.lr,optim.weight_decay]"
+    zero = {"parallel.deepspeed": f"configs/deepspeed/zero{stage}.json"}
+    for settings in (first, changed):
+        train(tiny_overrides(tmp_path, "one", **settings), "single")
+        run_ranks(2, tmp_path, train, tiny_overrides(tmp_path, "two", **settings, **zero), "deepspeed")
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert [two[i] for i in two] == pytest.approx([one[i] for i in one], rel=1e-4)
+    assert list(two) == [1, 2, 3, 4, 5, 6, 7, 8]

@@ -66,6 +66,11 @@ class SweepTable(Callback):
         self.folders: list[str] = []
         self.started, self.status = 0.0, 0
 
+    @property
+    def folder(self) -> Path:
+        """Of the sweep: what its jobs are in, whatever it varies."""
+        return Path(os.path.commonpath(self.folders))
+
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Start the clock."""
         self.started = time.monotonic()
@@ -90,12 +95,12 @@ class SweepTable(Callback):
             )
         )
         self.folders.append(str(config.hydra.sweep.dir))
-        write_table(self.jobs, Path(os.path.commonpath(self.folders)))
+        write_table(self.jobs, self.folder)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table."""
         if self.jobs:
-            print(f"\n{markdown(self.jobs)}\n\nthe table is in {os.path.commonpath(self.folders)}/sweep.md")
+            print(f"\n{markdown(self.jobs)}\n\nthe table is in {self.folder / 'sweep.md'}")
         if self.status:
             sys.exit(self.status)
 
