@@ -153,3 +153,20 @@ def test_what_is_not_supported_is_said(tmp_path, monkeypatch, strategy, override
     error = FileNotFoundError if "no file" in message else ValueError
     with pytest.raises(error, match=message):
         build_strategy(strategy, config_of(tiny_overrides(tmp_path, "run", **override)))
+
+
+@pytest.mark.slow
+def test_a_sweep_under_torchrun_has_all_jobs_and_one_table(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    settings = tiny_overrides(tmp_path, "sweep", **{"train.steps": 2})
+    done = subprocess.run(
+        [*command, str(ROOT / "train_dist.py"), "-m", "seed=0,1", *settings],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| done   |") == 2
+    assert {max(losses(tmp_path / "sweep" / f"seed={seed}")) for seed in (0, 1)} == {2}

@@ -134,8 +134,7 @@ def write_table(jobs: Sequence[Job], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "sweep.csv", text.getvalue().encode())
     write_atomic(folder / "sweep.md", f"{markdown(jobs)}\n".encode())
-    labels = [", ".join(f"{n}={v}" for n, v in zip(names, own, strict=True)) for own in values]
-    curves = dict(zip(labels, (job.run_dir / "metrics.jsonl" for job in jobs), strict=True))
+    curves = {os.path.relpath(job.run_dir, folder.parent): job.run_dir / "metrics.jsonl" for job in jobs}
     try:
         plot_jobs(curves, folder / "sweep.png")
     except Exception as error:  # of any kind, from the plotting library; the table is there

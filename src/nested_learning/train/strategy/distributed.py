@@ -77,13 +77,14 @@ class DistributedStrategy(SingleStrategy):
         return shared and os.environ.get("LOCAL_WORLD_SIZE") == str(self.world_size)
 
     def _agent_store(self, timeout: timedelta) -> Store:
-        """The agent's store, with keys of this start only.
+        """The agent's store, with keys of this start and this job of a sweep only.
 
-        The store outlives a restart, and torch (2.13) would find the addresses of dead ranks in it. Agents
+        The store outlives both, and torch (2.13) would find the addresses of former ranks in it. Agents
         of several machines count restarts differently; there, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
         """
         store = next(rendezvous("env://", timeout=timeout))[0]
-        return PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        restarts, jobs = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0), len(left_groups)
+        return PrefixStore(f"start_{restarts}_{jobs}", store)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of this rank's part of the loss."""
