@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+import signal
 from contextlib import ExitStack
 
 import pytest
@@ -10,6 +11,8 @@ from reorder_sums import reorder_sums
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 KERNELS = ExitStack()
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells do for what they start in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
