@@ -1,8 +1,8 @@
 """Two threads at most: tests run beside other work, and OpenMP threads that wait are slower than none."""
 
+import signal
 import socket
 from collections.abc import Iterator
-import signal
 from contextlib import ExitStack
 
 import pytest
