@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from nested_learning.adapt.config import AdaptConfig, check_online
+from nested_learning.aliases import our_arguments, our_path
 from nested_learning.checks import (
     at_least,
     build,
@@ -263,11 +264,13 @@ class LoggingConfig:
     Args:
         wandb: "none", "offline" or "online".
         project: project name in W&B.
+        path: one more file for the lines of `metrics.jsonl`, such as "logs/run.json"; None = no other.
         progress: show a progress bar.
     """
 
     wandb: str = "none"
     project: str = "nested-learning"
+    path: str | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -397,8 +400,9 @@ def load_config(path_or_name: str | Path, overrides: list[str] | None = None) ->
         check_yaml(file)
     register_schema()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(root), version_base="1.3"), composing(overrides or []):
-        composed = compose(config_name=name, overrides=overrides or [])
+    overrides = our_arguments(overrides or [])
+    with initialize_config_dir(config_dir=str(root), version_base="1.3"), composing(overrides):
+        composed = compose(config_name=name, overrides=overrides)
     return run_config(composed)
 
 
@@ -443,7 +447,7 @@ def _place(error: BaseException | None) -> str:
 
 def _locate(path_or_name: str | Path) -> tuple[Path, str]:
     """Folder of the configurations, and the name of one relative to it."""
-    path = Path(path_or_name)
+    path = Path(our_path(path_or_name))
     homes = [Path(), Path("configs"), Path(__file__).resolve().parents[2] / "configs"]
     for home in homes:
         file = (home / path.with_suffix(".yaml")).resolve()

@@ -86,8 +86,8 @@ def test_a_bar_without_its_terminal_goes_silent(monkeypatch):
     os.close(ours)
     with pytest.raises(OSError, match="Input/output error"):
         os.write(theirs, b"x")
-    for _ in range(10):
-        progress.advance()
+    for step in range(1, 11):
+        progress.reach(step)
     progress.print("a line")
     progress.show({"loss": 1.0, "tokens_per_second": 1.0, "memory_gib": 1.0})
     progress.close()

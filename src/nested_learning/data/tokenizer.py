@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from nested_learning.aliases import our_path
+
 MODEL_TYPES = ("bpe", "unigram")
 DEFAULT_VOCAB_SIZE = 4096
 SEGMENT_CHARS = 1 << 14
@@ -266,7 +268,7 @@ def load_tokenizer(source: Mapping[str, Any] | str | Path) -> Tokenizer:
         if kind == "sentencepiece":
             return SentencePieceTokenizer(bytes(source["model"]))
         raise ValueError(f"tokenizer state has kind={kind!r}; allowed: byte, sentencepiece")
-    path = Path(source)
+    path = Path(our_path(source))
     if not path.is_file():
         raise FileNotFoundError(f"tokenizer file {path} does not exist")
     try:

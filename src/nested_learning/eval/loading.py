@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from nested_learning.config import RunConfig, load_config
+from nested_learning.aliases import UNTRAINED, our_path
+from nested_learning.config import RunConfig, load_config, set_seed
 from nested_learning.data.tokenizer import Tokenizer, load_tokenizer
 from nested_learning.device import pick_device
 from nested_learning.eval.fit import check_fit
@@ -64,7 +66,8 @@ def load(
 
     Args:
         checkpoint: a run folder for its latest checkpoint (`folder:best` for the one with the lowest
-            validation loss), a checkpoint folder, or a file made by `nl export`.
+            validation loss), a checkpoint folder, or a file made by `nl export`; "untrained": see
+            `untrained`.
         config: a configuration file or a name in `configs/`, instead of the configuration in the checkpoint.
         tokenizer_path: a SentencePiece model, instead of the tokenizer in the checkpoint.
         device: such as "cpu" or "cuda:0".
@@ -76,6 +79,9 @@ def load(
         FileNotFoundError: no such configuration or tokenizer.
     """
     device = pick_device(device, "--device")
+    checkpoint = our_path(checkpoint)
+    if checkpoint == UNTRAINED:
+        return untrained(config, tokenizer_path, device)
     path = locate(checkpoint)
     tokenizer = None if tokenizer_path is None else load_tokenizer(tokenizer_path)
     own = None if config is None else load_config(config)
@@ -91,6 +97,25 @@ def load(
     return Loaded(
         model=model.requires_grad_(False), tokenizer=tokenizer, config=read, sha256=digest, path=path
     )
+
+
+def untrained(config: str | Path | None, tokenizer_path: str | Path | None, device: torch.device) -> Loaded:
+    """A model as `config` says with the weights that training would start from, and the vocabulary of a
+    tokenizer: what the numbers of an evaluation are before anything is learned.
+
+    Raises:
+        ValueError: no configuration or no tokenizer.
+        FileNotFoundError: see `load`.
+    """
+    if config is None or tokenizer_path is None:
+        raise ValueError(f"--checkpoint {UNTRAINED} needs --config and --tokenizer-path")
+    tokenizer = load_tokenizer(tokenizer_path)
+    own = load_config(config, [f"data.tokenizer.vocab_size={tokenizer.vocab_size}"])
+    set_seed(own.seed)
+    model = HopeLM(own.model).to(device).eval().requires_grad_(False)
+    described = json.dumps([own.to_dict(), tokenizer.fingerprint], sort_keys=True)
+    digest = hashlib.sha256(described.encode()).hexdigest()
+    return Loaded(model=model, tokenizer=tokenizer, config=own, sha256=digest, path=Path(UNTRAINED))
 
 
 def locate(checkpoint: str | Path) -> Path:

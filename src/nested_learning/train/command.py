@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from nested_learning.aliases import our_arguments
 from nested_learning.checks import did_you_mean
 from nested_learning.command import DEBUG, INTERRUPTED, check_known, refuse, run_command, run_script
 from nested_learning.config import RunConfig, composing, plain_values, run_config
@@ -45,6 +46,7 @@ def run_training(main: Callable[[], None]) -> NoReturn:
     """
 
     def compose_and_run() -> int:
+        sys.argv[1:] = our_arguments(sys.argv[1:])
         overrides = check_command_line(sys.argv[1:], Path(getfile(unwrap(main))).resolve().parent)
         # Hydra wants the overrides in a row; a person may put options between them.
         sys.argv[1:] = [*(word for word in sys.argv[1:] if word not in overrides), *overrides]

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from nested_learning.train.origin import Origin, find_origin
 from nested_learning.train.plots import plot_losses
 from nested_learning.train.strategy import SingleStrategy, build_strategy
 from nested_learning.train.trainer import Trainer, TrainResult
+from nested_learning.train.trial import describe_trial, fit_trial, names_no_data, with_sample
 
 
 def launch(config: RunConfig, strategy: str = "single") -> TrainResult:
@@ -66,9 +68,16 @@ def run(config: RunConfig, spread: SingleStrategy, origin: Origin | None = None)
     if config.train.resume not in (None, "auto"):
         find_checkpoint(config.train.resume)
     own = None if origin is None else origin.tokenizer
+    trial = names_no_data(config.data)
+    if trial:
+        for prepare in (with_sample, partial(fit_trial, spread=spread)):
+            config, line = prepare(config)
+            say(line)
     with spread.local_main_first():
         corpus = load_corpus(config.data, say, own)
     check_vocabulary(config, corpus.tokenizer)
+    if trial:
+        say(describe_trial(config, len(corpus.train)))
     check_memory(config, spread)
     with ExitStack() as held:
         spread.on_main(lambda: hold_run_dir(config.run_dir, held))

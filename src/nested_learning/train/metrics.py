@@ -178,13 +178,17 @@ class FanOut:
 
 
 def build_writer(config: RunConfig, resume_step: int, is_main: bool = True) -> FanOut:
-    """The writers of a run: `metrics.jsonl` in its directory, and W&B if the configuration asks for it.
+    """The writers of a run: `metrics.jsonl` in its directory, and the file and W&B that `logging` asks for.
 
     Ranks other than the main one have none.
     """
     if not is_main:
         return FanOut([])
     writers: list[Writer] = [JsonLinesWriter(config.run_dir / "metrics.jsonl", resume_step)]
+    if config.logging.path is not None:
+        path = Path(config.logging.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writers.append(JsonLinesWriter(path, resume_step))
     if config.logging.wandb != "none":
         writers.append(Background(lambda: WandbWriter(config), "W&B"))
     return FanOut(writers)

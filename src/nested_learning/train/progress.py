@@ -45,12 +45,19 @@ class Progress:
     """
 
     def __init__(self, steps: int, done: int, shown: bool) -> None:
-        self.bar: Any = tqdm(total=steps, initial=done, disable=not shown, unit="step", dynamic_ncols=True)
+        self.bar: Any = tqdm(
+            total=steps,
+            initial=done,
+            disable=not shown,
+            unit="step",
+            dynamic_ncols=True,
+            bar_format="{l_bar}{bar}| {n:.7g}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+        )
 
-    def advance(self) -> None:
-        """One step made."""
+    def reach(self, steps: float) -> None:
+        """So many steps made; parts of one count, as a step may take hours."""
         with self._while_there():
-            self.bar.update(1)
+            self.bar.update(steps - self.bar.n)
 
     def show(self, record: dict[str, float]) -> None:
         """Put the numbers of a metrics record behind the bar."""

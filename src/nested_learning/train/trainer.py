@@ -110,6 +110,7 @@ class Trainer:
         self.clock = Clock(self.step)
         self.recent: dict[int, Tensor] = {}  # batches since the guard was last read
         self.signals = StopSignals(strategy.world_size == 1)
+        self.progress = Progress(train.steps, self.step, shown=False)
 
     def fit(self) -> TrainResult:
         """Train to the last step, or until SIGINT, SIGTERM or SIGHUP; either way the last step is saved.
@@ -124,7 +125,8 @@ class Trainer:
         train = self.config.train
         self.writer = build_writer(self.config, self.step, self.strategy.is_main)
         self.clock = Clock(self.step)  # what came before is not training
-        progress = Progress(train.steps, self.step, self.config.logging.progress and self.strategy.is_main)
+        shown = self.config.logging.progress and self.strategy.is_main
+        self.progress = progress = Progress(train.steps, self.step, shown)
         try:
             with self.signals, self.strategy.watched():
                 if self._lacks_validation():
@@ -134,8 +136,8 @@ class Trainer:
                         self.save()
                 while self.step < train.steps and not self._stopping():
                     loss, norm = self.update(next(self.loader))
-                    progress.advance()
-                    if self._due(train.log_every):
+                    progress.reach(self.step)
+                    if self._due(train.log_every) or self.step == 1:
                         progress.show(self._log(loss, norm))
                     if self._due(train.eval_every):
                         progress.print(self._validate())
@@ -184,6 +186,7 @@ class Trainer:
                 loss = self._loss(self.wrapped, part, count, self.config.data.loader.packing)
                 self.strategy.backward(loss)
             total = total + loss.detach()
+            self.progress.reach(self.step + number / len(parts))
         return total
 
     def _loss(self, model: nn.Module, tokens: Tensor, count: int, packed: bool = False) -> Tensor:

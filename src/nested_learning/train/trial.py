@@ -1,0 +1,97 @@
+"""A run that names no data: what it trains on, what it would want, and how it fits where it was started.
+
+Besides the data only accumulation and activation checkpointing change, which leave the gradient as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import torch
+
+from nested_learning.config import DataConfig, RunConfig
+from nested_learning.data.corpus import BUNDLED
+from nested_learning.data.shards import ShardFolder
+from nested_learning.plan import GIB, Hardware, count_blocks, count_parameters, make_plan, optimizer_numbers
+from nested_learning.train.memory import host_bytes
+from nested_learning.train.strategy import SingleStrategy
+
+SAMPLES = ("outputs/data/sample_hub", "outputs/data/sample")
+"""Where `scripts/data/run_sample.sh` puts its shards."""
+
+TOKENS_PER_PARAMETER = 20  # Hoffmann et al., 2022 ("Chinchilla")
+ROOM = 0.9  # of the memory; the rest is for libraries, fragmentation and other programs
+H100 = Hardware(gpus=1, memory_gb=80, peak_tflops=989, mfu=0.2, sharded=True)  # the defaults of `nl plan`
+
+
+def names_no_data(data: DataConfig) -> bool:
+    """Whether neither text nor shards are named."""
+    return not data.files and data.shards is None
+
+
+def with_sample(config: RunConfig) -> tuple[RunConfig, str]:
+    """The run on the sample shards if there are some of its vocabulary, else on the bundled text; and a line
+    that says so."""
+    wanted = config.data.tokenizer.vocab_size
+    passed = []
+    for folder in SAMPLES:
+        try:
+            size = ShardFolder(folder).tokenizer().vocab_size
+        except FileNotFoundError:
+            continue
+        if size == wanted:
+            data = replace(config.data, shards=folder)
+            return replace(config, data=data), f"no data named: training on the sample shards in {folder}"
+        passed.append(f" ({folder} has a vocabulary of {size:,}, not {wanted:,})")
+    line = "no data named: training on the text that comes with the package" + "".join(passed)
+    return replace(config, data=replace(config.data, files=(BUNDLED,))), line
+
+
+def fit_trial(config: RunConfig, spread: SingleStrategy) -> tuple[RunConfig, str]:
+    """The run cut into micro-batches that fit the devices it was started on, and a line with the machine that
+    `nl plan` has for it.
+
+    On a CPU a micro-batch is one row: more would not be faster, and the progress bar moves after each.
+
+    Raises:
+        ValueError: not even one row fits.
+    """
+    blocks, kept = count_blocks(config), optimizer_numbers(config)
+    wanted = make_plan(config, blocks, kept, H100)
+    line = (
+        f"it is made for a GPU: by `nl plan` {wanted.days:.1f} days on one H100 "
+        f"({wanted.memory / GIB:.0f} of 80 GiB, {wanted.tokens_per_second:,.0f} tokens/s, at 20 % of its peak)"
+    )
+    here = replace(
+        H100, gpus=spread.world_size, memory_gb=ROOM * device_gib(spread), sharded=spread.shards_parameters
+    )
+    least = config.train.batch_size // spread.world_size if spread.device.type == "cpu" else 1
+    for checkpointing in dict.fromkeys((config.parallel.activation_checkpointing, True)):
+        parallel = replace(config.parallel, activation_checkpointing=checkpointing)
+        plan = make_plan(replace(config, parallel=parallel), blocks, kept, here)
+        if plan.memory <= here.memory_gb * GIB:
+            parts = max(plan.accumulation, config.train.accumulation, least)
+            return replace(config, parallel=parallel, train=replace(config.train, accumulation=parts)), line
+    raise ValueError(
+        f"{config.name} needs {plan.memory / GIB:.1f} GiB even with one row at a time, and "
+        f"{here.memory_gb:.1f} of {device_gib(spread):.1f} GiB can be used on {spread.device}; {line}"
+    )
+
+
+def device_gib(spread: SingleStrategy) -> float:
+    """Memory for one process: of its GPU, or its share of the machine's."""
+    if spread.device.type == "cuda":
+        return torch.cuda.get_device_properties(spread.device).total_memory / GIB
+    return host_bytes() / GIB / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def describe_trial(config: RunConfig, tokens: int) -> str:
+    """How many tokens there are against how many the run wants."""
+    parameters, train = count_parameters(config), config.train
+    read = train.steps * train.batch_size * train.seq_len
+    return (
+        f"{tokens / 1e6:.2f} M tokens are there, and will be read {read / tokens:,.0f} times; "
+        f"{parameters / 1e6:.0f} M parameters want {TOKENS_PER_PARAMETER * parameters / 1e9:.1f} G "
+        f"({TOKENS_PER_PARAMETER} each, Hoffmann et al., 2022): give yours with data.files=[a.txt,b.txt] or data.shards=FOLDER"
+    )
