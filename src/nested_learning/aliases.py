@@ -49,7 +49,7 @@ _STEP = re.compile(r"step_(\d{1,7})$")
 
 
 def our_arguments(arguments: Sequence[str]) -> list[str]:
-    """A command line of `train*.py` in our names: what is translated comes first, so that others have the last
+    """A command line of `train*.py` in our names: what is translated comes first, so the rest has the last
     word."""
     rest = [argument for argument in arguments if not OPTIONS.fullmatch(argument)]
     translated = []

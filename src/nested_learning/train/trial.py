@@ -61,7 +61,8 @@ def fit_trial(config: RunConfig, spread: SingleStrategy) -> tuple[RunConfig, str
     wanted = make_plan(config, blocks, kept, H100)
     line = (
         f"it is made for a GPU: by `nl plan` {wanted.days:.1f} days on one H100 "
-        f"({wanted.memory / GIB:.0f} of 80 GiB, {wanted.tokens_per_second:,.0f} tokens/s, at 20 % of its peak)"
+        f"({wanted.memory / GIB:.0f} of 80 GiB, {wanted.tokens_per_second:,.0f} tokens/s, "
+        "at 20 % of its peak)"
     )
     here = replace(
         H100, gpus=spread.world_size, memory_gb=ROOM * device_gib(spread), sharded=spread.shards_parameters
@@ -93,5 +94,6 @@ def describe_trial(config: RunConfig, tokens: int) -> str:
     return (
         f"{tokens / 1e6:.2f} M tokens are there, and will be read {read / tokens:,.0f} times; "
         f"{parameters / 1e6:.0f} M parameters want {TOKENS_PER_PARAMETER * parameters / 1e9:.1f} G "
-        f"({TOKENS_PER_PARAMETER} each, Hoffmann et al., 2022): give yours with data.files=[a.txt,b.txt] or data.shards=FOLDER"
+        f"({TOKENS_PER_PARAMETER} each, Hoffmann et al., 2022): "
+        "give yours with data.files=[a.txt,b.txt] or data.shards=FOLDER"
     )
