@@ -699,7 +699,7 @@ def test_a_row_is_checked_or_has_a_reason() -> None:
     assert len({(r.document, r.theirs) for r in ROWS}) == len(ROWS)
 
 
-@pytest.mark.parametrize(("name", "least"), [("pilot", 2.5), ("mid", 12)])
+@pytest.mark.parametrize(("name", "least"), [("pilot", 2.5), pytest.param("mid", 12, marks=pytest.mark.slow)])
 def test_a_run_without_data_fits_the_machine_or_says_so(
     name: str, least: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

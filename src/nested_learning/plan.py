@@ -139,14 +139,16 @@ def make_plan(config: RunConfig, blocks: list[Block], kept_per_parameter: float,
         raise ValueError(f"--gpus must divide train.batch_size = {train.batch_size}, got {on.gpus}")
     own_rows = train.batch_size // on.gpus
     fitting = [n for n in range(1, own_rows + 1) if own_rows % n == 0]
-    plans = [_plan_of(config, blocks, kept_per_parameter, on, n) for n in fitting]
+    total = count_parameters(config)
+    plans = [_plan_of(config, blocks, total, kept_per_parameter, on, n) for n in fitting]
     return next((plan for plan in plans if plan.memory <= on.memory_gb * GIB), plans[-1])
 
 
-def _plan_of(config: RunConfig, blocks: list[Block], kept: float, on: Hardware, accumulation: int) -> Plan:
+def _plan_of(
+    config: RunConfig, blocks: list[Block], total: int, kept: float, on: Hardware, accumulation: int
+) -> Plan:
     train, model = config.train, config.model
     rows = train.batch_size // on.gpus // accumulation
-    total = count_parameters(config)
     shards = on.gpus if on.sharded else 1
     parameters = [block.parameters for block in blocks]
     whole = (2 * max(parameters) + total - sum(parameters)) if shards > 1 else 0

@@ -96,6 +96,13 @@ def test_a_bar_without_its_terminal_goes_silent(monkeypatch):
         terminal.close()
 
 
+def test_the_bar_moves_within_a_step(make_trainer, monkeypatch):
+    reached = []
+    monkeypatch.setattr(Progress, "reach", lambda self, steps: reached.append(steps))
+    make_trainer(steps=2, batch_size=4, accumulation=4).fit()
+    assert reached == [0.25, 0.5, 0.75, 1, 1, 1.25, 1.5, 1.75, 2, 2]
+
+
 HUGE = "the validation loss is inf"  # of weights that are finite, but not much less than infinite
 BROKEN = "the first tensor that is not finite after the update is model tensor 'embedding.weight'"
 

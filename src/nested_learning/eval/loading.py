@@ -137,7 +137,7 @@ def locate(checkpoint: str | Path) -> Path:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of every evaluator of one checkpoint."""
     add = parser.add_argument
-    add("--checkpoint", help="run folder (FOLDER:best: its best), checkpoint, exported file")
+    add("--checkpoint", help="run folder (FOLDER:best: its best), checkpoint, exported file; untrained")
     add_model_options(parser)
 
 
