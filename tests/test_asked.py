@@ -104,6 +104,7 @@ class Home:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.outputs: dict[str, str] = {}
+        self.passed: set[Check] = set()
         text = bundled_files()[0].read_text(encoding="utf-8")[:120_000]
         documents = [{"text": text[i : i + 1500]} for i in range(0, len(text), 1500)]
         (folder / "some.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
@@ -691,7 +692,9 @@ row("B", "Tier 3: learned learning rates", "setup_optimizers(â€¦, learn_rates=â€
 )
 def test_what_was_asked_for_works(asked: Row, home: Home) -> None:
     assert asked.check is not None
-    asked.check(home)
+    if asked.check not in home.passed:
+        asked.check(home)
+        home.passed.add(asked.check)
 
 
 def test_a_row_is_checked_or_has_a_reason() -> None:
@@ -704,7 +707,7 @@ def test_a_run_without_data_fits_the_machine_or_says_so(
     name: str, least: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config, line = with_sample(load_config(name))
+    config, line = with_sample(load_config(name, ["train.seq_len=256"]))
     assert config.data.files == ("bundled",) and "text that comes with the package" in line
     monkeypatch.setattr("nested_learning.train.trial.host_bytes", lambda: 24 * 2**30)
     fitted, line = fit_trial(config, SingleStrategy())
