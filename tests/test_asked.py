@@ -298,7 +298,8 @@ def check_run_smoke(home: Home) -> None:
 
 @row("A", "uv run bash scripts/run_e2e_smoke.sh", slow=True)
 def check_end_to_end(home: Home) -> None:
-    assert "forgetting" in shell("bash scripts/run_e2e_smoke.sh train.steps=20", RUN=f"env PATH={path()}")
+    printed = shell("bash scripts/run_e2e_smoke.sh train.steps=20", RUN=f"env PATH={path()}")
+    assert printed.count("| e2e_smoke |") > 10 and "/outputs/eval/e2e_smoke-" in printed.splitlines()[-1]
 
 
 @row(
@@ -332,7 +333,7 @@ def check_pilot(home: Home) -> None:
         process = subprocess.Popen(command, cwd=home.folder / "configs", stdout=file, stderr=file)
         deadline = time.monotonic() + 1200
         try:
-            while "0.00390625/6000" not in log.read_text():
+            while "0.0039" not in log.read_text():  # the share of a step that one of 256 rows is
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(1)
         finally:

@@ -51,7 +51,7 @@ class Progress:
             disable=not shown,
             unit="step",
             dynamic_ncols=True,
-            bar_format="{l_bar}{bar}| {n:.7g}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+            bar_format="{l_bar}{bar}| {n:.5g}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
         )
 
     def reach(self, steps: float) -> None:
