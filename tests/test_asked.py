@@ -329,12 +329,12 @@ def check_no_data(home: Home) -> None:
 )
 def check_pilot(home: Home) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "--config-name", "pilot"]
-    log = home.folder / "pilot.log"
+    log, metrics = home.folder / "pilot.log", home.folder / "configs" / "outputs/pilot/metrics.jsonl"
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=home.folder / "configs", stdout=file, stderr=file)
         deadline = time.monotonic() + 1200
         try:
-            while "0.0039" not in log.read_text():  # the share of a step that one of 256 rows is
+            while not any(row["step"] == 1 for row in read_metrics(metrics)):
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(1)
         finally:
@@ -713,7 +713,8 @@ def test_a_run_without_data_fits_the_machine_or_says_so(
     assert config.data.files == ("bundled",) and "text that comes with the package" in line
     monkeypatch.setattr("nested_learning.train.trial.host_bytes", lambda: 24 * 2**30)
     fitted, line = fit_trial(config, SingleStrategy())
-    assert fitted.train.accumulation == fitted.train.batch_size == config.train.batch_size
+    assert fitted.train.accumulation == fitted.train.batch_size == 1
+    assert f"reads 1 of {config.train.batch_size} rows" in line
     assert fitted.model == config.model and fitted.optim == config.optim and "on one H100" in line
     assert "20 each" in describe_trial(fitted, 1000)
     monkeypatch.setattr("nested_learning.train.trial.host_bytes", lambda: least * 2**30)

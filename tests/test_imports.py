@@ -14,6 +14,7 @@ import nested_learning
 SOURCE = Path(nested_learning.__file__).parent
 ALLOWED = {
     "checks": set(),
+    "aliases": set(),
     "device": set(),
     "lock": set(),
     "yaml_files": set(),
@@ -26,7 +27,7 @@ ALLOWED = {
     "layers": {"levels", "state", "ops", "models.config"},
     "models": {"checks", "extras", "levels", "state", "ops", "layers"},
     "optim": {"checks", "levels", "state", "ops", "config"},
-    "data": {"checks", "extras", "hub", "lock", "levels", "state"},
+    "data": {"aliases", "checks", "extras", "hub", "lock", "levels", "state"},
 }
 
 

@@ -1,5 +1,6 @@
 """RULER's tasks: how prompts are built, read by an independent parser; an oracle and a random model."""
 
+import json
 import random
 import re
 from dataclasses import dataclass, replace
@@ -183,13 +184,21 @@ def test_arms_with_memorize(loaded, tmp_path) -> None:
 def test_what_was_learned_is_carried_over_a_kill(loaded, tmp_path) -> None:
     kept = Memorize(adapt=replace(Memorize().adapt, reset=False, lr=0.5))
     output, log = tmp_path / "n.json", tmp_path / "n.samples.jsonl"
-    small = grid(samples_per_length=2, context_lengths=(460,), max_new_tokens=4)
+    small = grid(samples_per_length=3, context_lengths=(460,), max_new_tokens=16)
     evaluate_niah(loaded, small, output, memorize=kept)
     whole = log.read_text()
-    log.write_text("".join(whole.splitlines(keepends=True)[:2]))
+    log.write_text("".join(whole.splitlines(keepends=True)[:3]))
     evaluate_niah(loaded, small, output, memorize=kept)
     assert log.read_text() == whole
-    assert len({line.split('"adapted": ')[1][:20] for line in whole.splitlines()[1:]}) > 1
+    anew = replace(kept, adapt=replace(kept.adapt, reset=True))
+    evaluate_niah(loaded, small, tmp_path / "r.json", memorize=anew)
+    assert said(tmp_path / "r.samples.jsonl")[0] == said(log)[0]
+    assert said(tmp_path / "r.samples.jsonl")[1:] != said(log)[1:]  # it matters what was read before
+
+
+def said(log) -> list[str]:
+    """The answers after learning."""
+    return [json.loads(line)["result"]["said"]["adapted"] for line in log.read_text().splitlines()[1:]]
 
 
 def test_string_match_ignores_case_and_counts_every_answer() -> None:

@@ -19,7 +19,7 @@ EXAMPLES = [[f"text {i}", label] for label in ("x", "y") for i in range(2)]
 SCRIPTS = {
     "class_incremental.py": ["--train", "examples.json", "--tasks", "1"],
     "compare.py": ["--length", "16"],
-    "continual.py": [],
+    "continual.py": ["--segments-yaml", str(ROOT / "configs/data/continual_segments_sample.yaml")],
     "long_perplexity.py": [],
     "niah.py": [],
     "passkey.py": [],

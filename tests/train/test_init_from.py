@@ -191,7 +191,7 @@ def train(tmp_path, monkeypatch, capsys):
 
 def test_the_command_line_needs_nothing_but_the_checkpoint(train, old, tmp_path):
     # the levels of the entry would be refused for train.seq_len = 16; those of the checkpoint are not
-    assert train(f"train.init_from={old}", "optim.lr=1e-4") == (None, "")
+    assert train(f"train.init_from={old}", "optim.lr=1e-4") == (0, "")
     assert read_checkpoint(tmp_path / "new")["config"]["model"]["dim"] == 16
 
 
@@ -215,4 +215,4 @@ def test_an_override_that_contradicts_the_checkpoint_is_one_line(train, old, tmp
 
 
 def test_an_override_that_says_the_same_is_allowed(train, old):
-    assert train(f"train.init_from={old}", "model.dim=16", "data.tokenizer.kind=bpe")[0] is None
+    assert train(f"train.init_from={old}", "model.dim=16", "data.tokenizer.kind=bpe")[0] == 0

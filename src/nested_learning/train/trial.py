@@ -1,6 +1,7 @@
 """A run that names no data: what it trains on, what it would want, and how it fits where it was started.
 
-Besides the data only accumulation and activation checkpointing change, which leave the gradient as it is.
+On a GPU only accumulation and activation checkpointing change besides, which leave the gradient as it is.
+On a CPU a step is cut to one row: with the hundreds of rows that it is meant to have it would take hours.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def fit_trial(config: RunConfig, spread: SingleStrategy) -> tuple[RunConfig, str
     """The run cut into micro-batches that fit the devices it was started on, and a line with the machine that
     `nl plan` has for it.
 
-    On a CPU a micro-batch is one row: more would not be faster, and the progress bar moves after each.
+    On a CPU a step reads one row per process instead of `train.batch_size`, and the line says so.
 
     Raises:
         ValueError: not even one row fits.
@@ -67,12 +68,16 @@ def fit_trial(config: RunConfig, spread: SingleStrategy) -> tuple[RunConfig, str
     here = replace(
         H100, gpus=spread.world_size, memory_gb=ROOM * device_gib(spread), sharded=spread.shards_parameters
     )
-    least = config.train.batch_size // spread.world_size if spread.device.type == "cpu" else 1
+    if spread.device.type == "cpu" and config.train.batch_size > spread.world_size:
+        rows = config.train.batch_size
+        train = replace(config.train, batch_size=spread.world_size, accumulation=1)
+        config = replace(config, train=train)
+        line += f"; on a CPU, a step of this trial reads {train.batch_size} of {rows} rows"
     for checkpointing in dict.fromkeys((config.parallel.activation_checkpointing, True)):
         parallel = replace(config.parallel, activation_checkpointing=checkpointing)
         plan = make_plan(replace(config, parallel=parallel), blocks, kept, here)
         if plan.memory <= here.memory_gb * GIB:
-            parts = max(plan.accumulation, config.train.accumulation, least)
+            parts = max(plan.accumulation, config.train.accumulation)
             return replace(config, parallel=parallel, train=replace(config.train, accumulation=parts)), line
     raise ValueError(
         f"{config.name} needs {plan.memory / GIB:.1f} GiB even with one row at a time, and "
