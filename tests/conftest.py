@@ -1,5 +1,7 @@
-"""Two threads at most: tests run beside other work, and OpenMP threads that wait are slower than none."""
+"""One thread, unless OMP_NUM_THREADS says otherwise: tests run beside other work and start several processes, and
+OpenMP threads that wait for a core are slower than none."""
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -9,7 +11,8 @@ import pytest
 import torch
 from reorder_sums import reorder_sums
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, too
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 KERNELS = ExitStack()
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells do for what they start in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
