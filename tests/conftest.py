@@ -1,5 +1,5 @@
-"""One thread, unless OMP_NUM_THREADS says otherwise: tests run beside other work and start several processes, and
-OpenMP threads that wait for a core are slower than none."""
+"""One thread, unless OMP_NUM_THREADS says otherwise: tests run beside other work and start processes of their
+own, and OpenMP threads that wait for a core are slower than none."""
 
 import os
 import signal
