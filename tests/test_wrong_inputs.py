@@ -108,7 +108,7 @@ WRONG = {
     "no steps": ("nl", "reproduce recall --steps 0", "must be at least 1, got 0"),
     "an unknown option of an experiment": ("nl", "reproduce recall --stepz 3", "did you mean --steps?"),
     "no checkpoint": ("eval/zeroshot.py", "--tasks piqa", "--checkpoint is missing"),
-    "a checkpoint that is not there": ("eval/zeroshot.py", "--checkpoint nope", "no checkpoint at nope"),
+    "a checkpoint that is not there": ("eval/passkey.py", "--checkpoint nope", "no checkpoint at nope"),
     "a checkpoint that is none": ("eval/niah.py", "--checkpoint {given}/text.txt", "text.txt"),
     "an unknown task": (
         "eval/zeroshot.py",

@@ -241,8 +241,8 @@ def shipped() -> list[tuple[str, str, list[str]]]:
     root = next((folder for folder in folders if (folder / "base.yaml").is_file()), None)
     if root is None:
         raise FileNotFoundError("no folder configs/ here; run the command in the repository")
-    files = [*sorted(root.glob("*.yaml")), *sorted(root.glob("hope/*.yaml"))]
-    names = [file.relative_to(root).with_suffix("").as_posix() for file in files if file.stem != "base"]
+    files = [file for file in sorted(root.glob("*.yaml")) if file.stem != "base"]
+    names = [file.stem for file in files if "defaults:" in file.read_text(encoding="utf-8")]  # of a run
     experiments = [file.stem for file in sorted(root.glob("experiment/*.yaml"))]
     on_top = [(f"experiment={name}", "pilot_smoke", [f"experiment={name}"]) for name in experiments]
     return [(name, name, []) for name in names] + on_top

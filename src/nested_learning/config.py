@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path, PurePath
 from typing import Any, cast
 
@@ -423,7 +423,9 @@ def one_line(error: BaseException) -> str:
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
         key = str(cause.full_key)
-        return unknown_key(key, cause.object_type or RunConfig, key.rpartition(".")[0])
+        if is_dataclass(cause.object_type):
+            return unknown_key(key, cause.object_type, key.rpartition(".")[0])
+        return unknown_key(key, RunConfig)
     if isinstance(error, MissingConfigException):
         near = did_you_mean(Path(error.missing_cfg_file or "").name, error.options or [])
         return f"there is no configuration {error.missing_cfg_file!r}{near}"

@@ -126,6 +126,12 @@ def test_no_yaml_repeats_a_default_of_the_schema_for_the_tiny_run():
     assert load_config("pilot_smoke", ["train=smoke"]).train == RunConfig().train
 
 
+def test_a_file_that_is_no_run_is_one_line():
+    with pytest.raises(ValueError, match=r"^unknown key 'scheduler'; did you mean") as error:
+        load_config("default_config")
+    assert "\n" not in str(error.value)
+
+
 def test_dictionary_round_trip():
     config = load_config("mid_smoke", ["optim.clip_norm=null", "data.files=[a.txt,b.txt]"])
     assert run_config(config.to_dict()) == config
