@@ -50,7 +50,8 @@ def test_coverage_by_hand():
     assert (found.documents, found.bytes, found.tokens) == (2, 15, 15)
     assert found.fertility == 5 and found.bytes_per_token == 1 and found.byte_share == 1
     assert found.unknown == 0 and found.lossless and found.used == len(set("two wordsnave" + "xy")) / 257
-    assert "| x | 2 | 0.00 | 5.000 | 1.000 | 0.00000 | 1.0000 |" in coverage_table({"x": found})
+    row = coverage_table({"x": found}).splitlines()[2].replace(" ", "")
+    assert row.startswith("|x|2|0.00|5.000|1.000|0.00000|1.0000|")
     with pytest.raises(ValueError, match="nothing to measure"):
         coverage(ByteTokenizer(), [])
 

@@ -31,12 +31,12 @@ def jobs(tmp_path):
 def test_the_table_has_what_differs_and_the_last_results(jobs, tmp_path):
     assert markdown(jobs).splitlines() == [
         "| seed | validation loss | bits/byte | steps | seconds | status |",
-        "|------|-----------------|-----------|-------|---------|--------|",
-        "| 0    | 2.5000          | 1.2500    | 4     | 1.2     | done   |",
-        "| 1    |                 |           | 3     | 1.2     | failed |",
+        "| ---- | --------------: | --------: | ----: | ------: | -----: |",
+        "| 0    |          2.5000 |    1.2500 |     4 |     1.2 |   done |",
+        "| 1    |                 |           |     3 |     1.2 | failed |",
     ]
     write_table(jobs, tmp_path / "sweep")
-    assert (tmp_path / "sweep" / "sweep.md").read_text() == markdown(jobs) + "\n"
+    assert (tmp_path / "sweep" / "sweep.md").read_text() == markdown(jobs)
     with (tmp_path / "sweep" / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["seed"] for row in rows] == ["0", "1"]
@@ -69,7 +69,7 @@ def test_three_seeds(train, tmp_path, capsys):  # noqa: F811
     }
     table = (folder / "sweep.md").read_text()
     assert f"{table}\nthe table is in {folder}/sweep.md" in printed
-    assert table.count("| done   |") == 3
+    assert table.count("|   done |") == 3
     with (folder / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     for seed, row in enumerate(rows):
@@ -85,7 +85,7 @@ def test_a_job_that_fails_is_in_the_table_and_decides_the_status(train, tmp_path
     assert train("-m", "train.accumulation=3,1") not in (None, 0)
     printed = capsys.readouterr().out
     assert [line.split()[1] for line in printed.splitlines() if line.endswith("| failed |")] == ["3"]
-    assert [line.split()[1] for line in printed.splitlines() if line.endswith("| done   |")] == ["1"]
+    assert [line.split()[1] for line in printed.splitlines() if line.endswith("|   done |")] == ["1"]
 
 
 def test_a_sweep_over_names_has_its_table_above_them(train, tmp_path, capsys):  # noqa: F811

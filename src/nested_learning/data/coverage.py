@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nested_learning.data.tokenizer import Tokenizer, encode_document
+from nested_learning.report import markdown_table
 
 AWKWARD = (
     "  two  spaces, a\ttab and\n\n\nempty lines\r\n ",
@@ -76,14 +77,14 @@ def altered_texts(tokenizer: Tokenizer, texts: Iterable[str] = AWKWARD) -> list[
 
 def coverage_table(rows: Mapping[str, Coverage]) -> str:
     """A Markdown table, a row for each entry of `rows`."""
-    lines = [
-        "| source | documents | MB | tokens/word | bytes/token | unknown | byte tokens | vocabulary used "
-        "| lossless |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {name} | {c.documents} | {c.bytes / 1e6:.2f} | {c.fertility:.3f} | {c.bytes_per_token:.3f} "
-        f"| {c.unknown:.5f} | {c.byte_share:.4f} | {c.used:.3f} | {'yes' if c.lossless else 'NO'} |"
-        for name, c in rows.items()
-    ]
-    return "\n".join(lines)
+    header = ["source", "documents", "MB", "tokens/word", "bytes/token", "unknown", "byte tokens"]
+    return markdown_table(
+        [*header, "vocabulary used", "lossless"],
+        [[name, *_cells(of_source)] for name, of_source in rows.items()],
+    )
+
+
+def _cells(c: Coverage) -> list[str]:
+    numbers = [f"{c.fertility:.3f}", f"{c.bytes_per_token:.3f}", f"{c.unknown:.5f}", f"{c.byte_share:.4f}"]
+    size = [str(c.documents), f"{c.bytes / 1e6:.2f}"]
+    return [*size, *numbers, f"{c.used:.3f}", "yes" if c.lossless else "NO"]

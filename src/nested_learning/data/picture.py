@@ -12,6 +12,7 @@ from nested_learning.data.dedup import DIGEST_BYTES
 from nested_learning.data.mixture import Rows
 from nested_learning.data.padding import IGNORE
 from nested_learning.data.shards import ShardSet, shard_file
+from nested_learning.report import new_figure
 
 DOCUMENTS = (21, 9, 38, 14, 6, 25)
 """Tokens of the example's documents, end tokens included."""
@@ -23,11 +24,6 @@ def draw_rows(path: Path, seq_len: int = 24, chunk_size: int = 8) -> None:
     Colours are documents, a white edge is an end token, dashes are ends of chunks, crosses are padding, and a
     black bar is where the state resets.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     owner = np.repeat(np.arange(len(DOCUMENTS)), DOCUMENTS)
     with tempfile.TemporaryDirectory() as scratch:
         tokens = _example(Path(scratch), owner)
@@ -39,7 +35,8 @@ def draw_rows(path: Path, seq_len: int = 24, chunk_size: int = 8) -> None:
             ),
         }
         tables = {title: np.stack([found[i] for i in range(len(found))]) for title, found in rows.items()}
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4), constrained_layout=True)
+    figure = new_figure(14, 4)
+    axes = figure.subplots(1, 3)
     for axis, (title, table) in zip(axes, tables.items(), strict=True):
         _draw_table(axis, table, chunk_size)
         axis.set_title(title, fontsize=10)
@@ -53,7 +50,6 @@ def draw_rows(path: Path, seq_len: int = 24, chunk_size: int = 8) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _example(folder: Path, owner: Any) -> ShardSet:

@@ -29,6 +29,7 @@ from nested_learning.levels import LevelSpec
 from nested_learning.models.bill import count_parameters
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
+from nested_learning.report import interval
 from nested_learning.reproduce.cms import with_plain_mlp
 from nested_learning.reproduce.domains import (
     DOMAINS,
@@ -38,7 +39,7 @@ from nested_learning.reproduce.domains import (
     training_batches,
 )
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, positive
-from nested_learning.reproduce.report import Report, interval
+from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run, Tick
 from nested_learning.reproduce.training import Batch, Loop, train_steps
 from nested_learning.train.elastic import Anchor, anchor, penalty_of

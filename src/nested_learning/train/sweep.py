@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from nested_learning.report import markdown_table
 from nested_learning.train.checkpoint import write_atomic
 from nested_learning.train.command import JobFailed
 from nested_learning.train.metrics import read_metrics
@@ -100,7 +101,7 @@ class SweepTable(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table."""
         if self.jobs:
-            print(f"\n{markdown(self.jobs)}\n\nthe table is in {self.folder / 'sweep.md'}")
+            print(f"\n{markdown(self.jobs)}\nthe table is in {self.folder / 'sweep.md'}")
         if self.status:
             sys.exit(self.status)
 
@@ -114,13 +115,10 @@ def differences(jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(jobs: Sequence[Job]) -> str:
-    """The table, columns in line."""
+    """The table of `jobs`."""
     names, values = differences(jobs)
-    cells = [[*names, *COLUMNS], *([*own, *job.results()] for own, job in zip(values, jobs, strict=True))]
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+    rows = [[*own, *job.results()] for own, job in zip(values, jobs, strict=True)]
+    return markdown_table([*names, *COLUMNS], rows)
 
 
 def write_table(jobs: Sequence[Job], folder: Path) -> None:
@@ -133,7 +131,7 @@ def write_table(jobs: Sequence[Job], folder: Path) -> None:
         rows.writerow([*own, *job.results(), job.run_dir])
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "sweep.csv", text.getvalue().encode())
-    write_atomic(folder / "sweep.md", f"{markdown(jobs)}\n".encode())
+    write_atomic(folder / "sweep.md", markdown(jobs).encode())
     curves = {os.path.relpath(job.run_dir, folder.parent): job.run_dir / "metrics.jsonl" for job in jobs}
     try:
         plot_jobs(curves, folder / "sweep.png")
