@@ -15,13 +15,13 @@ from collections.abc import Callable
 
 import torch
 
-from nested_learning.allocator import keep_freed_memory
 from nested_learning.bench.timing import spread
 from nested_learning.command import Parser, run_script
 from nested_learning.layers.mlp import swiglu_width
 from nested_learning.levels import LevelSpec
 from nested_learning.models.config import MIXERS, HopeConfig
 from nested_learning.models.lm import HopeLM
+from nested_learning.runtime import keep_freed_memory
 from nested_learning.train.objective import next_token_loss
 
 NUMBERS = {"dim": 256, "layers": 4, "heads": 4, "vocab": 512, "length": 1024, "batch": 4, "repeats": 5}

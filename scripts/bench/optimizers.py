@@ -14,8 +14,8 @@ import torch
 
 from nested_learning.bench.optimizers import StepSettings, markdown, measure
 from nested_learning.command import Parser, run_script
-from nested_learning.device import pick_device
 from nested_learning.models.config import HopeConfig
+from nested_learning.runtime import pick_device
 
 
 def parser() -> Parser:

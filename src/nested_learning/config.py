@@ -6,7 +6,6 @@ overrides into a `RunConfig`; code never sees a DictConfig.
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,6 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path, PurePath
 from typing import Any, cast
 
-import numpy as np
-import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -37,7 +34,6 @@ from nested_learning.checks import (
     within,
 )
 from nested_learning.data.config import LoaderConfig, MixtureConfig
-from nested_learning.device import check_device
 from nested_learning.models.config import HopeConfig
 from nested_learning.optim.config import (
     DeepMomentumConfig,
@@ -47,6 +43,7 @@ from nested_learning.optim.config import (
     MuonConfig,
 )
 from nested_learning.resume_with import check_resume_with
+from nested_learning.runtime import check_device
 from nested_learning.yaml_files import check_yaml, load_yaml
 
 SCHEMA = "run_schema"
@@ -460,10 +457,3 @@ def _locate(path_or_name: str | Path) -> tuple[Path, str]:
     raise FileNotFoundError(
         f"no configuration {str(path_or_name)!r}; give a file or a name in configs/{near}"
     )
-
-
-def set_seed(seed: int) -> None:
-    """Seed Python, NumPy and PyTorch (every device)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

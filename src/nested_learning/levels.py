@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from nested_learning.checks import check_types
+from nested_learning.checks import check_types, one_of
 
 LevelKind = Literal["fast", "slow", "plain"]
 VARIANTS: tuple[str, ...] = ("sequential", "nested", "independent")
@@ -110,8 +110,7 @@ def reset_periods(
     Raises:
         ValueError: an unknown variant, or a nested one whose periods do not divide one another.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"CMS variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    one_of("CMS variant", variant, VARIANTS)
     fast = {level.name: level.chunk_size for level in levels if kind_of(level, seq_len) == "fast"}
     periods = sorted({period for period in fast.values() if period is not None})
     if variant != "nested":
@@ -210,8 +209,7 @@ class ChunkedUpdateScheduler:
         Raises:
             ValueError: an unknown level, or a step that is not an integer of at least 1.
         """
-        if name not in self.chunk_sizes:
-            raise ValueError(f"level must be one of {', '.join(self.chunk_sizes)}, got {name!r}")
+        one_of("level", name, self.chunk_sizes)
         if isinstance(step, bool) or not isinstance(step, int) or step < 1:
             raise ValueError(f"step must be an integer of at least 1 (steps count from 1), got {step!r}")
         return step % self.chunk_sizes[name] == 0

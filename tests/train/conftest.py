@@ -12,9 +12,9 @@ import torch
 from tiny import TinyModel, tiny_config
 from torch import nn
 
-from nested_learning.config import set_seed
 from nested_learning.data.corpus import Corpus
 from nested_learning.data.tokenizer import ByteTokenizer
+from nested_learning.runtime import set_seed
 from nested_learning.train.strategy import SingleStrategy
 from nested_learning.train.trainer import Trainer
 

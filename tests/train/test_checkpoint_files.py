@@ -14,10 +14,11 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from nested_learning import cli
-from nested_learning.config import run_config, set_seed
+from nested_learning.config import run_config
 from nested_learning.data.corpus import Corpus
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.models.lm import HopeLM
+from nested_learning.runtime import set_seed
 from nested_learning.train.checkpoint import (
     CheckpointError,
     CheckpointStore,

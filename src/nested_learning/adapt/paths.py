@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nested_learning.adapt.config import AdaptConfig
+from nested_learning.checks import one_of
 from nested_learning.layers.cms import FastLevelState
 from nested_learning.layers.linear import LinearState
 from nested_learning.layers.memory import MemoryState
@@ -106,8 +107,7 @@ def restart(model: Adaptable, state: Any, paths: str = "all") -> Any:
     Raises:
         ValueError: `paths` is not one of "titan", "cms_fast", "cms", "all".
     """
-    if paths not in CHOICES:
-        raise ValueError(f"paths must be one of {', '.join(CHOICES)}, got {paths!r}")
+    one_of("paths", paths, CHOICES)
     named = state.named_tensors()
     learned = fast_paths(model, state)
     kept = [name for path in CHOICES[paths] for name in learned.get(path, ())]

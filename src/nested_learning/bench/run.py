@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from nested_learning.allocator import keep_freed_memory
 from nested_learning.bench.flops import BACKWARD, flops_per_token, forward_work
 from nested_learning.bench.machine import Floor, Rates, describe, floor_seconds, measure_rates
 from nested_learning.bench.memory import peak_in_subprocess
@@ -26,6 +25,7 @@ from nested_learning.bench.settings import (
 from nested_learning.bench.steps import Decoding, forward_pass, training_step
 from nested_learning.bench.timing import Progress, Run, Spread, interleave, relative_speed, spread
 from nested_learning.models.compile import compile_model
+from nested_learning.runtime import keep_freed_memory
 
 StepMaker = Callable[[nn.Module, BenchSettings, int, int], Run]
 

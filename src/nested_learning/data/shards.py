@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nested_learning.checks import one_of
 from nested_learning.data.dedup import DIGEST_BYTES
 from nested_learning.data.records import read_json
 from nested_learning.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
@@ -107,8 +108,7 @@ class ShardFolder:
 
     def open(self, split: str) -> dict[str, ShardSet]:
         """The tokens of a split by source name, sources without any left out."""
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        one_of("split", split, SPLITS)
         found = {}
         for name, entry in self.manifest["sources"].items():
             sizes = entry["splits"][split]["shards"]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from nested_learning.checks import one_of
 from nested_learning.optim.base import is_spread
 from nested_learning.optim.combined import Combined
 from nested_learning.optim.deep_momentum import DeepMomentum
@@ -111,9 +112,7 @@ def _find(model: nn.Module, names: Iterable[str]) -> list[nn.Parameter]:
 def _build(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
     if config.name in OPTIMIZERS:
         return OPTIMIZERS[config.name](config, groups, model)
-    if config.name not in MATRIX_OPTIMIZERS:
-        allowed = ", ".join((*OPTIMIZERS, *MATRIX_OPTIMIZERS))
-        raise ValueError(f"optim.name must be one of {allowed}, got {config.name!r}")
+    one_of("optim.name", config.name, (*OPTIMIZERS, *MATRIX_OPTIMIZERS))
     matrices, others = _split(groups, model if config.name == "dgd" else None)
     parts = [MATRIX_OPTIMIZERS[config.name](config, matrices, model)] if matrices else []
     if others:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nested_learning.checks import one_of
 from nested_learning.optim.base import DeepOptimizer, apply, gradient, whole, wide
 from nested_learning.optim.capture import (
     Caught,
@@ -206,8 +207,7 @@ class GeneralizedConfig:
     inner_steps: int = 5
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        one_of("objective", self.objective, OBJECTIVES)
         if self.inner_steps < 1:
             raise ValueError(f"inner_steps must be at least 1, got {self.inner_steps}")
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from nested_learning.checks import one_of
 from nested_learning.optim.learned_rates import LearnedRates
 
 TYPES: dict[str, Callable[..., Optimizer]] = {
@@ -43,8 +44,7 @@ def setup_optimizers(
             that is not positive, or parameters outside of all levels, which nothing would update.
     """
     levels: Any = model.levels
-    if optimizer_type not in TYPES:
-        raise ValueError(f"optimizer_type must be one of {', '.join(TYPES)}, got {optimizer_type!r}")
+    one_of("optimizer_type", optimizer_type, TYPES)
     if base_lr <= 0:
         raise ValueError(f"base_lr must be positive, got {base_lr}")
     if set(chunk_sizes) != set(levels):

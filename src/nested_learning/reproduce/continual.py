@@ -13,7 +13,7 @@ from statistics import fmean
 
 import torch
 
-from nested_learning.config import OptimConfig, set_seed
+from nested_learning.config import OptimConfig
 from nested_learning.data.loader import TokenLoader, sequential_batches
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.eval.forgetting import (
@@ -42,6 +42,7 @@ from nested_learning.reproduce.experiment import Experiment, Options, Outcome, p
 from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run, Tick
 from nested_learning.reproduce.training import Batch, Loop, train_steps
+from nested_learning.runtime import set_seed
 from nested_learning.train.elastic import Anchor, anchor, penalty_of
 from nested_learning.train.objective import next_token_loss
 

@@ -14,13 +14,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from nested_learning.allocator import keep_freed_memory
-from nested_learning.config import DataConfig, RunConfig, run_config, set_seed
+from nested_learning.config import DataConfig, RunConfig, run_config
 from nested_learning.data.corpus import Corpus, open_corpus, prepare_corpus, text_files
 from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
 from nested_learning.lock import LOCK, locked
 from nested_learning.models.bill import fast_weight_bill
 from nested_learning.models.lm import HopeLM
+from nested_learning.runtime import keep_freed_memory, set_seed
 from nested_learning.train.checkpoint import (
     CheckpointStore,
     find_checkpoint,

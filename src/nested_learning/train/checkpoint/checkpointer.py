@@ -18,6 +18,7 @@ from nested_learning.data.loader import TokenLoader
 from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.optim.base import is_spread
 from nested_learning.optim.options import read_options, write_options
+from nested_learning.runtime import random_state, set_random_state
 from nested_learning.train.checkpoint.errors import CheckpointError, cause
 from nested_learning.train.checkpoint.manifest import read_manifest
 from nested_learning.train.checkpoint.run_file import (
@@ -29,7 +30,6 @@ from nested_learning.train.checkpoint.run_file import (
 )
 from nested_learning.train.checkpoint.same_run import check_same_run
 from nested_learning.train.checkpoint.store import CheckpointStore, damage, other_whole, write_atomic
-from nested_learning.train.random_state import random_state, set_random_state
 
 if TYPE_CHECKING:
     from nested_learning.train.strategy import SingleStrategy

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from nested_learning.checks import one_of
 from nested_learning.config import RunConfig
-from nested_learning.device import pick_device
+from nested_learning.runtime import pick_device
 from nested_learning.train.strategy.base import SingleStrategy
 
 STRATEGIES = ("single", "ddp", "fsdp", "deepspeed")
@@ -22,6 +23,7 @@ def build_strategy(name: str, config: RunConfig) -> SingleStrategy:
         ValueError: an unknown name; a device that is not there; a batch that does not divide over the
             processes; settings that the strategy does not support.
     """
+    one_of("strategy", name, STRATEGIES)
     if name == "single":
         return SingleStrategy(pick_device(config.train.device, "train.device"))
     if name == "ddp":
@@ -32,8 +34,6 @@ def build_strategy(name: str, config: RunConfig) -> SingleStrategy:
         from nested_learning.train.strategy.fsdp import FSDPStrategy
 
         return FSDPStrategy(config)
-    if name == "deepspeed":
-        from nested_learning.train.strategy.deepspeed import DeepSpeedStrategy
+    from nested_learning.train.strategy.deepspeed import DeepSpeedStrategy
 
-        return DeepSpeedStrategy(config)
-    raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {name!r}")
+    return DeepSpeedStrategy(config)

@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.optim import Optimizer
 
 from nested_learning.config import RunConfig
-from nested_learning.device import pick_device
+from nested_learning.runtime import pick_device
 from nested_learning.train.checkpoint.tensors import pack, write_tensors
 from nested_learning.train.strategy.base import SingleStrategy
 

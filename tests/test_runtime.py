@@ -1,8 +1,10 @@
-"""Devices by name, and what every program says of one that is not there."""
+"""Devices by name, what every program says of one that is not there, and freed memory."""
 
 from __future__ import annotations
 
+import platform
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,10 +13,25 @@ import torch
 
 from nested_learning.bench.settings import BenchSettings
 from nested_learning.config import RunConfig
-from nested_learning.device import check_device, pick_device
+from nested_learning.runtime import check_device, pick_device
 from nested_learning.train.strategy import build_strategy
 
 ROOT = Path(__file__).parents[1]
+FAULTS = """
+import resource, sys, torch
+from nested_learning.runtime import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+x = torch.ones(2**21)  # 8 MiB
+for _ in range(5):
+    y = [x + 1, x + 2]; del y
+before = faults()
+for _ in range(50):
+    y = [x + 1, x + 2]; del y
+print(faults() - before)
+"""
 
 
 @pytest.fixture
@@ -113,3 +130,14 @@ def test_benchmark_scripts_say_so_in_one_line(machine, monkeypatch, capsys, tmp_
     assert error.count("\n") == 1
     assert "device = 'cuda:0' is not on this machine; it has cpu" in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_freed_blocks_are_not_faulted_in_again() -> None:
+    """Counted in page faults of a fresh process."""
+
+    def faults(mode: str) -> int:
+        run = subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True)
+        return int(run.stdout)
+
+    assert faults("keep") < 1000 < faults("return")
