@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from nested_learning import audit, cli
-from nested_learning.config import RunConfig, TrainConfig, load_config
+from nested_learning.config import load_config
 from nested_learning.layers import cms
 from nested_learning.levels import LevelSpec
 from nested_learning.models.bill import fast_weight_bill
 from nested_learning.models.config import HopeConfig, MemoryConfig
 from nested_learning.models.lm import HopeLM
+from nested_learning.train.config import RunConfig, TrainConfig
 
 ONE_ROW = ["train.batch_size=1", "train.accumulation=1"]
 

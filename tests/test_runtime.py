@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from nested_learning.bench.settings import BenchSettings
-from nested_learning.config import RunConfig
 from nested_learning.runtime import check_device, pick_device
+from nested_learning.train.config import RunConfig
 from nested_learning.train.strategy import build_strategy
 
 ROOT = Path(__file__).parents[1]

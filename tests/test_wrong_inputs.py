@@ -14,8 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from nested_learning import cli
 from nested_learning.command import is_mistake, run_command
-from nested_learning.config import run_config
 from nested_learning.train.checkpoint import export_checkpoint
+from nested_learning.train.config import run_config
 from nested_learning.train.launch import launch
 
 ROOT = Path(__file__).parents[1]

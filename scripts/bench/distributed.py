@@ -22,8 +22,9 @@ def worker(strategy: str, entry: str, steps: int) -> None:
     """Make `steps` updates in this process and print the seconds they took."""
     import torch
 
+    from nested_learning.data.corpus import load_corpus
     from nested_learning.runtime import set_seed
-    from nested_learning.train.launch import build_model, load_corpus
+    from nested_learning.train.launch import build_model
     from nested_learning.train.strategy import build_strategy
     from nested_learning.train.trainer import Trainer
 

@@ -12,7 +12,8 @@ import os
 from pathlib import Path
 
 from nested_learning.command import Parser, run_script
-from nested_learning.config import DataConfig, load_data_config
+from nested_learning.config import load_data_config
+from nested_learning.data.config import DataConfig
 from nested_learning.data.process import Job, process_mixture
 from nested_learning.data.script import file_log, with_limits
 from nested_learning.data.store import clear_folder

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch.optim import Optimizer
 
-from nested_learning.config import RunConfig, load_config
+from nested_learning.config import load_config
 from nested_learning.layers.cms import FastLevelState
 from nested_learning.levels import Event, LevelSpec
 from nested_learning.models.bill import Bill, count_parameters, fast_weight_bill
@@ -26,6 +26,7 @@ from nested_learning.optim.build import build_optimizer
 from nested_learning.optim.multi_frequency import MultiFrequencyOptimizer
 from nested_learning.runtime import set_seed
 from nested_learning.state import ModelState
+from nested_learning.train.config import RunConfig
 from nested_learning.train.objective import next_token_loss
 from nested_learning.train.trainer import slow_levels
 

@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from nested_learning.checks import did_you_mean
-from nested_learning.config import one_line
+from nested_learning.config_errors import one_line
 
 BAD_INPUT, INTERRUPTED = 2, 130
 DEBUG = "--debug"

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from nested_learning.config import RunConfig, load_config
+from nested_learning.config import load_config
 from nested_learning.models.block import HopeBlock
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer
+from nested_learning.train.config import RunConfig
 
 GIB = 2**30
 FLOAT = 4  # parameters, gradients, optimizer state, fast weights and logits are float32

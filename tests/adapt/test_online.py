@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from nested_learning.adapt import AdaptConfig, memorize, online_loss
 from nested_learning.adapt.learn import SHARES
-from nested_learning.config import RunConfig, TrainConfig
 from nested_learning.levels import LevelSpec
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
+from nested_learning.train.config import RunConfig, TrainConfig
 
 LENGTH = 2 * 2 * 22 * 8  # operations in a row: steps, layers, tokens that a memory passes, width
 CHUNKS: dict[str, Any] = {"chunk_size": 5, "lr": 0.4, "steps": 2}

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from nested_learning.adapt import memorize
-from nested_learning.config import RunConfig, run_config
 from nested_learning.data.corpus import Corpus
 from nested_learning.data.loader import sequential_batches
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.models.lm import HopeLM
 from nested_learning.runtime import set_seed
+from nested_learning.train.config import RunConfig, run_config
 from nested_learning.train.strategy import SingleStrategy
 from nested_learning.train.trainer import Trainer
 

@@ -8,14 +8,13 @@ import pytest
 from nested_learning.config import load_config
 from nested_learning.data import ByteTokenizer
 from nested_learning.data.config import SourceConfig
-from nested_learning.data.corpus import bundled_files, text_files
+from nested_learning.data.corpus import bundled_files, load_corpus, text_files
 from nested_learning.data.files import find_files
 from nested_learning.data.process import Job, process_mixture
 from nested_learning.data.sources import read_source, source_files
 from nested_learning.eval.compare import result_files
 from nested_learning.eval.perplexity import read_documents
 from nested_learning.eval.segments import Segment
-from nested_learning.train.launch import load_corpus
 
 TEXT = (".txt", ".txt.gz")
 

@@ -10,12 +10,12 @@ import torch
 from naive_cms import naive_cms
 
 from nested_learning import audit
-from nested_learning.config import RunConfig, TrainConfig
 from nested_learning.layers.cms import CMS, FastLevelState
 from nested_learning.levels import VARIANTS, LevelSpec, calendar, reset_periods
 from nested_learning.models.config import HopeConfig, MemoryConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.plan import count_block, optimizer_numbers
+from nested_learning.train.config import RunConfig, TrainConfig
 
 DIM, TOKENS, SEQ_LEN = 4, 9, 16
 LIVELY = MemoryConfig(eta_max=1.0, eta_bias=0.0, alpha_bias=1.0)

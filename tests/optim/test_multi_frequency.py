@@ -9,9 +9,9 @@ from tolerances import assert_same
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from nested_learning.config import OptimConfig
 from nested_learning.optim import LearnedRates, MultiFrequencyOptimizer, build_optimizer
 from nested_learning.optim.combined import Combined
+from nested_learning.optim.config import OptimConfig
 
 SIZES = {"medium": 3, "slow": 5}
 MAKERS = {

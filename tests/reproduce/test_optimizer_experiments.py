@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from nested_learning.cli import build_parser
-from nested_learning.config import OptimConfig
 from nested_learning.optim import DeltaMomentum, group_names
+from nested_learning.optim.config import OptimConfig
 from nested_learning.reproduce import fig4, optimizers, orthogonal
 from nested_learning.reproduce.digits import DigitsRun, TinyViT, digits, to_patches
 from nested_learning.reproduce.fig4 import METHODS, REFERENCE, START, ValleyRun, valley

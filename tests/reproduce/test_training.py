@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nested_learning.config import OptimConfig
+from nested_learning.optim.config import OptimConfig
 from nested_learning.reproduce.training import Loop, train_steps
 
 OPTIM = OptimConfig(name="sgd", lr=0.5, momentum=0.0, weight_decay=0.0, schedule="constant", warmup_steps=2)

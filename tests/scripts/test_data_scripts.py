@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from nested_learning.config import load_config, load_data_config
+from nested_learning.data.corpus import load_corpus
 from nested_learning.data.script import with_limits
-from nested_learning.train.launch import load_corpus
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "data"))

@@ -7,7 +7,6 @@ import torch
 from torch.optim import AdamW
 
 from nested_learning import cli
-from nested_learning.config import run_config
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.models.lm import HopeLM
 from nested_learning.runtime import random_state, set_random_state
@@ -23,6 +22,7 @@ from nested_learning.train.checkpoint import (
 )
 from nested_learning.train.checkpoint.manifest import write_manifest
 from nested_learning.train.checkpoint.tensors import pack, write_tensors
+from nested_learning.train.config import run_config
 
 
 @pytest.fixture

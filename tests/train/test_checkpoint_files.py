@@ -14,7 +14,6 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from nested_learning import cli
-from nested_learning.config import run_config
 from nested_learning.data.corpus import Corpus
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.models.lm import HopeLM
@@ -27,6 +26,7 @@ from nested_learning.train.checkpoint import (
 )
 from nested_learning.train.checkpoint.checkpointer import _restore_random_state
 from nested_learning.train.checkpoint.manifest import write_manifest
+from nested_learning.train.config import run_config
 from nested_learning.train.strategy import SingleStrategy
 from nested_learning.train.trainer import Trainer
 

@@ -11,7 +11,6 @@ import torch
 from tiny import tiny_config
 from torch.nn import functional as F
 
-from nested_learning.config import RunConfig, run_config
 from nested_learning.data.config import LoaderConfig
 from nested_learning.data.corpus import Corpus
 from nested_learning.data.shards import ShardSet
@@ -20,6 +19,7 @@ from nested_learning.levels import LevelSpec
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.runtime import set_seed
+from nested_learning.train.config import RunConfig, run_config
 from nested_learning.train.strategy import SingleStrategy
 from nested_learning.train.trainer import Trainer
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from tiny import tiny_config
 
-from nested_learning.config import load_config, run_config
+from nested_learning.config import load_config
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim import MultiFrequencyOptimizer
 from nested_learning.runtime import set_seed
+from nested_learning.train.config import run_config
 from nested_learning.train.launch import checkpoint_blocks
 from nested_learning.train.strategy import SingleStrategy
 from nested_learning.train.trainer import Trainer, slow_levels

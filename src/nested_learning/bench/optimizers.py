@@ -14,11 +14,10 @@ from torch.optim import Optimizer
 
 from nested_learning.bench.machine import describe
 from nested_learning.bench.timing import Progress, interleave, spread
-from nested_learning.config import OptimConfig
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer
-from nested_learning.optim.config import M3Config
+from nested_learning.optim.config import M3Config, OptimConfig
 from nested_learning.report import markdown_table
 
 YARDSTICK = "Muon (torch)"

@@ -1,7 +1,7 @@
-"""What a mixture of text sources is, how it is cleaned and split, and how a loader serves it.
+"""The `data` section of a configuration: text, tokenizer, sources of a mixture, and the loader.
 
-Plain dataclasses; `nested_learning.config.DataConfig` holds them. A file of `configs/data/` with a `mixture`
-is both the manifest that `scripts/data/` reads and a `data=` choice of a training run.
+A file of `configs/data/` with a `mixture` is both the manifest that `scripts/data/` reads and a `data=`
+choice of a training run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from nested_learning.checks import at_least, check_types, one_of, positive, with
 
 SOURCE_KINDS = ("text", "jsonl", "parquet", "hub")
 LANGUAGES = ("en",)
+BYTE_VOCAB_SIZE = 257  # 256 bytes and the end of text
 
 
 @dataclass(kw_only=True, slots=True)
@@ -207,3 +208,57 @@ class LoaderConfig:
         steps = [stage.until_step for stage in self.curriculum]
         if steps != sorted(set(steps)) or (steps and steps[0] < 1):
             raise ValueError(f"data.loader.curriculum: until_step must grow from 1 on, got {steps}")
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizerConfig:
+    """The tokenizer of a run.
+
+    Args:
+        kind: "bpe" or "unigram" (SentencePiece, trained on the training text at first use) or "byte".
+        vocab_size: number of tokens; 257 for "byte" (256 bytes and the end of text).
+        path: a SentencePiece model to use instead of training one; `vocab_size` must be its size.
+    """
+
+    kind: str = "bpe"
+    vocab_size: int = 1024
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self, "data.tokenizer")
+        one_of("data.tokenizer.kind", self.kind, ("bpe", "unigram", "byte"))
+        at_least("data.tokenizer.vocab_size", self.vocab_size, BYTE_VOCAB_SIZE)
+        if self.kind == "byte" and self.vocab_size != BYTE_VOCAB_SIZE:
+            raise ValueError(
+                f"data.tokenizer.vocab_size must be {BYTE_VOCAB_SIZE} for data.tokenizer.kind = byte, "
+                f"got {self.vocab_size}"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Text, tokenizer and the part held out.
+
+    Args:
+        files: UTF-8 text files, folders of them or patterns such as `books/*.txt`; the word "bundled" stands
+            for the text that comes with the package.
+        tokenizer: how text becomes tokens.
+        cache_dir: where tokenizers and token files are kept; None = `~/.cache/nested_learning`.
+        valid_fraction: part of the text of `files` held out for validation, in (0, 1).
+        shards: a folder made by `scripts/data/process_mixture.py`; it is used instead of `files`, with the
+            tokenizer and the held-out documents in it.
+        mixture: the sources of such shards; only the scripts in `scripts/data/` read it.
+        loader: how tokens become rows of a batch.
+    """
+
+    files: tuple[str, ...] = ("bundled",)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    cache_dir: str | None = None
+    valid_fraction: float = 0.05
+    shards: str | None = None
+    mixture: MixtureConfig | None = None
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+
+    def __post_init__(self) -> None:
+        check_types(self, "data")
+        within("data.valid_fraction", self.valid_fraction, "(0, 1)")

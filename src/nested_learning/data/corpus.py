@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nested_learning.data.config import DataConfig, TokenizerConfig
 from nested_learning.data.files import COMPRESSIONS, TEXT_ENDINGS, find_files, no_file
 from nested_learning.data.mixture import TokenMixture
 from nested_learning.data.records import read_text
 from nested_learning.data.shards import ShardFolder, TokenArray, Tokens
-from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, encode_document, load_tokenizer
+from nested_learning.data.tokenizer import Tokenizer, encode_document, load_tokenizer, train_tokenizer
 
 DOCUMENT_SEPARATOR = "\n\f\n"
 """A line that holds a form feed and nothing else: rare in real text, so user files are not cut by chance."""
@@ -129,7 +130,7 @@ def default_cache_dir() -> Path:
 
 def prepare_corpus(
     files: Sequence[str | Path],
-    tokenizer: TokenizerSpec | Tokenizer,
+    tokenizer: TokenizerConfig | Tokenizer,
     cache_dir: str | Path | None = None,
     valid_fraction: float = 0.05,
 ) -> Corpus:
@@ -137,7 +138,8 @@ def prepare_corpus(
 
     files: UTF-8 text files, plain, gzip or zstd, in this order; documents inside a file are split at
         `DOCUMENT_SEPARATOR`.
-    tokenizer: a spec, trained on the training part only, or a tokenizer that is ready (from a checkpoint).
+    tokenizer: a configuration, whose tokenizer is trained on the training part only or read from its `path`,
+        or a tokenizer that is ready (from a checkpoint).
     cache_dir: None means `default_cache_dir()`. The cache is keyed by file content, tokenizer and fraction;
         one that does not have its checksums any more is made anew, with a line on stderr.
     valid_fraction: share of the characters of every file, taken from its end (see `split_validation`).
@@ -147,6 +149,8 @@ def prepare_corpus(
     """
     if not files:
         raise ValueError("files: an empty list; name at least one text file")
+    if isinstance(tokenizer, TokenizerConfig) and tokenizer.path is not None:
+        tokenizer = load_tokenizer(tokenizer.path)
     sources = [_read_source(Path(file)) for file in files]
     key = _cache_key(sources, tokenizer, valid_fraction)
     folder = Path(cache_dir or default_cache_dir()).expanduser() / "corpora" / key
@@ -171,6 +175,35 @@ def prepare_corpus(
         provenance=provenance,
         **json.loads((folder / "statistics.json").read_text(encoding="utf-8")),
     )
+
+
+def load_corpus(
+    config: DataConfig, say: Callable[[str], None] = print, own: Tokenizer | None = None
+) -> Corpus:
+    """The tokenized text of a run: of its shards if the configuration names any, else of its files.
+
+    Args:
+        config: the text and the tokenizer.
+        say: gets a line for every folder and pattern; see `text_files`.
+        own: a tokenizer to use instead of the configured one.
+
+    Raises:
+        ValueError: no files given, or one that cannot be used; shards of another tokenizer than `own`.
+        FileNotFoundError: a file is not there, or the shards are not complete.
+    """
+    if config.shards is not None:
+        corpus = open_corpus(config.shards)
+        if own is not None and corpus.tokenizer.fingerprint != own.fingerprint:
+            raise ValueError(
+                f"data.shards = {config.shards} were made with another tokenizer than that of "
+                "train.init_from; give their text as data.files, or make them with its tokenizer"
+            )
+        return corpus
+    if not config.files:
+        raise ValueError("data.files is empty: give text, as in data.files=[a.txt,b.txt], or data.shards")
+    files = text_files(config.files, "data.files", say)
+    tokenizer = config.tokenizer if own is None else own
+    return prepare_corpus(files, tokenizer, config.cache_dir, config.valid_fraction)
 
 
 def open_corpus(folder: str | Path) -> Corpus:
@@ -256,9 +289,9 @@ def _split_source(source: _Source, fraction: float) -> tuple[list[str], list[str
     return train, valid
 
 
-def _cache_key(sources: list[_Source], tokenizer: TokenizerSpec | Tokenizer, fraction: float) -> str:
-    if isinstance(tokenizer, TokenizerSpec):
-        tokenizer_identity: object = dataclasses.asdict(tokenizer)
+def _cache_key(sources: list[_Source], tokenizer: TokenizerConfig | Tokenizer, fraction: float) -> str:
+    if isinstance(tokenizer, TokenizerConfig):
+        tokenizer_identity: object = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size}
     else:
         tokenizer_identity = tokenizer.fingerprint
     identity = {
@@ -271,12 +304,14 @@ def _cache_key(sources: list[_Source], tokenizer: TokenizerSpec | Tokenizer, fra
 
 
 def _build(
-    folder: Path, parts: list[tuple[list[str], list[str]]], tokenizer: TokenizerSpec | Tokenizer
+    folder: Path, parts: list[tuple[list[str], list[str]]], tokenizer: TokenizerConfig | Tokenizer
 ) -> None:
     """Write `folder` as a whole or not at all: build beside it, then rename."""
     train_documents = [document for train, _ in parts for document in train]
     valid_documents = [document for _, valid in parts for document in valid]
-    ready = tokenizer.train(train_documents) if isinstance(tokenizer, TokenizerSpec) else tokenizer
+    ready = (
+        train_tokenizer(tokenizer, train_documents) if isinstance(tokenizer, TokenizerConfig) else tokenizer
+    )
     train = _encode_documents(train_documents, ready)
     valid = _encode_documents(valid_documents, ready)
     statistics = {
@@ -291,7 +326,7 @@ def _build(
         np.save(draft / "valid.npy", valid)
         (draft / "statistics.json").write_text(json.dumps(statistics), encoding="utf-8")
         model = ready.state().get("model")
-        if isinstance(tokenizer, TokenizerSpec) and model is not None:
+        if isinstance(tokenizer, TokenizerConfig) and model is not None:
             (draft / "tokenizer.model").write_bytes(model)
         checksums = {file.name: file_sha256(file) for file in sorted(draft.iterdir())}
         (draft / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
@@ -327,9 +362,9 @@ def _encode_documents(documents: list[str], tokenizer: Tokenizer) -> TokenArray:
     return np.concatenate([encode_document(tokenizer, text) for text in documents])
 
 
-def _stored_tokenizer(folder: Path, tokenizer: TokenizerSpec | Tokenizer) -> Tokenizer:
-    if not isinstance(tokenizer, TokenizerSpec):
+def _stored_tokenizer(folder: Path, tokenizer: TokenizerConfig | Tokenizer) -> Tokenizer:
+    if not isinstance(tokenizer, TokenizerConfig):
         return tokenizer
     if tokenizer.kind == "byte":
-        return tokenizer.train([])
+        return train_tokenizer(tokenizer, [])
     return load_tokenizer(folder / "tokenizer.model")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import itertools
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nested_learning.aliases import our_path
+from nested_learning.data.config import TokenizerConfig
 
 MODEL_TYPES = ("bpe", "unigram")
 DEFAULT_VOCAB_SIZE = 4096
@@ -153,27 +153,18 @@ class SentencePieceTokenizer:
         return {"kind": "sentencepiece", "model": self._model}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerSpec:
-    """Which tokenizer to train: `byte` (nothing to train), or a SentencePiece `bpe` or `unigram`.
+def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that `config` asks for: trained on `texts`, unless there is nothing to train.
 
-    `vocab_size` counts all pieces, the 256 bytes included; None means 257 for `byte`, else 4096.
+    Raises:
+        ValueError: see `train_sentencepiece`.
+        FileNotFoundError: there is no file `config.path`.
     """
-
-    kind: str = "bpe"
-    vocab_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("byte", *MODEL_TYPES):
-            raise ValueError(f"tokenizer kind={self.kind!r} is unknown; allowed: byte, bpe, unigram")
-        if self.kind == "byte" and self.vocab_size not in (None, ByteTokenizer.vocab_size):
-            raise ValueError(f"vocab_size={self.vocab_size} with kind='byte'; allowed: 257 or none")
-
-    def train(self, texts: Iterable[str]) -> Tokenizer:
-        """The tokenizer this spec describes, trained on `texts` where there is something to train."""
-        if self.kind == "byte":
-            return ByteTokenizer()
-        return train_sentencepiece(texts, self.vocab_size or DEFAULT_VOCAB_SIZE, self.kind)
+    if config.path is not None:
+        return load_tokenizer(config.path)
+    if config.kind == "byte":
+        return ByteTokenizer()
+    return train_sentencepiece(texts, config.vocab_size, config.kind)
 
 
 def train_sentencepiece(

@@ -23,7 +23,7 @@ from nested_learning.optim.schedules import constant, cosine
 from nested_learning.optim.wrapper import split_by_level
 
 if TYPE_CHECKING:
-    from nested_learning.config import OptimConfig
+    from nested_learning.optim.config import OptimConfig
 
 Groups = list[dict[str, Any]]
 Rule = Callable[["OptimConfig", Groups, nn.Module], Optimizer]

@@ -5,7 +5,7 @@ The optimizers take these fields as keyword arguments; `OptimConfig` holds one o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nested_learning.checks import at_least, check_types, one_of, positive, within
 
@@ -185,3 +185,54 @@ class DeepMomentumConfig:
         within("deep_momentum.seed", self.seed, f"[0, {2**63})")
         one_of("deep_momentum.objective", self.objective, ("l2", "dot"))
         one_of("deep_momentum.output", self.output, ("identity", "newton_schulz"))
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """Optimizer and schedule of the outer loop.
+
+    Args:
+        name: "adamw", "sgd", or a rule for matrices: "muon", "m3", "dgd", "delta_momentum" or
+            "deep_momentum". Beside these, AdamW takes what is no matrix (see `optim.build`).
+        lr: highest learning rate.
+        betas, eps: of AdamW.
+        adamw_lr_scale: learning rate of AdamW beside a rule for matrices, over `lr`.
+        momentum: of "sgd".
+        muon, m3, dgd, delta_momentum, deep_momentum: of the rule of that name (see `optim.config`).
+        weight_decay: on matrices and heads only (see `optim.param_groups`).
+        clip_norm: limit of the global norm of the gradient; None = no limit.
+        schedule: "cosine" (to `min_lr_ratio * lr` at the last step) or "constant", after the warm-up.
+        warmup_steps: steps of linear warm-up.
+        min_lr_ratio: last learning rate over the highest.
+    """
+
+    name: str = "adamw"
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    adamw_lr_scale: float = 1.0
+    momentum: float = 0.9
+    muon: MuonConfig = field(default_factory=MuonConfig)
+    m3: M3Config = field(default_factory=M3Config)
+    dgd: DGDConfig = field(default_factory=DGDConfig)
+    delta_momentum: DeltaMomentumConfig = field(default_factory=DeltaMomentumConfig)
+    deep_momentum: DeepMomentumConfig = field(default_factory=DeepMomentumConfig)
+    weight_decay: float = 0.1
+    clip_norm: float | None = 1.0
+    schedule: str = "cosine"
+    warmup_steps: int = 20
+    min_lr_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_types(self, "optim")
+        rules = ("muon", "m3", "dgd", "delta_momentum", "deep_momentum")
+        one_of("optim.name", self.name, ("adamw", "sgd", *rules))
+        one_of("optim.schedule", self.schedule, ("cosine", "constant"))
+        for name in ("lr", "eps", "adamw_lr_scale", "clip_norm"):
+            positive(f"optim.{name}", getattr(self, name))
+        for name in ("weight_decay", "warmup_steps"):
+            at_least(f"optim.{name}", getattr(self, name), 0)
+        for beta in self.betas:
+            within("optim.betas", beta, "[0, 1)")
+        within("optim.momentum", self.momentum, "[0, 1)")
+        within("optim.min_lr_ratio", self.min_lr_ratio, "[0, 1]")

@@ -13,7 +13,6 @@ from statistics import fmean
 
 import torch
 
-from nested_learning.config import OptimConfig
 from nested_learning.data.loader import TokenLoader, sequential_batches
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.eval.forgetting import (
@@ -29,6 +28,7 @@ from nested_learning.levels import LevelSpec
 from nested_learning.models.bill import count_parameters
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
+from nested_learning.optim.config import OptimConfig
 from nested_learning.report import interval
 from nested_learning.reproduce.cms import with_plain_mlp
 from nested_learning.reproduce.domains import (

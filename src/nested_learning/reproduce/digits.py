@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nested_learning.config import OptimConfig
 from nested_learning.extras import MissingExtraError
+from nested_learning.optim.config import OptimConfig
 from nested_learning.reproduce.runner import Result, Tick
 from nested_learning.reproduce.training import Batch, Loop, finite_or_none, train_steps
 from nested_learning.runtime import set_seed

@@ -19,13 +19,14 @@ from torch import Tensor
 from nested_learning.adapt import AdaptConfig, checksum, memorize, restart, score
 from nested_learning.adapt.config import PATHS
 from nested_learning.config import load_config
+from nested_learning.data.corpus import load_corpus
 from nested_learning.data.loader import sequential_batches
 from nested_learning.report import new_figure
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, output_folder, positive
 from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run, Tick
 from nested_learning.train.checkpoint import find_checkpoint, load_checkpoint
-from nested_learning.train.launch import launch, load_corpus
+from nested_learning.train.launch import launch
 
 NAME = "memorize"
 NONE = "nothing"

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nested_learning.config import OptimConfig
+from nested_learning.optim.config import OptimConfig
 from nested_learning.report import interval
 from nested_learning.reproduce.digits import DigitsRun, digits
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, Plan, positive

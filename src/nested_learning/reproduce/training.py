@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from nested_learning.config import OptimConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer, lr_at
+from nested_learning.optim.config import OptimConfig
 from nested_learning.reproduce.runner import Result, Tick
 from nested_learning.train.objective import next_token_loss
 from nested_learning.train.trainer import slow_levels

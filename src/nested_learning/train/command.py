@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nested_learning.aliases import our_arguments
 from nested_learning.checks import did_you_mean
 from nested_learning.command import DEBUG, INTERRUPTED, check_known, refuse, run_command, run_script
-from nested_learning.config import RunConfig, composing, plain_values, run_config
+from nested_learning.config_errors import composing, plain_values
+from nested_learning.train.config import RunConfig, run_config
 from nested_learning.train.launch import launch
 from nested_learning.train.origin import find_origin
 from nested_learning.yaml_files import check_yaml

@@ -14,9 +14,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from nested_learning.config import DataConfig, RunConfig, run_config
-from nested_learning.data.corpus import Corpus, open_corpus, prepare_corpus, text_files
-from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
+from nested_learning.data.corpus import Corpus, load_corpus
+from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.lock import LOCK, locked
 from nested_learning.models.bill import fast_weight_bill
 from nested_learning.models.lm import HopeLM
@@ -26,6 +25,7 @@ from nested_learning.train.checkpoint import (
     find_checkpoint,
     load_checkpoint,
 )
+from nested_learning.train.config import RunConfig, run_config
 from nested_learning.train.memory import check_memory
 from nested_learning.train.origin import Origin, find_origin
 from nested_learning.train.plots import plot_losses
@@ -142,42 +142,8 @@ def sample_model(config: RunConfig, model: HopeLM, spread: SingleStrategy) -> Ho
     return model
 
 
-def load_corpus(
-    config: DataConfig, say: Callable[[str], None] = print, own: Tokenizer | None = None
-) -> Corpus:
-    """Tokenized text of a run: its shards if it names any, else its files.
-
-    Args:
-        config: names them.
-        say: is told what folders hold.
-        own: a tokenizer to use instead of the configured one.
-
-    Raises:
-        ValueError: no files given, or one that cannot be used; shards of another tokenizer than `own`.
-        FileNotFoundError: a file is not there, or the shards are not complete.
-    """
-    if config.shards is not None:
-        corpus = open_corpus(config.shards)
-        if own is not None and corpus.tokenizer.fingerprint != own.fingerprint:
-            raise ValueError(
-                f"data.shards = {config.shards} were made with another tokenizer than that of "
-                "train.init_from; give their text as data.files, or make them with its tokenizer"
-            )
-        return corpus
-    if not config.files:
-        raise ValueError("data.files is empty: give text, as in data.files=[a.txt,b.txt], or data.shards")
-    files = text_files(config.files, "data.files", say)
-    wanted = config.tokenizer
-    tokenizer: Tokenizer | TokenizerSpec = TokenizerSpec(kind=wanted.kind, vocab_size=wanted.vocab_size)
-    if own is not None:
-        tokenizer = own
-    elif wanted.path is not None:
-        tokenizer = load_tokenizer(wanted.path)
-    return prepare_corpus(files, tokenizer, config.cache_dir, config.valid_fraction)
-
-
 def check_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> None:
-    """Model and tokenizer must have the same vocabulary, or it is a ValueError."""
+    """Raise ValueError if the vocabularies of the model and the tokenizer differ in size."""
     if config.model.vocab_size != tokenizer.vocab_size:
         raise ValueError(
             f"model.vocab_size is {config.model.vocab_size} but the tokenizer has {tokenizer.vocab_size} "

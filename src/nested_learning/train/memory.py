@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from nested_learning.config import OptimConfig, RunConfig
 from nested_learning.models.lm import HopeLM
+from nested_learning.optim.config import OptimConfig
+from nested_learning.train.config import RunConfig
 from nested_learning.train.strategy import SingleStrategy
 
 GIB = 2**30

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from nested_learning.config import RunConfig
 from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.levels import kind_of
 from nested_learning.models.lm import HopeLM
@@ -24,6 +23,7 @@ from nested_learning.train.checkpoint import (
     saved_config,
     saved_tokenizer,
 )
+from nested_learning.train.config import RunConfig
 
 MODEL_GROUPS = ("model", "size", "levels", "experiment")
 """Groups of `configs/` whose choices are of a model."""

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from nested_learning.adapt.online import online_loss
-from nested_learning.config import RunConfig
 from nested_learning.data.corpus import Corpus
 from nested_learning.data.loader import TokenLoader, sequential_batches, split_batch
 from nested_learning.data.packing import split_documents
@@ -24,6 +23,7 @@ from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer, lr_at
 from nested_learning.train.checkpoint import Checkpointer, CheckpointStore, Training
+from nested_learning.train.config import RunConfig
 from nested_learning.train.guard import NonFiniteError, UpdateGuard, find_nonfinite, first_nonfinite
 from nested_learning.train.metrics import build_writer, memory_gib
 from nested_learning.train.objective import count_targets, next_token_loss

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from nested_learning.config import RunConfig
 from nested_learning.data.loader import TokenLoader
 from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.optim.base import is_spread
@@ -30,6 +29,7 @@ from nested_learning.train.checkpoint.run_file import (
 )
 from nested_learning.train.checkpoint.same_run import check_same_run
 from nested_learning.train.checkpoint.store import CheckpointStore, damage, other_whole, write_atomic
+from nested_learning.train.config import RunConfig
 
 if TYPE_CHECKING:
     from nested_learning.train.strategy import SingleStrategy

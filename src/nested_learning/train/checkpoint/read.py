@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nested_learning.config import RunConfig
 from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint.errors import CheckpointError
@@ -17,6 +16,7 @@ from nested_learning.train.checkpoint.single_file import read_description as rea
 from nested_learning.train.checkpoint.single_file import read_single_file
 from nested_learning.train.checkpoint.store import damage, find_checkpoint, other_whole
 from nested_learning.train.checkpoint.tensors import read_weights
+from nested_learning.train.config import RunConfig
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

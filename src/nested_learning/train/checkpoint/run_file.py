@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from omegaconf.errors import OmegaConfBaseException
 
-from nested_learning.config import RunConfig, run_config
 from nested_learning.data.tokenizer import Tokenizer, load_tokenizer
 from nested_learning.train.checkpoint.errors import CheckpointError, cause
+from nested_learning.train.config import RunConfig, run_config
 
 VERSION = 2
 RUN = "run.pt"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nested_learning.config import RunConfig
 from nested_learning.data.tokenizer import Tokenizer
-from nested_learning.resume_with import FIXED, is_in
 from nested_learning.train.checkpoint.errors import CheckpointError
 from nested_learning.train.checkpoint.run_file import saved_config, saved_tokenizer
+from nested_learning.train.config import RunConfig
+from nested_learning.train.resume_with import FIXED, is_in
 
 
 def check_same_run(

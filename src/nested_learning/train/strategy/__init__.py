@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from nested_learning.checks import one_of
-from nested_learning.config import RunConfig
 from nested_learning.runtime import pick_device
+from nested_learning.train.config import RunConfig
 from nested_learning.train.strategy.base import SingleStrategy
 
 STRATEGIES = ("single", "ddp", "fsdp", "deepspeed")

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nested_learning.config import RunConfig
 from nested_learning.extras import MissingExtraError
 from nested_learning.train.checkpoint.errors import CheckpointError, cause
 from nested_learning.train.checkpoint.tensors import WRAPPER, write_tensors
+from nested_learning.train.config import RunConfig
 from nested_learning.train.strategy.distributed import DistributedStrategy
 
 OWN = {

@@ -21,9 +21,9 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.optim import Optimizer
 
-from nested_learning.config import RunConfig
 from nested_learning.runtime import pick_device
 from nested_learning.train.checkpoint.tensors import pack, write_tensors
+from nested_learning.train.config import RunConfig
 from nested_learning.train.strategy.base import SingleStrategy
 
 T = TypeVar("T")

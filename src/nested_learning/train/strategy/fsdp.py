@@ -16,7 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from nested_learning.config import ParallelConfig
+from nested_learning.train.config import ParallelConfig
 from nested_learning.train.strategy.distributed import DistributedStrategy
 
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # none is written to
