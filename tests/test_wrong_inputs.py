@@ -359,7 +359,7 @@ def test_debug_shows_the_traceback_before_the_line(enter, monkeypatch, entry, ar
 
 
 def test_a_fault_of_ours_keeps_its_traceback(enter, monkeypatch):
-    monkeypatch.setattr("nested_learning.train.command.launch", lambda *_: {}["nothing"])
+    monkeypatch.setattr("nested_learning.commands.train.launch", lambda *_: {}["nothing"])
     status, _, error = enter("train.py", "seed=1")
     assert status == 1 and error.startswith("Traceback") and error.endswith("KeyError: 'nothing'\n")
     monkeypatch.setattr(cli, "doctor", lambda: {}["nothing"])

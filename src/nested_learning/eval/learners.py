@@ -25,8 +25,8 @@ from nested_learning.eval.loading import Loaded
 from nested_learning.eval.memorize import Memorize
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.config import OptimConfig
-from nested_learning.reproduce.training import Batch, Loop, train_steps
 from nested_learning.train.elastic import Anchor, anchor, penalty_of
+from nested_learning.train.plain_loop import Batch, Loop, train_steps
 
 QUERY = "Query: {text}\nIntent:"
 

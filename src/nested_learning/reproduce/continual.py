@@ -41,10 +41,10 @@ from nested_learning.reproduce.domains import (
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, positive
 from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run, Tick
-from nested_learning.reproduce.training import Batch, Loop, train_steps
 from nested_learning.runtime import set_seed
 from nested_learning.train.elastic import Anchor, anchor, penalty_of
 from nested_learning.train.objective import next_token_loss
+from nested_learning.train.plain_loop import Batch, Loop, train_steps
 
 EWC = 1.0  # of 0, 1, 10, 100 the one with the lowest loss at the end, on seed 100
 SEQ_LEN = 128

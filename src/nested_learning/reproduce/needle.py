@@ -25,8 +25,8 @@ from nested_learning.reproduce.experiment import Experiment, Options, Outcome, p
 from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run, Tick
 from nested_learning.reproduce.tasks import recall_optim
-from nested_learning.reproduce.training import Batch, Loop, train_steps
 from nested_learning.runtime import set_seed
+from nested_learning.train.plain_loop import Batch, Loop, train_steps
 
 MODELS = {
     "HOPE (self_mod)": "self_mod",

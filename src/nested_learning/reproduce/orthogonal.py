@@ -25,7 +25,7 @@ from nested_learning.report import interval, new_figure
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, Plan, positive
 from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run, Tick
-from nested_learning.reproduce.training import finite_or_none
+from nested_learning.train.plain_loop import finite_or_none
 
 TASKS, RANK, INPUTS, OUTPUTS, BATCH = 6, 4, 32, 16, 16
 TUNING_SEED = 100

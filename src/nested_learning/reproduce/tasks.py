@@ -21,9 +21,9 @@ from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.config import OptimConfig
 from nested_learning.reproduce.runner import Result, Tick
-from nested_learning.reproduce.training import Batch, Loop, finite_or_none, train_steps
 from nested_learning.runtime import set_seed
 from nested_learning.train.objective import next_token_loss
+from nested_learning.train.plain_loop import Batch, Loop, finite_or_none, train_steps
 
 SOLVED = 0.95
 """Accuracy from which recall counts as learned."""

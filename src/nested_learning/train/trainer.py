@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nested_learning.adapt.online import online_loss
 from nested_learning.data.corpus import Corpus
 from nested_learning.data.loader import TokenLoader, sequential_batches, split_batch
 from nested_learning.data.packing import split_documents
@@ -27,6 +26,7 @@ from nested_learning.train.config import RunConfig
 from nested_learning.train.guard import NonFiniteError, UpdateGuard, find_nonfinite, first_nonfinite
 from nested_learning.train.metrics import build_writer, memory_gib
 from nested_learning.train.objective import count_targets, next_token_loss
+from nested_learning.train.online import online_loss
 from nested_learning.train.progress import Clock, Progress, StopSignals
 from nested_learning.train.strategy import SingleStrategy
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nested_learning.optim.config import OptimConfig
-from nested_learning.reproduce.training import Loop, train_steps
+from nested_learning.train.plain_loop import Loop, train_steps
 
 OPTIM = OptimConfig(name="sgd", lr=0.5, momentum=0.0, weight_decay=0.0, schedule="constant", warmup_steps=2)
 

@@ -1,4 +1,4 @@
-"""A plain training loop for experiments of minutes; runs that matter use `train.trainer`.
+"""A plain training loop for experiments that take minutes, without checkpoints, ranks or log files.
 
 Shapes: a batch is `inputs [B, T]` and `targets [B, T]`, int64; a target of -100 is not counted.
 """
@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from torch.nn.utils import clip_grad_norm_
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer, lr_at
 from nested_learning.optim.config import OptimConfig
-from nested_learning.reproduce.runner import Result, Tick
 from nested_learning.train.objective import next_token_loss
 from nested_learning.train.trainer import slow_levels
 
@@ -27,10 +27,10 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(kw_only=True, slots=True)
 class Loop:
-    """How long to train and when to look.
+    """How long to train and when to evaluate.
 
     Args:
-        steps: most updates.
+        steps: largest number of updates.
         eval_every: steps between two evaluations; the last step is always evaluated.
         stop_at: stop as soon as an evaluation gives at least this; None = never.
     """
@@ -55,8 +55,8 @@ class History:
     nonfinite: int = 0
     seconds: float = 0.0
 
-    def to_result(self) -> Result:
-        """As JSON can hold it: a number that is not finite becomes None."""
+    def to_result(self) -> dict[str, Any]:
+        """The history as plain values for JSON; a number that is not finite becomes None."""
         finite = [norm for norm in self.norms if math.isfinite(norm)]
         return {
             "steps": len(self.losses),
@@ -76,17 +76,17 @@ def train_steps(
     optim: OptimConfig,
     loop: Loop,
     evaluate: Callable[[nn.Module], float],
-    tick: Tick,
+    tick: Callable[[int], object],
     penalty: Callable[[nn.Module], Tensor] | None = None,
 ) -> History:
     """Train `logits, state = model(inputs)` on `batches`; slow levels of a `HopeLM` at their own pace.
 
-    A step whose loss or gradient norm is not finite is counted and leaves the parameters alone.
+    A step whose loss or gradient norm is not finite is counted and does not change the parameters.
 
     Args:
-        evaluate: a number to follow, computed without gradients.
-        tick: called with the number of steps that need no more waiting for.
-        penalty: a scalar that is added to the loss, such as elastic weight consolidation.
+        evaluate: returns the number to follow; it is called without gradients.
+        tick: called with the number of steps that are done or no longer needed.
+        penalty: returns a scalar that is added to the loss, such as elastic weight consolidation.
     """
     slow = slow_levels(model.config, model) if isinstance(model, HopeLM) else None
     optimizer = build_optimizer(optim, model, slow)

@@ -7,7 +7,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from nested_learning.train.command import name_by_difference
+from nested_learning.commands.train import name_by_difference
 from nested_learning.train.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]

@@ -18,9 +18,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from nested_learning.commands.train import JobFailed
 from nested_learning.report import markdown_table
 from nested_learning.train.checkpoint import write_atomic
-from nested_learning.train.command import JobFailed
 from nested_learning.train.metrics import read_metrics
 from nested_learning.train.plots import plot_jobs
 

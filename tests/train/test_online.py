@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from nested_learning.adapt import AdaptConfig, memorize, online_loss
+from nested_learning.adapt import AdaptConfig, memorize
 from nested_learning.adapt.learn import SHARES
 from nested_learning.levels import LevelSpec
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.config import RunConfig, TrainConfig
+from nested_learning.train.online import online_loss
 
 LENGTH = 2 * 2 * 22 * 8  # operations in a row: steps, layers, tokens that a memory passes, width
 CHUNKS: dict[str, Any] = {"chunk_size": 5, "lr": 0.4, "steps": 2}

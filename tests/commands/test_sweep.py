@@ -5,10 +5,10 @@ import json
 
 import pytest
 from omegaconf import OmegaConf
-from test_command import SETTINGS, train  # noqa: F401  (a fixture)
+from test_train_command import SETTINGS, train  # noqa: F401  (a fixture)
 
-from nested_learning.train import sweep
-from nested_learning.train.sweep import Job, differences, markdown, write_table
+from nested_learning.commands import sweep
+from nested_learning.commands.sweep import Job, differences, markdown, write_table
 
 
 def job(folder, name, overrides, rows=(), **more):
