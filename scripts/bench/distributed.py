@@ -31,10 +31,10 @@ def worker(strategy: str, entry: str, steps: int) -> None:
     torch.set_num_threads(1)
     folder = tempfile.mkdtemp()
     config = load_config(entry, ["train.device=cpu", f"train.output_dir={folder}"])
-    spread = build_strategy(strategy, config)
+    built = build_strategy(strategy, config)
     corpus = load_corpus(config.data)
     set_seed(config.seed)
-    trainer = Trainer(config, build_model(config, spread.device), corpus, spread)
+    trainer = Trainer(config, build_model(config, built.device), corpus, built)
     for _ in range(2):
         trainer.update(next(trainer.loader))
     wall, cpu = time.perf_counter(), time.process_time()
@@ -42,7 +42,7 @@ def worker(strategy: str, entry: str, steps: int) -> None:
         trainer.update(next(trainer.loader))
     times = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
     print("\n" + json.dumps({key: value / steps for key, value in times.items()}), flush=True)
-    spread.close()
+    built.close()
 
 
 def measure(strategy: str, entry: str, steps: int) -> tuple[float, float]:

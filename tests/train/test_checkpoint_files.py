@@ -24,10 +24,10 @@ from nested_learning.train.checkpoint import (
     load_checkpoint,
     read_checkpoint,
 )
-from nested_learning.train.checkpoint.checkpointer import _restore_random_state
 from nested_learning.train.checkpoint.manifest import write_manifest
+from nested_learning.train.checkpointer import _restore_random_state
 from nested_learning.train.config import run_config
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.strategy import OneProcess
 from nested_learning.train.trainer import Trainer
 
 FILES = ("run.pt", ".metadata", "random_00000.pt", "__0_0.distcp", "manifest.json")
@@ -56,7 +56,7 @@ def trainer_in(folder, resume=None, text=b"the quick brown fox jumps over the la
     )
     config.run_dir.mkdir(parents=True, exist_ok=True)
     set_seed(config.seed)
-    return Trainer(config, HopeLM(config.model), corpus, SingleStrategy(), resume)
+    return Trainer(config, HopeLM(config.model), corpus, OneProcess(), resume)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from nested_learning.train.checkpoint import (
 from nested_learning.train.checkpoint.manifest import write_manifest
 from nested_learning.train.checkpoint.tensors import pack, write_tensors
 from nested_learning.train.launch import begin, find_resume
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.strategy import OneProcess
 from nested_learning.train.trainer import Trainer
 
 
@@ -139,14 +139,14 @@ def test_another_text_of_the_same_length_is_refused(saved, corpus):
             saved.config,
             type(saved.model)(),
             replace(corpus, train=other),
-            SingleStrategy(),
+            OneProcess(),
             saved.store.latest(),
         )
     run = torch.load(step(saved, 4) / "run.pt", weights_only=True)
     del run["text"]  # an earlier release
     torch.save(run, step(saved, 4) / "run.pt")
     write_manifest(step(saved, 4))
-    Trainer(saved.config, type(saved.model)(), corpus, SingleStrategy(), saved.store.latest())
+    Trainer(saved.config, type(saved.model)(), corpus, OneProcess(), saved.store.latest())
 
 
 def test_the_fingerprint_of_text_files_is_of_what_they_hold(tmp_path):

@@ -14,7 +14,7 @@ from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.models.lm import HopeLM
 from nested_learning.runtime import set_seed
 from nested_learning.train.config import RunConfig, run_config
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.strategy import OneProcess, Strategy
 from nested_learning.train.trainer import Trainer
 
 
@@ -45,10 +45,10 @@ def config(folder: Path, **train: Any) -> RunConfig:
     )
 
 
-def trainer(settings: RunConfig, strategy: SingleStrategy | None = None) -> Trainer:
+def trainer(settings: RunConfig, strategy: Strategy | None = None) -> Trainer:
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     set_seed(settings.seed)
-    return Trainer(settings, HopeLM(settings.model), corpus(), strategy or SingleStrategy())
+    return Trainer(settings, HopeLM(settings.model), corpus(), strategy or OneProcess())
 
 
 def test_the_update_does_not_depend_on_accumulation(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_training_and_validation_report_losses_from_before_learning(tmp_path: Pa
 
 
 def test_sharded_parameters_are_refused(tmp_path: Path) -> None:
-    class Sharded(SingleStrategy):
+    class Sharded(OneProcess):
         name, shards_parameters = "fsdp", True
 
     with pytest.raises(ValueError, match="needs whole parameters on every rank, which fsdp does not keep"):

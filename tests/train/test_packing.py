@@ -20,7 +20,7 @@ from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.runtime import set_seed
 from nested_learning.train.config import RunConfig, run_config
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.strategy import OneProcess
 from nested_learning.train.trainer import Trainer
 
 SEQ, CHUNK, VOCAB = 32, 4, 60
@@ -61,7 +61,7 @@ def make(folder: Path) -> Trainer:
         bytes_per_token=1.0,
         provenance={},
     )
-    return Trainer(config, HopeLM(config.model), corpus, SingleStrategy())
+    return Trainer(config, HopeLM(config.model), corpus, OneProcess())
 
 
 def test_the_loss_is_that_of_the_documents_alone(tmp_path: Path, documents: list[list[int]]) -> None:

@@ -12,7 +12,7 @@ from nested_learning.optim import MultiFrequencyOptimizer
 from nested_learning.runtime import set_seed
 from nested_learning.train.config import run_config
 from nested_learning.train.launch import checkpoint_blocks
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.strategy import OneProcess
 from nested_learning.train.trainer import Trainer, slow_levels
 
 LEVELS = [{"name": "fast", "chunk_size": 4}, {"name": "mlp"}, {"name": "slow", "chunk_size": 36}]
@@ -29,7 +29,7 @@ def make(folder, corpus, name, resume=None, checkpointing=False):
     model = HopeLM(config.model)
     if checkpointing:
         checkpoint_blocks(model)
-    return Trainer(config, model, corpus, SingleStrategy(), resume)
+    return Trainer(config, model, corpus, OneProcess(), resume)
 
 
 def slow_part(model):

@@ -1,11 +1,12 @@
-"""What can be chosen about every optimizer: validated where it is made, defaults written once.
+"""Options of the optimizers, each with its default and its checks.
 
-The optimizers take these fields as keyword arguments; `OptimConfig` holds one of each for files.
+The optimizers take these fields as keyword arguments. `OptimConfig` is the `optim` section of a configuration
+and holds the options of every optimizer that a configuration can name.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 
 from nested_learning.checks import at_least, check_types, one_of, positive, within
 
@@ -53,7 +54,7 @@ class M3Config:
         adjust: scale of a matrix's step before the learning rate: "rms", its root mean square made 0.2
             (about AdamW's); "match_rms_adamw" and "original" as in torch's Muon; "none", as printed.
         adamw: this group is for AdamW, matrices included.
-        adamw_betas, adamw_eps: of AdamW, which takes what is no matrix.
+        adamw_betas, adamw_eps: of AdamW, which updates every parameter that is not a matrix.
     """
 
     betas: tuple[float, float, float] = (0.95, 0.95, 0.9)
@@ -112,6 +113,24 @@ class DGDConfig:
         one_of("dgd.step", self.step, ("exact", "paper"))
         one_of("dgd.target", self.target, ("gradient", "relative"))
         one_of("dgd.reduction", self.reduction, ("mean", "sum"))
+
+
+@dataclass(kw_only=True, slots=True)
+class GeneralizedConfig:
+    """Options of `GeneralizedGradientDescent` (Eq. 59).
+
+    Args:
+        objective: "dot", "l2" or "huber".
+        inner_steps: gradient steps towards the minimum of the objective.
+    """
+
+    objective: str = "huber"
+    inner_steps: int = 5
+
+    def __post_init__(self) -> None:
+        check_types(self, "generalized")
+        one_of("generalized.objective", self.objective, ("dot", "l2", "huber"))
+        at_least("generalized.inner_steps", self.inner_steps, 1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -193,12 +212,13 @@ class OptimConfig:
 
     Args:
         name: "adamw", "sgd", or a rule for matrices: "muon", "m3", "dgd", "delta_momentum" or
-            "deep_momentum". Beside these, AdamW takes what is no matrix (see `optim.build`).
+            "deep_momentum". With a rule for matrices, AdamW updates every parameter that is not a matrix (see
+            `optim.build`).
         lr: highest learning rate.
         betas, eps: of AdamW.
-        adamw_lr_scale: learning rate of AdamW beside a rule for matrices, over `lr`.
+        adamw_lr_scale: with a rule for matrices, the learning rate of AdamW is `adamw_lr_scale * lr`.
         momentum: of "sgd".
-        muon, m3, dgd, delta_momentum, deep_momentum: of the rule of that name (see `optim.config`).
+        muon, m3, dgd, delta_momentum, deep_momentum: options of the rule of that name.
         weight_decay: on matrices and heads only (see `optim.param_groups`).
         clip_norm: limit of the global norm of the gradient; None = no limit.
         schedule: "cosine" (to `min_lr_ratio * lr` at the last step) or "constant", after the warm-up.
@@ -225,7 +245,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "optim")
-        rules = ("muon", "m3", "dgd", "delta_momentum", "deep_momentum")
+        rules = [f.name for f in fields(self) if is_dataclass(getattr(self, f.name))]
         one_of("optim.name", self.name, ("adamw", "sgd", *rules))
         one_of("optim.schedule", self.schedule, ("cosine", "constant"))
         for name in ("lr", "eps", "adamw_lr_scale", "clip_norm"):

@@ -29,7 +29,7 @@ from nested_learning.train.config import RunConfig, run_config
 from nested_learning.train.memory import check_memory
 from nested_learning.train.origin import Origin, find_origin
 from nested_learning.train.plots import plot_losses
-from nested_learning.train.strategy import SingleStrategy, build_strategy
+from nested_learning.train.strategy import Strategy, build_strategy
 from nested_learning.train.trainer import Trainer, TrainResult
 from nested_learning.train.trial import describe_trial, fit_trial, names_no_data, with_sample
 
@@ -55,56 +55,56 @@ def launch(config: RunConfig, strategy: str = "single") -> TrainResult:
     origin = find_origin(config.to_dict())
     if origin is not None:
         config = run_config(origin.adopt(config.to_dict()))
-    spread = build_strategy(strategy, config)
+    chosen = build_strategy(strategy, config)
     try:
-        return run(config, spread, origin)
+        return run(config, chosen, origin)
     finally:
-        spread.close()
+        chosen.close()
 
 
-def run(config: RunConfig, spread: SingleStrategy, origin: Origin | None = None) -> TrainResult:
-    """Train as `config` says, in the processes of `spread`; see `launch`."""
-    say: Callable[[str], None] = print if spread.is_main else _silent
+def run(config: RunConfig, strategy: Strategy, origin: Origin | None = None) -> TrainResult:
+    """Train as `config` says, in the processes of `strategy`; see `launch`."""
+    say: Callable[[str], None] = print if strategy.is_main else _silent
     if config.train.resume not in (None, "auto"):
         find_checkpoint(config.train.resume)
     own = None if origin is None else origin.tokenizer
     trial = names_no_data(config.data)
     if trial:
-        for prepare in (with_sample, partial(fit_trial, spread=spread)):
+        for prepare in (with_sample, partial(fit_trial, strategy=strategy)):
             config, line = prepare(config)
             say(line)
-    with spread.local_main_first():
+    with strategy.local_main_first():
         corpus = load_corpus(config.data, say, own)
     check_vocabulary(config, corpus.tokenizer)
     if trial:
         say(describe_trial(config, len(corpus.train)))
-    check_memory(config, spread)
+    check_memory(config, strategy)
     with ExitStack() as held:
-        spread.on_main(lambda: hold_run_dir(config.run_dir, held))
-        return run_in_folder(config, corpus, spread, say, origin)
+        strategy.on_main(lambda: hold_run_dir(config.run_dir, held))
+        return run_in_folder(config, corpus, strategy, say, origin)
 
 
 def run_in_folder(
     config: RunConfig,
     corpus: Corpus,
-    spread: SingleStrategy,
+    strategy: Strategy,
     say: Callable[[str], None],
     origin: Origin | None = None,
 ) -> TrainResult:
     """Train in a run directory that no other process writes to. What it held stays until all is built."""
     set_seed(config.seed)  # after the data, so that a cached corpus changes nothing; before the model
-    resume = spread.on_main(lambda: find_resume(config))
+    resume = strategy.on_main(lambda: find_resume(config))
     start = origin if resume is None else None
-    model = build_model(config, spread.device, start)
-    lines = describe(config, model, corpus, spread)
-    trainer = Trainer(config, model, corpus, spread, resume)
-    spread.on_main(lambda: begin(config, trainer.store, resume))
+    model = build_model(config, strategy.device, start)
+    lines = describe(config, model, corpus, strategy)
+    trainer = Trainer(config, model, corpus, strategy, resume)
+    strategy.on_main(lambda: begin(config, trainer.store, resume))
     say(lines)
     anew = f"starting with the weights, model and tokenizer of {start.path}" if start else "starting anew"
     say(f"resumed from {resume} at step {trainer.step}" if resume else anew)
     result = trainer.fit()
-    if spread.is_main:
-        finish(config, sample_model(config, model, spread), corpus, result)
+    if strategy.is_main:
+        finish(config, sample_model(config, model, strategy), corpus, result)
     return result
 
 
@@ -135,9 +135,9 @@ def remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def sample_model(config: RunConfig, model: HopeLM, spread: SingleStrategy) -> HopeLM:
+def sample_model(config: RunConfig, model: HopeLM, strategy: Strategy) -> HopeLM:
     """The model that writes the sample: the trained one, or the checkpoint's if it is cut over ranks."""
-    if spread.shards_parameters and config.train.sample_tokens:
+    if strategy.shards_parameters and config.train.sample_tokens:
         return load_checkpoint(config.run_dir)[0]
     return model
 
@@ -191,7 +191,7 @@ def begin(config: RunConfig, store: CheckpointStore, resume: Path | None) -> Non
     OmegaConf.save(OmegaConf.create(config.to_dict()), config.run_dir / "config.yaml")
 
 
-def describe(config: RunConfig, model: nn.Module, corpus: Corpus, spread: SingleStrategy) -> str:
+def describe(config: RunConfig, model: nn.Module, corpus: Corpus, strategy: Strategy) -> str:
     """What is about to run, in a few lines."""
     train, levels = config.train, config.model.levels
     parameters = sum(p.numel() for p in model.parameters())
@@ -204,10 +204,10 @@ def describe(config: RunConfig, model: nn.Module, corpus: Corpus, spread: Single
         f"data: {len(corpus.train):,} training and {len(corpus.valid):,} validation tokens, "
         f"vocabulary {corpus.tokenizer.vocab_size}",
         f"training: {train.steps} steps of {train.batch_size} x {train.seq_len} tokens "
-        f"on {spread.world_size} x {spread.device.type} ({spread.name}), {train.precision}",
+        f"on {strategy.world_size} x {strategy.device.type} ({strategy.name}), {train.precision}",
     ]
     if floats:
-        rows = train.batch_size // train.accumulation // spread.world_size
+        rows = train.batch_size // train.accumulation // strategy.world_size
         size = floats * rows * 4 / 2**20
         lines.append(f"fast levels: {floats:,} floats per sequence, {size:.0f} MiB per micro-batch")
     return "\n".join(lines)

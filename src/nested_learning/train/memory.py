@@ -10,14 +10,14 @@ import torch
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.config import OptimConfig
 from nested_learning.train.config import RunConfig
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.strategy import Strategy
 
 GIB = 2**30
 MOMENTS = {"adamw": 2, "m3": 2, "muon": 1, "delta_momentum": 1, "deep_momentum": 1}  # per weight, at least
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
-def check_memory(config: RunConfig, spread: SingleStrategy) -> None:
+def check_memory(config: RunConfig, strategy: Strategy) -> None:
     """Refuse a model whose weights, gradients and optimizer state alone exceed the memory.
 
     Nothing is allocated. Activations and fast weights come on top, so a run that passes may still not fit.
@@ -27,12 +27,12 @@ def check_memory(config: RunConfig, spread: SingleStrategy) -> None:
     """
     weights = weight_bytes(config)
     state = weights * (2 + least_moments(config.optim))
-    shards = spread.world_size if spread.shards_parameters else 1
+    shards = strategy.world_size if strategy.shards_parameters else 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that share this machine
-    on_card = spread.device.type == "cuda" and not config.parallel.cpu_offload
+    on_card = strategy.device.type == "cuda" and not config.parallel.cpu_offload
     if on_card:
-        card = torch.cuda.get_device_properties(spread.device).total_memory
-        _compare(state // shards, card, f"weights, gradients and optimizer state, on {spread.device}")
+        card = torch.cuda.get_device_properties(strategy.device).total_memory
+        _compare(state // shards, card, f"weights, gradients and optimizer state, on {strategy.device}")
         _compare(weights * local, host_bytes(), "weights while they are made, on this machine")
     else:
         needed = max(weights, state // shards) * local

@@ -21,14 +21,15 @@ from nested_learning.models.compile import compile_model
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer, lr_at
-from nested_learning.train.checkpoint import Checkpointer, CheckpointStore, Training
+from nested_learning.train.checkpoint import CheckpointStore
+from nested_learning.train.checkpointer import Checkpointer, Training
 from nested_learning.train.config import RunConfig
 from nested_learning.train.guard import NonFiniteError, UpdateGuard, find_nonfinite, first_nonfinite
 from nested_learning.train.metrics import build_writer, memory_gib
 from nested_learning.train.objective import count_targets, next_token_loss
 from nested_learning.train.online import online_loss
 from nested_learning.train.progress import Clock, Progress, StopSignals
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.strategy import Strategy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +55,7 @@ class Trainer:
         model: `logits, state = model(tokens)`, on its device. The run's seed must have been set before
             it was built.
         corpus: token arrays, tokenizer and statistics.
-        strategy: how the run is spread over processes.
+        strategy: the processes and devices of the run.
         resume: checkpoint to go on from.
     """
 
@@ -63,7 +64,7 @@ class Trainer:
         config: RunConfig,
         model: nn.Module,
         corpus: Corpus,
-        strategy: SingleStrategy,
+        strategy: Strategy,
         resume: Path | None = None,
     ) -> None:
         self.config, self.model, self.corpus, self.strategy = config, model, corpus, strategy

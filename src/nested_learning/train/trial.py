@@ -17,7 +17,7 @@ from nested_learning.data.shards import ShardFolder
 from nested_learning.plan import GIB, Hardware, count_blocks, count_parameters, make_plan, optimizer_numbers
 from nested_learning.train.config import RunConfig
 from nested_learning.train.memory import host_bytes
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.strategy import Strategy
 
 SAMPLES = ("outputs/data/sample_hub", "outputs/data/sample")
 """Where `scripts/data/run_sample.sh` puts its shards."""
@@ -50,7 +50,7 @@ def with_sample(config: RunConfig) -> tuple[RunConfig, str]:
     return replace(config, data=replace(config.data, files=(BUNDLED,))), line
 
 
-def fit_trial(config: RunConfig, spread: SingleStrategy) -> tuple[RunConfig, str]:
+def fit_trial(config: RunConfig, strategy: Strategy) -> tuple[RunConfig, str]:
     """The run cut into micro-batches that fit the devices it was started on, and a line with the machine that
     `nl plan` has for it.
 
@@ -67,11 +67,14 @@ def fit_trial(config: RunConfig, spread: SingleStrategy) -> tuple[RunConfig, str
         "at 20 % of its peak)"
     )
     here = replace(
-        H100, gpus=spread.world_size, memory_gb=ROOM * device_gib(spread), sharded=spread.shards_parameters
+        H100,
+        gpus=strategy.world_size,
+        memory_gb=ROOM * device_gib(strategy),
+        sharded=strategy.shards_parameters,
     )
-    if spread.device.type == "cpu" and config.train.batch_size > spread.world_size:
+    if strategy.device.type == "cpu" and config.train.batch_size > strategy.world_size:
         rows = config.train.batch_size
-        train = replace(config.train, batch_size=spread.world_size, accumulation=1)
+        train = replace(config.train, batch_size=strategy.world_size, accumulation=1)
         config = replace(config, train=train)
         line += f"; on a CPU, a step of this trial reads {train.batch_size} of {rows} rows"
     for checkpointing in dict.fromkeys((config.parallel.activation_checkpointing, True)):
@@ -82,14 +85,14 @@ def fit_trial(config: RunConfig, spread: SingleStrategy) -> tuple[RunConfig, str
             return replace(config, parallel=parallel, train=replace(config.train, accumulation=parts)), line
     raise ValueError(
         f"{config.name} needs {plan.memory / GIB:.1f} GiB even with one row at a time, and "
-        f"{here.memory_gb:.1f} of {device_gib(spread):.1f} GiB can be used on {spread.device}; {line}"
+        f"{here.memory_gb:.1f} of {device_gib(strategy):.1f} GiB can be used on {strategy.device}; {line}"
     )
 
 
-def device_gib(spread: SingleStrategy) -> float:
+def device_gib(strategy: Strategy) -> float:
     """Memory for one process: of its GPU, or its share of the machine's."""
-    if spread.device.type == "cuda":
-        return torch.cuda.get_device_properties(spread.device).total_memory / GIB
+    if strategy.device.type == "cuda":
+        return torch.cuda.get_device_properties(strategy.device).total_memory / GIB
     return host_bytes() / GIB / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 

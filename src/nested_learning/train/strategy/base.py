@@ -1,4 +1,4 @@
-"""What the trainer asks of a way to spread a run, and the simplest answer: one process, one device."""
+"""What the trainer asks of a strategy, and the simplest one: one process, one device."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ T = TypeVar("T")
 CPU = torch.device("cpu")
 
 
-class SingleStrategy:
-    """One process, one device; the base of the others, which override what differs.
+class Strategy:
+    """Runs a training on one or several devices. What stands here is right for one process.
 
     A loss is always divided by the number of targets of the whole step, over all micro-batches and ranks,
-    and gradients are summed: so the update does not depend on how the batch is cut.
+    and gradients are summed, so the update does not depend on how the batch is split.
 
     Args:
         device: where the model is.
     """
 
-    name = "single"
+    name: str
     rank = 0
     local_rank = 0
     world_size = 1
@@ -118,3 +118,9 @@ class SingleStrategy:
 
     def close(self) -> None:
         """Leave the group of processes."""
+
+
+class OneProcess(Strategy):
+    """One process on one device."""
+
+    name = "single"

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from nested_learning.runtime import pick_device
 from nested_learning.train.checkpoint.tensors import pack, write_tensors
 from nested_learning.train.config import RunConfig
-from nested_learning.train.strategy.base import SingleStrategy
+from nested_learning.train.strategy.base import Strategy
 
 T = TypeVar("T")
 ANSWER_WITHIN = timedelta(seconds=5)
@@ -33,7 +33,7 @@ ANSWER_WITHIN = timedelta(seconds=5)
 left_groups: list[Any] = []
 
 
-class DistributedStrategy(SingleStrategy):
+class DistributedStrategy(Strategy):
     """Base of all strategies with several processes, each with its device and its rows of the batch.
 
     Memory states belong to rows, so they never leave their rank. The backend is gloo for CPU tensors, nccl
@@ -157,7 +157,7 @@ class DistributedStrategy(SingleStrategy):
     def save_parts(
         self, folder: Path, model: nn.Module, optimizer: Optimizer, background: bool
     ) -> tuple[dict[str, Any], Future[Any] | None]:
-        """See `SingleStrategy.save_parts`. In the background, on a process group of its own."""
+        """See `Strategy.save_parts`. In the background, on a process group of its own."""
         if background and self.saving is None:
             self.saving = dist.new_group(backend="gloo")
         tensors, values = pack(model, optimizer)

@@ -53,14 +53,14 @@ class FSDPStrategy(DistributedStrategy):
         yield
 
     def saved_tensors(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-        """See `SingleStrategy.saved_tensors`: shards."""
+        """See `Strategy.saved_tensors`: shards."""
         self._reshard()
         return super().saved_tensors(model, optimizer)
 
     def save_parts(
         self, folder: Path, model: nn.Module, optimizer: Optimizer, background: bool
     ) -> tuple[dict[str, Any], Future[Any] | None]:
-        """See `SingleStrategy.save_parts`: every rank writes its shards."""
+        """See `Strategy.save_parts`: every rank writes its shards."""
         self._reshard()
         return super().save_parts(folder, model, optimizer, background)
 
@@ -78,7 +78,7 @@ class FSDPStrategy(DistributedStrategy):
                 module.reshard()
 
     def clip(self, model: nn.Module, max_norm: float | None) -> Tensor:
-        """Global norm of the gradient, over all shards; see `SingleStrategy.clip`."""
+        """Global norm of the gradient, over all shards; see `Strategy.clip`."""
         norm = super().clip(model, max_norm)
         whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return whole.to(self.device)

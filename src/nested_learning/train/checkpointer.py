@@ -1,4 +1,4 @@
-"""Saving a run and going on from what was saved, together with all other ranks."""
+"""Save a run and resume it, together with all other ranks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from nested_learning.data.loader import TokenLoader
 from nested_learning.data.tokenizer import Tokenizer
-from nested_learning.optim.base import is_spread
+from nested_learning.optim.base import is_sharded
 from nested_learning.optim.options import read_options, write_options
 from nested_learning.runtime import random_state, set_random_state
 from nested_learning.train.checkpoint.errors import CheckpointError, cause
@@ -30,9 +30,7 @@ from nested_learning.train.checkpoint.run_file import (
 from nested_learning.train.checkpoint.same_run import check_same_run
 from nested_learning.train.checkpoint.store import CheckpointStore, damage, other_whole, write_atomic
 from nested_learning.train.config import RunConfig
-
-if TYPE_CHECKING:
-    from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.strategy import Strategy
 
 Metrics = dict[str, float]
 
@@ -53,14 +51,14 @@ class Checkpointer:
     """Writes and reads the checkpoints of a run. Every rank makes the same calls.
 
     Args:
-        store: where they are.
-        training: what is in them.
-        strategy: how it is spread.
-        background: `save` returns when tensors are copied; the writing goes on until `wait`.
+        store: the folder of the checkpoints.
+        training: what is saved and restored.
+        strategy: the ranks that take part.
+        background: `save` returns when tensors are copied; a thread writes them. `wait` waits for it.
     """
 
     def __init__(
-        self, store: CheckpointStore, training: Training, strategy: SingleStrategy, background: bool = False
+        self, store: CheckpointStore, training: Training, strategy: Strategy, background: bool = False
     ) -> None:
         self.store, self.training, self.strategy, self.background = store, training, strategy, background
         self.pending: tuple[int, Future[Any]] | None = None
@@ -92,13 +90,13 @@ class Checkpointer:
             self.pending = (step, _then(future, partial(self._commit, step, metrics)))
 
     def wait(self) -> None:
-        """Until what is written in the background is done. CheckpointError if it failed, on any rank."""
+        """Block until background writes finish. Raises CheckpointError if one failed, on any rank."""
         if self.pending is not None:
             (step, future), self.pending = self.pending, None
             self._together(step, future.result)
 
     def load(self, path: Path) -> tuple[int, Metrics]:
-        """Put the run back to where a checkpoint left it; the random states of this process included.
+        """Restore the run from a checkpoint, including the random states of this process.
 
         Returns:
             The number of updates made, and the metrics saved with them.
@@ -133,9 +131,9 @@ class Checkpointer:
         return run["step"], run["metrics"]
 
     def _refuse(self, path: Path, problem: str) -> NoReturn:
-        """Refuse to go on from a checkpoint, and name the one to go on from; all ranks call this."""
+        """Refuse to resume from a checkpoint and name one that can be used. All ranks call this."""
         other = self.strategy.agree(other_whole(path) if self.strategy.is_main else None)
-        advice = f"; train.resume={other} goes on from the newest whole one" if other else ""
+        advice = f"; train.resume={other} resumes from the newest whole one" if other else ""
         raise CheckpointError(problem + advice)
 
     def _describe(self, step: int, metrics: Metrics, values: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +157,7 @@ class Checkpointer:
             self.store.commit(step, metrics)
 
     def _together(self, step: int, action: Callable[[], object]) -> None:
-        """Do it on every rank; if it fails on one, clean up and raise on all."""
+        """Run `action` on every rank. If it fails on one, clean up and raise on all."""
         failure: Exception | None = None
         try:
             action()
@@ -175,7 +173,7 @@ class Checkpointer:
 
 
 def _then(future: Future[Any], action: Callable[[], None]) -> Future[None]:
-    """A future of `future` and, in its thread, `action` after it."""
+    """A future that is done once `future` is done and `action` has run after it, in the same thread."""
     done: Future[None] = Future()
 
     def finish(written: Future[Any]) -> None:
@@ -192,9 +190,9 @@ def _then(future: Future[Any], action: Callable[[], None]) -> Future[None]:
 
 
 def _is_finite(model: nn.Module) -> bool:
-    """Whether all parameters, or this rank's parts of them, are finite."""
+    """Whether all parameters, or this rank's shards of them, are finite."""
     sharded: Any = model.parameters()
-    parts = (p.to_local() if is_spread(p) else p for p in sharded)
+    parts = (p.to_local() if is_sharded(p) else p for p in sharded)
     return all(bool(torch.isfinite(part).all()) for part in parts if part.is_floating_point())
 
 
