@@ -641,7 +641,12 @@ def execute(code: str) -> dict[str, Any]:
     "from src.utils import setup_optimizers, set_seed",
     "from nested_learning import setup_optimizers, set_seed",
 )
-@row("B", "setup_optimizers(model=…, chunk_sizes=…, base_lr=1e-4)")
+@row(
+    "B",
+    "setup_optimizers(model=…, chunk_sizes=…, base_lr=1e-4)",
+    "setup_optimizers(model=…, periods=…, base_lr=1e-4)",
+    "the old keyword works too",
+)
 @row("B", "model.levels.items()")
 @row("B", "scheduler.should_update(level_name, global_step)")
 @row("B", "scheduler.mark_updated(level_name, global_step)")

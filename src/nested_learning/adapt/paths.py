@@ -26,7 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "cms": ("cms_fast", "cms_plain"),
     "all": ("titan", "cms_fast", "cms_plain"),
 }
-PATHS: dict[type[State], str] = {FastLevelState: "cms_fast", SwiGLUState: "cms_plain"}
+PATH_OF_STATE: dict[type[State], str] = {FastLevelState: "cms_fast", SwiGLUState: "cms_plain"}
 WEIGHTS: dict[type[State], tuple[str, ...]] = {
     MemoryState: ("w1", "w2"),
     LinearState: ("weights",),
@@ -67,7 +67,7 @@ def fast_paths(model: Adaptable, state: State) -> dict[str, list[str]]:
 
 
 def _collect(state: State, path: str, name: str, found: dict[str, list[str]]) -> None:
-    path = PATHS.get(type(state), path)  # a memory inside a fast level is that level's
+    path = PATH_OF_STATE.get(type(state), path)  # a memory inside a fast level is that level's
     found[path] += [f"{name}.{field}" for field in WEIGHTS.get(type(state), ())]
     for key, child in state.children():
         _collect(child, path, f"{name}.{key}" if name else key, found)

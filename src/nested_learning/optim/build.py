@@ -40,8 +40,8 @@ def _adamw(config: OptimConfig, groups: Groups) -> Optimizer:
 
 
 def _sgd(config: OptimConfig, groups: Groups) -> Optimizer:
-    is_sharded = any(is_sharded(p) for group in groups for p in group["params"])  # torch cannot fuse those
-    fused = _can_fuse(groups) and not is_sharded
+    sharded = any(is_sharded(p) for group in groups for p in group["params"])  # torch cannot fuse those
+    fused = _can_fuse(groups) and not sharded
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
 
 
