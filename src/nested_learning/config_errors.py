@@ -28,7 +28,7 @@ def plain_values(values: DictConfig) -> dict[str, Any]:
 
 @contextmanager
 def composing(overrides: list[str]) -> Iterator[None]:
-    """Turn whatever Hydra and OmegaConf raise about files and `overrides` into a ValueError of one line."""
+    """Turn every error of Hydra and OmegaConf about files and `overrides` into a ValueError of one line."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -39,7 +39,7 @@ def composing(overrides: list[str]) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """What Hydra or OmegaConf complain about, with the reason, which stands in the error's cause."""
+    """The message of an error of Hydra or OmegaConf with its reason, which the error's cause holds."""
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
         key = str(cause.full_key)

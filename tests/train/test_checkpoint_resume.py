@@ -93,7 +93,7 @@ def test_going_on_takes_the_newest_whole_one_and_says_so(saved, capsys, damage, 
 @pytest.mark.parametrize("damage, said", DAMAGE)
 def test_a_damaged_one_that_was_asked_for_is_refused_and_a_whole_one_named(saved, make_trainer, damage, said):
     damage(step(saved, 4))
-    advice = f"; train.resume={step(saved, 3)} goes on from the newest whole one$"
+    advice = f"; train.resume={step(saved, 3)} resumes from the newest whole one$"
     with pytest.raises(CheckpointError, match=f"{said}.*{advice}"):
         make_trainer(resume=step(saved, 4))
 

@@ -1,4 +1,4 @@
-"""Which weights of a state can learn, and what to do with them as a memory: start, keep, compare.
+"""The weights of a state that can learn: select, initialise, keep and compare them.
 
 A memory is a state. `state.save`, `load_state` and `state.rows` (forks) do the rest.
 """
@@ -97,12 +97,12 @@ def learning_names(model: Adaptable, state: State, config: AdaptConfig) -> list[
 
 
 def start(model: Adaptable, batch: int, config: AdaptConfig) -> Any:
-    """State at the start of a context, with what `config` lets learn as weights of it."""
+    """The state at the start of a context. It holds all weights that can learn by `config`."""
     return model.init_state(batch, plain="cms_plain" in CHOICES[config.paths] and config.lr > 0)
 
 
 def restart(model: Adaptable, state: Any, paths: str = "all") -> Any:
-    """A new context that keeps what the weights of `paths` have learned and forgets all the rest.
+    """The start of a new context in which only the weights of `paths` keep what they have learned.
 
     Raises:
         ValueError: `paths` is not one of "titan", "cms_fast", "cms", "all".
@@ -118,7 +118,7 @@ def restart(model: Adaptable, state: Any, paths: str = "all") -> Any:
 
 @torch.no_grad()
 def diff(model: Adaptable, a: State, b: State) -> dict[str, dict[str, Tensor]]:
-    """How far the weights of `b` are from those of `a`: ‖b − a‖ / ‖a‖ `[B]`, by path and layer.
+    """Relative distance of the weights of `b` from those of `a`, ‖b − a‖ / ‖a‖ `[B]`, by path and layer.
 
     A layer is called by the first two parts of its weights' names, such as "layers.0". A linear memory starts
     empty: the distance from there is infinite.

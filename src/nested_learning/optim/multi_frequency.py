@@ -114,7 +114,7 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
         return loss
 
     def _hold_places(self, parameters: list[Tensor]) -> None:
-        """Have the inner optimizer make the state of `parameters`, before their first update.
+        """Make the inner optimizer create the state of `parameters` before their first update.
 
         As in `torch.distributed.checkpoint`, by a step with zero gradients and learning rates. Its counters
         and momenta may not be those of a fresh parameter, so the first update starts without it.
@@ -142,7 +142,8 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
             self.state[p].update({**gathering, "updates": 0})
 
     def _gather(self, group: dict[str, Any], due: bool) -> None:
-        """Add this step's gradients to those kept; show the inner optimizer the sum, or nothing."""
+        """Add this step's gradients to the stored ones; give the inner optimizer their sum if `due`, else
+        None."""
         found: Tensor | None = getattr(self, "found_inf", None)
         for p in group["params"]:
             state = self.state[p]
@@ -156,7 +157,7 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
                 p.grad = total.to(p.dtype)
 
     def _update(self) -> None:
-        """Step the inner optimizer where it is shown gradients, and start their windows anew."""
+        """Step the inner optimizer on the parameters that have gradients, and clear what they gathered."""
         moving = [p for p in _parameters(self.param_groups) if p.grad is not None]
         for p in moving:
             state = self.state[p]
@@ -174,7 +175,7 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
         return [group for group in self.param_groups if _period(group) > 1]
 
     def _set_clock(self, step: int) -> None:
-        """The clock is part of the groups, so that it is saved by all that saves an optimizer."""
+        """Store the number of steps in the groups, so that every way to save an optimizer saves it."""
         for group in self.param_groups:
             group["clock"] = step
 

@@ -1,7 +1,7 @@
-"""The configuration of a run: typed, validated, and with `layers`, `models`, `optim`, `data` and `adapt` the
-only place where a default is written.
+"""The configuration of a run: typed and validated. Its sections are defined beside what they configure.
 
-YAML files and the command line hold differences from these defaults; `nested_learning.config` reads them.
+Defaults are written in these dataclasses only. YAML files and the command line hold differences from them,
+and `nested_learning.config` reads both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nested_learning.train.resume_with import check_resume_with
 
 @dataclass(kw_only=True, slots=True)
 class TrainConfig:
-    """Length of a run, its batches, and when it looks at itself. All intervals count steps.
+    """Run length, batch size, and how often to log, evaluate and save. All intervals count steps.
 
     Args:
         steps: number of optimizer updates.
@@ -33,15 +33,15 @@ class TrainConfig:
         device: a PyTorch device; "auto" = CUDA if there is one.
         log_every, eval_every, save_every: intervals of metrics, validation and checkpoints.
         eval_batches: micro-batches of a validation; None = the whole held-out part.
-        keep_last: newest checkpoints kept; the best one is kept besides.
+        keep_last: number of newest checkpoints to keep; the best one is always kept.
         output_dir: the run lives in `output_dir/name`.
-        resume: "auto" = go on from the newest checkpoint of the run if there is one; a path = from
-            that checkpoint; None = start anew, replacing what the run directory holds.
-        resume_with: fields that may differ from the checkpoint's when a run goes on, such as `optim.lr`;
-            others that decide a run may not.
+        resume: "auto" = resume from the newest checkpoint of the run if there is one; a path = resume from
+            that checkpoint; None = start again and replace the content of the run directory.
+        resume_with: fields whose values may differ from the checkpoint's when a run resumes, such as
+            `optim.lr`; all other fields that decide the result must be the same.
         init_from: a checkpoint (a run directory, a checkpoint folder or an exported file) whose weights,
-            model and tokenizer a new run begins with, instead of those configured.
-        sample_prompt, sample_tokens: prompt and length of the text written at the end; 0 = none.
+            model and tokenizer a new run starts with, instead of those configured.
+        sample_prompt, sample_tokens: prompt and length of the text generated at the end; 0 = no text.
         inner: "none", or "online": fast weights also learn from the loss of every chunk, as `adapt` says, in
             training and validation. Every sequence starts from the parameters.
         grad_through_write: differentiate through those gradients too (second order); False = first order.
@@ -89,11 +89,11 @@ class TrainConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ParallelConfig:
-    """How a model is fitted to its devices. What a launcher does not name below, it does not read.
+    """How a model is fitted to its devices. A field that names a launcher is read by that launcher only.
 
     Args:
-        activation_checkpointing: keep only the inputs of blocks and compute the rest again in the
-            backward pass: less memory, about a third more time, the same gradient.
+        activation_checkpointing: store only the inputs of blocks and recompute the rest in the backward
+            pass: less memory, about a third more time, the same gradient.
         gather_dtype: "fp32" or "bf16", in which FSDP gathers parameters ("bf16": half the traffic).
         reduce_dtype: "fp32" or "bf16", in which FSDP reduces gradients.
         reshard_after_forward: FSDP frees a block's gathered parameters after its forward pass, and
@@ -101,7 +101,7 @@ class ParallelConfig:
         cpu_offload: FSDP keeps parameters, gradients and optimizer state in the memory of the host.
         deepspeed: DeepSpeed's JSON configuration; batch sizes and clipping are filled in.
         async_save: checkpoints are copied and then written in the background (not with DeepSpeed).
-        timeout_minutes: how long a rank waits for the others before it gives up.
+        timeout_minutes: how long a rank waits for the others before it raises an error.
     """
 
     activation_checkpointing: bool = False
@@ -122,12 +122,13 @@ class ParallelConfig:
 
 @dataclass(kw_only=True, slots=True)
 class LoggingConfig:
-    """Where metrics go besides `metrics.jsonl`.
+    """Where metrics are written in addition to `metrics.jsonl`.
 
     Args:
         wandb: "none", "offline" or "online".
         project: project name in W&B.
-        path: one more file for the lines of `metrics.jsonl`, such as "logs/run.json"; None = no other.
+        path: another file that gets the lines of `metrics.jsonl`, such as "logs/run.json"; None = no such
+            file.
         progress: show a progress bar.
     """
 

@@ -1,4 +1,4 @@
-"""From a configuration to a finished run: everything is built here, in one order."""
+"""From a configuration to a finished run: all parts are built here, in one order."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def run_in_folder(
     say: Callable[[str], None],
     origin: Origin | None = None,
 ) -> TrainResult:
-    """Train in a run directory that no other process writes to. What it held stays until all is built."""
+    """Train in a run directory that no other process uses. Its content stays until all parts are built."""
     set_seed(config.seed)  # after the data, so that a cached corpus changes nothing; before the model
     resume = strategy.on_main(lambda: find_resume(config))
     start = origin if resume is None else None
@@ -111,7 +111,8 @@ def run_in_folder(
 def hold_run_dir(folder: Path, held: ExitStack) -> None:
     """Make the run directory and keep other processes out of it until `held` is closed.
 
-    If it is empty then, for the run could not begin, it goes, with the folders around it made here.
+    When `held` is closed, the directory is removed if it is empty because the run could not begin, together
+    with the parent folders that were made here.
 
     Raises:
         InUseError: another process is in it.
@@ -129,14 +130,15 @@ def hold_run_dir(folder: Path, held: ExitStack) -> None:
 
 
 def remove_empty(folders: Sequence[Path]) -> None:
-    """Remove those of `folders` that are there and empty, in this order."""
+    """Remove those of `folders` that exist and are empty, in this order."""
     for folder in folders:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 
 def sample_model(config: RunConfig, model: HopeLM, strategy: Strategy) -> HopeLM:
-    """The model that writes the sample: the trained one, or the checkpoint's if it is cut over ranks."""
+    """The model that writes the sample: the trained one, or one loaded from the checkpoint if parameters are
+    sharded."""
     if strategy.shards_parameters and config.train.sample_tokens:
         return load_checkpoint(config.run_dir)[0]
     return model
@@ -166,7 +168,7 @@ def build_model(config: RunConfig, device: torch.device, origin: Origin | None =
 
 
 def checkpoint_blocks(model: HopeLM) -> None:
-    """Let every block keep only its inputs and compute the rest again in the backward pass."""
+    """Make every block store only its inputs and recompute the rest in the backward pass."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     for i, block in enumerate(model.blocks):
@@ -174,25 +176,25 @@ def checkpoint_blocks(model: HopeLM) -> None:
 
 
 def find_resume(config: RunConfig) -> Path | None:
-    """The checkpoint to go on from; None = start anew."""
+    """The checkpoint to resume from; None = start from the beginning."""
     store = CheckpointStore(config.run_dir / "checkpoints", config.train.keep_last)
     store.clean()
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and store.folders():
-        return store.newest_whole()  # torchrun started us again: whatever was asked for has begun
+        return store.newest_whole()  # a restart by torchrun: the run that was asked for has already begun
     if config.train.resume is None:
         return None
     return store.newest_whole() if config.train.resume == "auto" else find_checkpoint(config.train.resume)
 
 
 def begin(config: RunConfig, store: CheckpointStore, resume: Path | None) -> None:
-    """Put this run in the place of what the directory held; its settings are known to work by now."""
+    """Replace what the run directory held. By now the settings of the run are known to work."""
     if resume is None and config.train.resume is None:
         store.clear()
     OmegaConf.save(OmegaConf.create(config.to_dict()), config.run_dir / "config.yaml")
 
 
 def describe(config: RunConfig, model: nn.Module, corpus: Corpus, strategy: Strategy) -> str:
-    """What is about to run, in a few lines."""
+    """A description of the run in a few lines."""
     train, levels = config.train, config.model.levels
     parameters = sum(p.numel() for p in model.parameters())
     periods = [f"{level.name} ({level.chunk_size})" if level.chunk_size else level.name for level in levels]

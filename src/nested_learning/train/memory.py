@@ -1,4 +1,4 @@
-"""Whether a model can be trained here at all: what it surely needs against what there is."""
+"""Check that a model can be trained here: its least memory against the memory of the device."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 def check_memory(config: RunConfig, strategy: Strategy) -> None:
     """Refuse a model whose weights, gradients and optimizer state alone exceed the memory.
 
-    Nothing is allocated. Activations and fast weights come on top, so a run that passes may still not fit.
+    Nothing is allocated. Activations and fast weights need more, so a run that passes may still not fit.
 
     Raises:
-        ValueError: it cannot fit; the message has the sizes.
+        ValueError: the model cannot fit; the message names both sizes.
     """
     weights = weight_bytes(config)
     state = weights * (2 + least_moments(config.optim))
@@ -43,7 +43,7 @@ def weight_bytes(config: RunConfig) -> int:
     """Bytes of the parameters of a model, by building it without data.
 
     Raises:
-        ValueError: more than a tensor can have.
+        ValueError: the model has more elements than a tensor can have.
     """
     try:
         with torch.device("meta"):
@@ -54,14 +54,14 @@ def weight_bytes(config: RunConfig) -> int:
 
 
 def least_moments(optim: OptimConfig) -> int:
-    """Numbers that an optimizer keeps per weight, at least."""
+    """The least number of values that an optimizer stores per weight."""
     if optim.name == "sgd":
         return int(optim.momentum > 0)
     return MOMENTS.get(optim.name, 0)
 
 
 def host_bytes() -> int:
-    """Memory of this machine, or of the container if that has less."""
+    """Bytes of memory of this machine, or of the container if that has less."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in LIMITS:
         if Path(name).is_file() and (limit := Path(name).read_text().strip()).isdigit():

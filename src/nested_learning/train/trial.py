@@ -1,7 +1,7 @@
-"""A run that names no data: what it trains on, what it would want, and how it fits where it was started.
+"""A trial of a run that names no data: the text it trains on, and settings that fit this machine.
 
-On a GPU only accumulation and activation checkpointing change besides, which leave the gradient as it is.
-On a CPU a step is cut to one row: with the hundreds of rows that it is meant to have it would take hours.
+On a GPU only accumulation and activation checkpointing change, which do not change the gradient. On a CPU a
+step reads one row, because a step with the configured number of rows would take hours.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ H100 = Hardware(gpus=1, memory_gb=80, peak_tflops=989, mfu=0.2, sharded=True)  #
 
 
 def names_no_data(data: DataConfig) -> bool:
-    """Whether neither text nor shards are named."""
+    """Whether a configuration names neither text nor shards."""
     return not data.files and data.shards is None
 
 
 def with_sample(config: RunConfig) -> tuple[RunConfig, str]:
-    """The run on the sample shards if there are some of its vocabulary, else on the bundled text; and a line
-    that says so."""
+    """The run on the sample shards if there are shards of its vocabulary, else on the bundled text.
+
+    Returns:
+        The run, and a line that says what it trains on.
+    """
     wanted = config.data.tokenizer.vocab_size
     passed = []
     for folder in SAMPLES:
@@ -51,8 +54,8 @@ def with_sample(config: RunConfig) -> tuple[RunConfig, str]:
 
 
 def fit_trial(config: RunConfig, strategy: Strategy) -> tuple[RunConfig, str]:
-    """The run cut into micro-batches that fit the devices it was started on, and a line with the machine that
-    `nl plan` has for it.
+    """The run in micro-batches that fit the devices it was started on, and a line with the estimate
+    of `nl plan` for a GPU.
 
     On a CPU a step reads one row per process instead of `train.batch_size`, and the line says so.
 
@@ -90,14 +93,14 @@ def fit_trial(config: RunConfig, strategy: Strategy) -> tuple[RunConfig, str]:
 
 
 def device_gib(strategy: Strategy) -> float:
-    """Memory for one process: of its GPU, or its share of the machine's."""
+    """GiB of memory for one process: that of its GPU, or its share of the machine's."""
     if strategy.device.type == "cuda":
         return torch.cuda.get_device_properties(strategy.device).total_memory / GIB
     return host_bytes() / GIB / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def describe_trial(config: RunConfig, tokens: int) -> str:
-    """How many tokens there are against how many the run wants."""
+    """A line that compares the number of tokens with the number that the run needs."""
     parameters, train = count_parameters(config), config.train
     read = train.steps * train.batch_size * train.seq_len
     return (

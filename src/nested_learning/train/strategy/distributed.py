@@ -1,4 +1,4 @@
-"""Several processes: who they are, how they agree, and how they find out who is gone.
+"""Several processes: ranks, collectives, and reporting of dead ranks.
 
 Started by `torchrun`, which sets RANK, WORLD_SIZE and LOCAL_RANK; without it, a world of one process.
 """
@@ -107,7 +107,7 @@ class DistributedStrategy(Strategy):
         return box[0]
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """What `action` returns on the main rank, on every rank; its error is raised on every rank."""
+        """Run `action` on the main rank. Its result is returned, or its error raised, on every rank."""
         result: T | None = None
         error: Exception | None = None
         if self.is_main:
@@ -132,8 +132,8 @@ class DistributedStrategy(Strategy):
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
-        """The first process of every machine goes through alone, then the others do, even if it fails: what
-        is wrong with the data, they find out too, and not only that the first one has gone."""
+        """See `Strategy.local_main_first`. If the body fails in the first process, the others run it too,
+        so that they report the fault itself and not only the end of the first process."""
         if self.local_rank != 0:
             self.barrier()
         try:
@@ -179,16 +179,16 @@ def _check_batch(config: RunConfig, world_size: int) -> None:
 
 
 def report_failure(rank: int, world_size: int, error: Exception) -> None:
-    """Say on stderr which ranks failed, and how: by their own account, or none if they were killed.
+    """Print on stderr which ranks failed, and their errors; a killed rank has left none.
 
-    Every rank leaves its error in the store that the processes met in, and looks for those of the others.
-    The lowest rank that is left speaks.
+    Every rank writes its error to the common store and looks for those of the others. The lowest rank that
+    still runs prints them.
     """
     store = dist.distributed_c10d._get_default_store()
     try:
         store.set(f"failure/{rank}", f"{type(error).__name__}: {error}".splitlines()[0])
         silent = [other for other in range(world_size) if not _answers(store, other)]
-    except (RuntimeError, OSError):  # the store has gone with the rank that held it
+    except (RuntimeError, OSError):  # the store ended with the rank that held it
         silent = [0]
     if rank == min(set(range(world_size)) - set(silent), default=rank):
         for other in silent:

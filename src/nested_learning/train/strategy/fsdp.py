@@ -1,4 +1,4 @@
-"""Fully sharded data parallel (FSDP2): parameters, gradients and optimizer state cut over the ranks."""
+"""Fully sharded data parallel (FSDP2): parameters, gradients and optimizer state sharded over the ranks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 class FSDPStrategy(DistributedStrategy):
     """`fully_shard` on every block, then on the rest (embedding, norm, head).
 
-    A block starts its memories from its parameters inside its own forward pass, where they are whole.
+    A block starts its memories from its parameters inside its own forward pass, where they are gathered.
     """
 
     name = "fsdp"
@@ -48,7 +48,7 @@ class FSDPStrategy(DistributedStrategy):
 
     @contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:
-        """Around forward and backward pass of a micro-batch: only the last of a step reduces gradients."""
+        """See `Strategy.micro_step`."""
         self.wrapped.set_requires_gradient_sync(last)
         yield
 
@@ -72,7 +72,7 @@ class FSDPStrategy(DistributedStrategy):
         super().load_parts(folder, model, optimizer, values)
 
     def _reshard(self) -> None:
-        """Put shards in the place of parameters that a forward pass without a backward pass left whole."""
+        """Reshard parameters that a forward pass without a backward pass left gathered."""
         for module in self.wrapped.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
