@@ -49,7 +49,7 @@ def test_a_slow_level_changes_exactly_at_its_steps(tmp_path, corpus, checkpointi
         assert all(moved) if step % 3 == 0 else not any(moved)
         rest = {n: p for n, p in trainer.model.named_parameters() if n not in before}
         assert all(not torch.equal(others[n], p) for n, p in rest.items())
-    assert trainer.optimizer.statistics() == {"slow": {"chunk_size": 3, "updates": 2, "last_update": 6}}
+    assert trainer.optimizer.statistics() == {"slow": {"period": 3, "updates": 2, "last_update": 6}}
 
 
 def test_a_run_killed_in_the_middle_of_a_window_ends_bit_for_bit_the_same(tmp_path, corpus):
@@ -61,7 +61,7 @@ def test_a_run_killed_in_the_middle_of_a_window_ends_bit_for_bit_the_same(tmp_pa
     part.save()
     part.update(next(part.loader))  # lost with the process
     resumed = make(tmp_path, corpus, "part", resume=part.store.latest())
-    assert resumed.optimizer.statistics()["slow"] == {"chunk_size": 3, "updates": 1, "last_update": 3}
+    assert resumed.optimizer.statistics()["slow"] == {"period": 3, "updates": 1, "last_update": 3}
     gathered = [state for state in resumed.optimizer.state.values() if state.get("gathered")]
     assert len(gathered) == 6 and all(state["accumulated"].any() for state in gathered)
     resumed.fit()
