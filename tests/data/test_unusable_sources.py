@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nested_learning.commands.data.measure import write_text
 from nested_learning.data import ByteTokenizer, MixtureConfig, SourceConfig
 from nested_learning.data.config import FilterConfig
-from nested_learning.data.measure import write_text
 from nested_learning.data.process import Job, process_mixture
 from nested_learning.data.sampling import sample_mixture
 from nested_learning.data.sources import Problem, UnusableSourceError, read_source

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nested_learning.cli import build_parser
+from nested_learning.commands.reproduce import parser
 from nested_learning.models.config import HopeConfig, MemoryConfig
 from nested_learning.reproduce import EXPERIMENTS, chunk_size, defaults, experiment, recall, stability
 from nested_learning.reproduce.defaults import with_setting
@@ -17,7 +17,7 @@ from nested_learning.reproduce.tasks import RecallRun, TextRun
 
 
 def options_of(line: str) -> argparse.Namespace:
-    return build_parser().parse_args(["reproduce", *line.split()])
+    return parser().parse_args(line.split())
 
 
 def plan_of(line: str) -> experiment.Plan:

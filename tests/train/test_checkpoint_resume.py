@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.optim import SGD
 
-from nested_learning import cli
+from nested_learning.commands import nl
 from nested_learning.data.config import TokenizerConfig
 from nested_learning.data.corpus import prepare_corpus
 from nested_learning.data.tokenizer import ByteTokenizer
@@ -127,7 +127,7 @@ def test_reading_a_damaged_one_names_a_whole_one(saved, capsys):
     whole = f"the newest whole one is {step(saved, 3)}"
     with pytest.raises(CheckpointError, match=f"{whole}$"):
         read_checkpoint(saved.config.run_dir)
-    assert cli.main(["verify-checkpoint", str(saved.config.run_dir)]) == 1
+    assert nl.main(["verify-checkpoint", str(saved.config.run_dir)]) == 1
     assert whole in capsys.readouterr().out
 
 

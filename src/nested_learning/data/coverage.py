@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nested_learning.data.sampling import SourceSample
 from nested_learning.data.tokenizer import Tokenizer, encode_document
 from nested_learning.report import markdown_table
 
@@ -67,6 +68,15 @@ def coverage(tokenizer: Tokenizer, texts: Iterable[str]) -> Coverage:
         used=float((counts > 0).mean()),
         lossless=lossless,
     )
+
+
+def coverage_by_source(tokenizer: Tokenizer, samples: Mapping[str, SourceSample]) -> dict[str, Coverage]:
+    """The coverage of each source's held-out documents, or of those it was trained on if none are held out.
+
+    Sources without any text are left out.
+    """
+    parts = {name: sample.held_out or sample.training for name, sample in samples.items()}
+    return {name: coverage(tokenizer, part) for name, part in parts.items() if any(part)}
 
 
 def altered_texts(tokenizer: Tokenizer, texts: Iterable[str] = AWKWARD) -> list[tuple[str, str]]:

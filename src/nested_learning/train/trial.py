@@ -14,9 +14,16 @@ import torch
 from nested_learning.data.config import DataConfig
 from nested_learning.data.corpus import BUNDLED
 from nested_learning.data.shards import ShardFolder
-from nested_learning.plan import GIB, Hardware, count_blocks, count_parameters, make_plan, optimizer_numbers
 from nested_learning.train.config import RunConfig
 from nested_learning.train.memory import host_bytes
+from nested_learning.train.plan import (
+    GIB,
+    Hardware,
+    count_blocks,
+    count_parameters,
+    make_plan,
+    optimizer_numbers,
+)
 from nested_learning.train.strategy import Strategy
 
 SAMPLES = ("outputs/data/sample_hub", "outputs/data/sample")

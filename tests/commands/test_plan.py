@@ -3,10 +3,10 @@ import re
 import pytest
 import torch
 
-from nested_learning import cli
+from nested_learning.commands import nl
 from nested_learning.config import load_config
 from nested_learning.models.lm import HopeLM
-from nested_learning.plan import Hardware, count_block, count_blocks, make_plan, optimizer_numbers
+from nested_learning.train.plan import Hardware, count_block, count_blocks, make_plan, optimizer_numbers
 
 SMALL = ["model.dim=32", "model.num_heads=2", "model.chunk_size=8", "train.seq_len=64", "train.batch_size=8"]
 H100 = {"memory_gb": 80, "peak_tflops": 989, "mfu": 0.2, "sharded": True}
@@ -65,7 +65,7 @@ def test_memory_shrinks_with_gpus_and_grows_with_rows():
 
 
 def test_the_command(capsys):
-    assert cli.main(["plan", "--config-name", "pilot_smoke", "--gpus", "1,8", *SMALL]) == 0
+    assert nl.main(["plan", "--config-name", "pilot_smoke", "--gpus", "1,8", *SMALL]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"^\| 8 \| 1 x 1 \|", printed, re.M)
     for options, message in [
@@ -73,5 +73,5 @@ def test_the_command(capsys):
         (["--mfu", "2"], "--mfu must be in"),
         (["--memory-gb", "-1"], "--memory-gb must be positive"),
     ]:
-        assert cli.main(["plan", "--config-name", "pilot_smoke", *options]) == 2
+        assert nl.main(["plan", "--config-name", "pilot_smoke", *options]) == 2
         assert message in capsys.readouterr().err

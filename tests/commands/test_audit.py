@@ -7,25 +7,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from nested_learning import audit, cli
+from nested_learning.commands import audit as command
+from nested_learning.commands import nl
 from nested_learning.config import load_config
 from nested_learning.layers import cms
 from nested_learning.levels import LevelSpec
 from nested_learning.models.bill import fast_weight_bill
 from nested_learning.models.config import HopeConfig, MemoryConfig
 from nested_learning.models.lm import HopeLM
+from nested_learning.train import audit
 from nested_learning.train.config import RunConfig, TrainConfig
 
 ONE_ROW = ["train.batch_size=1", "train.accumulation=1"]
 
 
-@pytest.mark.parametrize("title, name, overrides", audit.shipped())
+@pytest.mark.parametrize("title, name, overrides", command.shipped())
 def test_every_shipped_configuration_does_what_it_plans(
     title: str, name: str, overrides: list[str], monkeypatch
 ) -> None:
     monkeypatch.setattr(audit, "LARGE", 0)  # width and depth reduced; `nl audit --all` takes them as they are
     result = audit.audit(load_config(name, [*overrides, *ONE_ROW]), title)
-    assert result.ok, audit.describe(result)
+    assert result.ok, command.describe(result)
     fast = [level for level in result.config.model.levels if result.model.level_kind(level) == "fast"]
     assert len(result.checks) >= len(fast)
 
@@ -72,7 +74,7 @@ def test_a_level_that_fires_too_rarely_fails(monkeypatch, capsys, tmp_path: Path
         *ONE_ROW,
         "model.num_layers=1",
     ]
-    assert cli.main(line) == 1
+    assert nl.main(line) == 1
     text = capsys.readouterr().out
     assert "FAIL block 0, fast: found 4 updates, 0 resets; planned 8, 0" in text
     assert "failed: pilot_smoke" in text
@@ -86,14 +88,14 @@ def test_a_slow_level_that_the_optimizer_steps_every_time_fails(monkeypatch) -> 
 
 def test_the_command_prints_and_draws(capsys, tmp_path: Path) -> None:
     line = ["audit", "--config-name", "mid", "--output", str(tmp_path)]
-    assert cli.main(line) == 0
+    assert nl.main(line) == 0
     text = capsys.readouterr().out
     assert "medium: fast, all blocks; update after 128, 256, 384, …, 2048 (16)" in text
     assert "1 training step(s) of 1 x 2048 tokens, reduced to width 16 and 2 blocks" in text
     assert "1 of 1 as planned" in text
     assert (tmp_path / "mid.png").read_bytes().startswith(b"\x89PNG")
-    assert cli.main(["audit", "--config-name", "nowhere"]) == 2
-    assert cli.main(["audit", "--config-name", "mid", "model.dmi=3"]) == 2
+    assert nl.main(["audit", "--config-name", "nowhere"]) == 2
+    assert nl.main(["audit", "--config-name", "mid", "model.dmi=3"]) == 2
 
 
 @pytest.mark.parametrize("momentum", [False, True])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from nested_learning.commands.data.common import with_limits
 from nested_learning.config import load_config, load_data_config
 from nested_learning.data.corpus import load_corpus
-from nested_learning.data.script import with_limits
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "data"))
@@ -62,7 +62,7 @@ def test_from_text_to_shards_and_training_tokens(script, config, tmp_path):
     model = output / "tokenizer.model"
     arguments = ("--manifest", config, "--vocab-size", 400, "--output-dir", output, "--log-file", log)
     code, out, _ = script("train_tokenizer.py", *arguments, "--no-progress")
-    assert code == 0 and "| a      | " in out and "400 pieces, unigram" in out
+    assert code == 0 and "| a | " in out and "400 pieces, unigram" in out
     report = json.loads((output / "report.json").read_text())
     assert report["vocab_size"] == 400 and report["sources"]["a"]["unknown"] == 0
     assert report["held_out"] == {"a": True, "b": True} and report["normalisation"].startswith("none")

@@ -1,4 +1,7 @@
-"""A picture of how documents become rows: drawn from the rows that a loader would give."""
+"""Draw how documents become rows, from the rows that a loader would give.
+
+uv run nl data draw-rows --output docs/images/rows.png
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from nested_learning.checks import at_least
+from nested_learning.command import Parser
 from nested_learning.data.dedup import DIGEST_BYTES
 from nested_learning.data.mixture import Rows
 from nested_learning.data.padding import IGNORE
@@ -16,6 +21,18 @@ from nested_learning.report import new_figure
 
 DOCUMENTS = (21, 9, 38, 14, 6, 25)
 """Tokens of the example's documents, end tokens included."""
+
+
+def main() -> None:
+    """Draw the picture."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seq-len", type=int, default=24)
+    parser.add_argument("--chunk-size", type=int, default=8)
+    options = parser.parse_args()
+    at_least("--seq-len", options.seq_len, 1)
+    at_least("--chunk-size", options.chunk_size, 1)
+    draw_rows(options.output, options.seq_len, options.chunk_size)
 
 
 def draw_rows(path: Path, seq_len: int = 24, chunk_size: int = 8) -> None:

@@ -1,14 +1,17 @@
-"""The `nl` command: `nl doctor` looks at the machine, `nl reproduce` makes the tables of the docs."""
+"""Versions, device, packages, bundled text and speed of this machine.
+
+uv run nl doctor
+
+Exit status 1 if something that is needed is missing or damaged.
+"""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
 import os
 import platform
 import re
-import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -16,12 +19,9 @@ from pathlib import Path
 
 import torch
 
-from nested_learning import audit, plan
-from nested_learning.command import DEBUG, Parser, run_command
+from nested_learning.command import Parser
 from nested_learning.data.corpus import bundled_files, default_cache_dir
 from nested_learning.extras import DISTRIBUTION, EXTRAS, own_version
-from nested_learning.reproduce import EXPERIMENTS
-from nested_learning.train.checkpoint import commands as checkpoints
 
 REQUIRED = (
     *("numpy", "hydra", "omegaconf", "sentencepiece", "datasets", "pyarrow", "datasketch"),
@@ -30,54 +30,9 @@ REQUIRED = (
 DISTRIBUTIONS = {"hydra": "hydra-core"}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is that of `run_command`.
-
-    Every subcommand sets `run`, a function from its options to the exit code.
-    """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-
-    def run() -> int:
-        options = build_parser().parse_args(given)
-        code: int = options.run(options)
-        return code
-
-    return run_command("nl", run, debug=DEBUG in given)
-
-
-def build_parser() -> Parser:
-    """The parser of the whole command."""
-    parser = Parser(prog="nl", description="Nested Learning")
-    commands = parser.add_subparsers(dest="command", required=True)
-    doctor_parser = commands.add_parser("doctor", help="versions, device, packages, bundled text, speed")
-    doctor_parser.set_defaults(run=lambda options: doctor())
-    audit.add_to(commands.add_parser("audit", help="which level updates when, by plan and in a real step"))
-    plan.add_to(commands.add_parser("plan", help="memory, speed, days and checkpoint size of a run on GPUs"))
-    checkpoints.add_verify_to(commands.add_parser("verify-checkpoint", help="compare files with checksums"))
-    checkpoints.add_export_to(commands.add_parser("export", help="a checkpoint as one safetensors file"))
-    reproduce = commands.add_parser("reproduce", help="run an experiment and print its table")
-    names = reproduce.add_subparsers(dest="name", required=True)
-    for experiment in EXPERIMENTS:
-        defaults = argparse.ArgumentDefaultsHelpFormatter
-        one = names.add_parser(experiment.name, help=experiment.help, formatter_class=defaults)
-        experiment.add_to(one)
-        one.set_defaults(experiment=experiment, run=run_experiment)
-    return parser
-
-
-def run_experiment(options: argparse.Namespace) -> int:
-    """Run the chosen experiment; 130 if it was interrupted."""
-    plan = options.experiment.prepare(options)
-    try:
-        options.experiment.run(options, plan)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on with the runs that are not finished", file=sys.stderr)
-        return 130
-    return 0
-
-
-def doctor() -> int:
-    """Print what matters about this machine; 1 if something needed is missing or damaged."""
+def main() -> int:
+    """Print what matters about this machine and return 1 if something needed is missing or damaged."""
+    Parser(description=__doc__).parse_args()
     problems: list[str] = []
     print(f"{DISTRIBUTION} {own_version()}, Python {platform.python_version()}, torch {torch.__version__}")
     print(f"device    {describe_device()}")
@@ -135,7 +90,3 @@ def matmul_rate(size: int = 1024, repeats: int = 5) -> float:
         torch.mm(a, a)
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 / min(seconds) / 1e9
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,11 @@
-"""Real text from what is installed on any machine: documentation, docstrings and code of Python packages."""
+"""Write a corpus of real text without a network: documentation, docstrings and code of Python packages.
+
+uv run nl data local-corpus --output-dir outputs/data/local_corpus --megabytes 60
+
+Writes prose.jsonl.gz (.rst, .md and .txt files), docstrings.jsonl.zst and code.parquet, about a third of the
+size each, to try the pipeline on all formats (configs/data/local.yaml). The corpus is for experiments on your
+own machine: the texts are under the licences of their packages.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +20,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
+
+from nested_learning.checks import positive
+from nested_learning.command import Parser
+
+
+def main() -> None:
+    """Collect the texts and write them."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--megabytes", type=float, default=60, help="of text, in all (default %(default)s)")
+    options = parser.parse_args()
+    positive("--megabytes", options.megabytes)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    texts = {"prose.jsonl.gz": prose(), "docstrings.jsonl.zst": docstrings(), "code.parquet": code()}
+    for name, found in texts.items():
+        path = options.output_dir / name
+        size = write_corpus(path, found, int(options.megabytes * 1e6 / len(texts)))
+        print(f"{path}: {size / 1e6:.1f} MB of text")
 
 
 def _files(*endings: str) -> Iterator[str]:
@@ -39,7 +64,7 @@ def code() -> Iterator[str]:
 
 
 def docstrings() -> Iterator[str]:
-    """For every Python file its docstrings, one behind the other."""
+    """For every Python file its docstrings, concatenated."""
     warnings.simplefilter("ignore", SyntaxWarning)
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for text in _files(".py"):
@@ -52,7 +77,13 @@ def docstrings() -> Iterator[str]:
 
 
 def write_corpus(path: Path, texts: Iterator[str], most: int) -> int:
-    """Write texts as .jsonl.gz, .jsonl.zst or .parquet until there are `most` bytes; how many there were."""
+    """Write texts until there are `most` bytes of UTF-8 text, and return how many were written.
+
+    Args:
+        path: ends in .jsonl.gz, .jsonl.zst or .parquet, which decides the format.
+        texts: empty ones are skipped.
+        most: the text that reaches this size is the last one.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

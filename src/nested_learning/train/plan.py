@@ -7,14 +7,12 @@ on top.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from nested_learning.config import load_config
 from nested_learning.models.block import HopeBlock
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer
@@ -27,7 +25,7 @@ DAY = 86_400
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
+class BlockCost:
     """One block on one row: numbers of parameters and fast weights, bytes kept for the backward pass,
     floating-point operations of the forward pass."""
 
@@ -38,7 +36,7 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class RunPlan:
     """A run on `gpus` devices. All memory in bytes per device; `accumulation` is what fits best.
 
     parameters, gradients, optimizer: cut over the devices with FSDP, whole with DDP.
@@ -62,14 +60,14 @@ class Plan:
         return self.parameters + self.gradients + self.optimizer + self.fast + self.activations
 
 
-def count_blocks(config: RunConfig) -> list[Block]:
+def count_blocks(config: RunConfig) -> list[BlockCost]:
     """Every block of a model; those with the same levels are counted once."""
     names = [tuple(level.name for level in config.model.levels_of(n)) for n in range(config.model.num_layers)]
     counted = {kind: count_block(config, names.index(kind)) for kind in set(names)}
     return [counted[kind] for kind in names]
 
 
-def count_block(config: RunConfig, layer: int = 0) -> Block:
+def count_block(config: RunConfig, layer: int = 0) -> BlockCost:
     """Count block number `layer` by running it on fake tensors, in the run's precision."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -95,7 +93,7 @@ def count_block(config: RunConfig, layer: int = 0) -> Block:
         own = {p.untyped_storage()._cdata for p in block.parameters()}
         sizes = [storage.nbytes() for key, storage in kept.items() if key not in own]
         parameters = sum(p.numel() for p in block.parameters())
-    return Block(parameters=parameters, fast=fast, kept=sum(sizes), flops=counter.get_total_flops())
+    return BlockCost(parameters=parameters, fast=fast, kept=sum(sizes), flops=counter.get_total_flops())
 
 
 def optimizer_numbers(config: RunConfig) -> float:
@@ -129,7 +127,7 @@ class Hardware:
     sharded: bool
 
 
-def make_plan(config: RunConfig, blocks: list[Block], kept_per_parameter: float, on: Hardware) -> Plan:
+def make_plan(config: RunConfig, blocks: list[BlockCost], kept_per_parameter: float, on: Hardware) -> RunPlan:
     """The plan with the fewest micro-batches that fits the memory; with the most, if none fits.
 
     Raises:
@@ -146,8 +144,8 @@ def make_plan(config: RunConfig, blocks: list[Block], kept_per_parameter: float,
 
 
 def _plan_of(
-    config: RunConfig, blocks: list[Block], total: int, kept: float, on: Hardware, accumulation: int
-) -> Plan:
+    config: RunConfig, blocks: list[BlockCost], total: int, kept: float, on: Hardware, accumulation: int
+) -> RunPlan:
     train, model = config.train, config.model
     rows = train.batch_size // on.gpus // accumulation
     shards = on.gpus if on.sharded else 1
@@ -160,7 +158,7 @@ def _plan_of(
     logits = 2 * train.seq_len * model.vocab_size * FLOAT  # and their gradient
     flops = sum(block.flops for block in blocks) + 2 * train.seq_len * model.dim * model.vocab_size
     rate = on.mfu * on.peak_tflops * 1e12 * on.gpus / ((1 + BACKWARD) * flops / train.seq_len)
-    return Plan(
+    return RunPlan(
         gpus=on.gpus,
         accumulation=accumulation,
         rows=rows,
@@ -172,73 +170,3 @@ def _plan_of(
         tokens_per_second=rate,
         days=train.steps * train.batch_size * train.seq_len / rate / DAY,
     )
-
-
-def report(config: RunConfig, plans: list[Plan], kept_per_parameter: float, on: Hardware) -> str:
-    """The plans as text."""
-    total = count_parameters(config)
-    train = config.train
-    lines = [
-        f"{config.name}: {total / 1e6:.0f} M parameters, {train.steps} steps of {train.batch_size} x "
-        f"{train.seq_len} tokens, {train.precision}, activation checkpointing "
-        + ("on" if config.parallel.activation_checkpointing else "off"),
-        f"a checkpoint: {FLOAT * total * (1 + kept_per_parameter) / GIB:.2f} GiB; "
-        f"its exported weights: {FLOAT * total / GIB:.2f} GiB",
-        f"assumed: {on.peak_tflops:g} TFLOP/s a GPU of which {on.mfu:.0%} is reached (not measured), "
-        + ("FSDP" if on.sharded else "DDP"),
-        "",
-        "| GPUs | rows x accumulation | parameters | gradients | optimizer | fast weights | activations "
-        "| GiB per GPU | tokens/s | days |",
-        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for plan in plans:
-        parts = (plan.parameters, plan.gradients, plan.optimizer, plan.fast, plan.activations)
-        cells = " | ".join(f"{part / GIB:.2f}" for part in parts)
-        fits = "" if plan.memory <= on.memory_gb * GIB else f" (more than {on.memory_gb:g})"
-        lines.append(
-            f"| {plan.gpus} | {plan.rows} x {plan.accumulation} | {cells} | {plan.memory / GIB:.1f}{fits} "
-            f"| {plan.tokens_per_second:,.0f} | {plan.days:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def add_to(parser: argparse.ArgumentParser) -> None:
-    """Options of `nl plan`."""
-    parser.add_argument("--config-name", default="pilot", help="an entry of configs/, or a YAML file")
-    parser.add_argument("--gpus", default="1,8,64", help="one number, or several with commas")
-    parser.add_argument("--memory-gb", type=float, default=80, help="memory of a GPU in GiB")
-    parser.add_argument("--peak-tflops", type=float, default=989, help="peak of a GPU (H100, dense bf16)")
-    parser.add_argument("--mfu", type=float, default=0.2, help="share of the peak that is reached")
-    parser.add_argument("--ddp", action="store_true", help="every GPU holds the whole model")
-    parser.add_argument("overrides", nargs="*", help="as in train.seq_len=4096")
-    parser.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Print the plan. ValueError for numbers that make no sense."""
-    try:
-        counts = [int(count) for count in str(options.gpus).split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 1:
-        raise ValueError(f"--gpus must be whole numbers of at least 1, got {options.gpus!r}")
-    for name in ("memory_gb", "peak_tflops"):
-        if getattr(options, name) <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(options, name)}")
-    if not 0 < options.mfu <= 1:
-        raise ValueError(f"--mfu must be in (0, 1], got {options.mfu}")
-    config = load_config(options.config_name, options.overrides)
-    devices = [
-        Hardware(
-            gpus=count,
-            memory_gb=options.memory_gb,
-            peak_tflops=options.peak_tflops,
-            mfu=options.mfu,
-            sharded=not options.ddp,
-        )
-        for count in counts
-    ]
-    blocks, kept = count_blocks(config), optimizer_numbers(config)
-    plans = [make_plan(config, blocks, kept, on) for on in devices]
-    print(report(config, plans, kept, devices[0]))
-    return 0

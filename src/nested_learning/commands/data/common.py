@@ -1,7 +1,8 @@
-"""What the command lines in `scripts/data/` share: a log file, limits by source."""
+"""What the commands of `nl data` share: a log file, options and the mixture that they select."""
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,8 +13,19 @@ from tqdm import tqdm
 from nested_learning.data.config import MixtureConfig
 
 
+def add_limit_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--limit` and `--fallback-split`, which `with_limits` applies."""
+    limit = "read at most so many records"
+    parser.add_argument("--limit", nargs="+", default=[], metavar="NAME=RECORDS", help=limit)
+    parser.add_argument("--fallback-split", help="split of hub data sets that lack the wanted one")
+
+
 def file_log(path: Path | None) -> Callable[[str], None]:
-    """A function that prints a line (above a progress bar) and appends it, with the time, to a file."""
+    """A function that prints a line above the progress bar and appends it, with the time, to a file.
+
+    Args:
+        path: of the file; None only prints.
+    """
 
     def log(line: str) -> None:
         tqdm.write(line)
@@ -28,9 +40,15 @@ def file_log(path: Path | None) -> Callable[[str], None]:
 def with_limits(
     mixture: MixtureConfig | None, limits: Sequence[str], fallback_split: str | None = None
 ) -> MixtureConfig:
-    """The mixture with `NAME=RECORDS` limits, and a fallback split for hub sources that name none.
+    """The mixture with limits on its sources and a fallback split for hub sources that name none.
 
-    Raises ValueError for no mixture, an unknown name or something that is not a number.
+    Args:
+        mixture: that of a configuration.
+        limits: texts such as "wikipedia=1000", a source and its number of records.
+        fallback_split: of hub sources without one of their own.
+
+    Raises:
+        ValueError: no mixture, an unknown source, or a limit that is not a whole number.
     """
     if mixture is None:
         raise ValueError("this configuration has no `mixture`; take one such as configs/data/sample.yaml")
@@ -52,3 +70,9 @@ def with_limits(
         for source in mixture.sources
     ]
     return replace(mixture, sources=tuple(sources))
+
+
+def print_problems(problems: Sequence[str]) -> int:
+    """Print the problems, or that there are none, and return the exit status: 1 if there are any."""
+    print("\n".join(["problems:", *problems]) if problems else "all good")
+    return 1 if problems else 0
