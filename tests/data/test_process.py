@@ -18,7 +18,7 @@ from texts import document, documents
 from nested_learning.data import ByteTokenizer, ShardFolder, open_corpus
 from nested_learning.data import process as process_module
 from nested_learning.data.config import DedupConfig, FilterConfig, MixtureConfig, SourceConfig
-from nested_learning.data.process import Job, process_mixture, split_of
+from nested_learning.data.process import ProcessingJob, process_mixture, split_of
 from nested_learning.data.sources import SourceError
 from nested_learning.data.store import DiskFullError, OtherSettingsError, ShardStore, clear_folder
 from nested_learning.data.validate import check_shards
@@ -57,7 +57,7 @@ def mixture(tmp_path):
 
 def job(mixture, folder, **options):
     settings = {"tokenizer": ByteTokenizer(), "progress": False, "log": quiet} | options
-    return Job(mixture=mixture, folder=Path(folder), **settings)
+    return ProcessingJob(mixture=mixture, folder=Path(folder), **settings)
 
 
 def content(folder):

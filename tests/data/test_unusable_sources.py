@@ -12,7 +12,7 @@ import pytest
 from nested_learning.commands.data.measure import write_text
 from nested_learning.data import ByteTokenizer, MixtureConfig, SourceConfig
 from nested_learning.data.config import FilterConfig
-from nested_learning.data.process import Job, process_mixture
+from nested_learning.data.process import ProcessingJob, process_mixture
 from nested_learning.data.sampling import sample_mixture
 from nested_learning.data.sources import Problem, UnusableSourceError, read_source
 from nested_learning.data.validate import check_mixture, check_source
@@ -43,7 +43,7 @@ def good(tmp_path):
 
 def process(tmp_path, *sources):
     mixture = MixtureConfig(sources=sources, valid_share=0)
-    job = Job(
+    job = ProcessingJob(
         mixture=mixture,
         tokenizer=ByteTokenizer(),
         folder=tmp_path / "out",

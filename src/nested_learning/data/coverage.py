@@ -1,4 +1,4 @@
-"""How well a tokenizer fits texts, and whether it gives them back."""
+"""How well a tokenizer fits texts, and whether decoding returns them unchanged."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ AWKWARD = (
     "def f(x):\n    return x  # 4 spaces\n",
     "",
 )
-"""Texts that tokenizers tend to change."""
+"""Texts that many tokenizers do not reproduce."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Coverage:
-    """What a tokenizer makes of some texts.
+    """Statistics of a tokenizer on some texts.
 
-    fertility: tokens per word (runs without white space). bytes_per_token: UTF-8 bytes. unknown: share of
-    tokens that stand for lost text. byte_share: share of tokens that are single bytes. used: share of the
-    vocabulary that occurs. lossless: whether every text came back exactly.
+    Args:
+        documents, bytes, tokens: their numbers; bytes are those of UTF-8.
+        fertility: tokens per word (a run without white space).
+        bytes_per_token: UTF-8 bytes per token.
+        unknown: share of tokens that stand for lost text.
+        byte_share: share of tokens that are single bytes.
+        used: share of the vocabulary that occurs.
+        lossless: whether decoding returned every text unchanged.
     """
 
     documents: int
@@ -44,7 +49,11 @@ class Coverage:
 
 
 def coverage(tokenizer: Tokenizer, texts: Iterable[str]) -> Coverage:
-    """The coverage of `texts`. Raises ValueError if there are none."""
+    """The coverage of `texts`.
+
+    Raises:
+        ValueError: they hold no token.
+    """
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     documents = words = size = 0
     lossless = True
@@ -80,7 +89,7 @@ def coverage_by_source(tokenizer: Tokenizer, samples: Mapping[str, SourceSample]
 
 
 def altered_texts(tokenizer: Tokenizer, texts: Iterable[str] = AWKWARD) -> list[tuple[str, str]]:
-    """The texts that do not come back exactly, each with what came back."""
+    """The texts that encoding and decoding changes, each with the result."""
     back = ((text, tokenizer.decode(tokenizer.encode(text))) for text in texts)
     return [(text, other) for text, other in back if text != other]
 

@@ -1,7 +1,7 @@
 """Copies of documents: exact ones by hash, near ones by MinHash (Broder, 1997) and locality-sensitive bands.
 
-Signatures come from `datasketch`. Its LSH index takes kilobytes per document, as much as
-many documents do, so bands are kept here as sets of 64-bit keys of 8 to 20 bytes each.
+Signatures come from `datasketch`. Its LSH index takes kilobytes per document, as much as the documents
+themselves, so bands are kept here as sets of 64-bit keys, which take 8 to 20 bytes each.
 """
 
 from __future__ import annotations
@@ -34,12 +34,15 @@ def document_digest(text: str) -> bytes:
 
 
 def words_of(text: str) -> Iterator[str]:
-    """The words of `text` in lower case, in order, one at a time: a list of them is many times the text."""
+    """The words of `text` in lower case, in order. An iterator, since a list takes many times the memory."""
     return (match[0] for match in _WORD.finditer(text.lower()))
 
 
 def gram_hashes(words: Iterable[str]) -> UIntArray:
-    """32-bit hashes `[max(1, N - 4)]` of the runs of five words; fewer words are one run, no word none."""
+    """32-bit hashes `[max(1, N - 4)]` of the runs of five words.
+
+    Fewer than five words are one run; no words give an empty array.
+    """
     base = np.fromiter((zlib.crc32(word.encode()) for word in words), np.uint32)
     if not len(base):
         return base
@@ -55,18 +58,25 @@ def gram_hashes(words: Iterable[str]) -> UIntArray:
 
 
 class BandKeys:
-    """From a text to its band keys; equal settings give equal keys in every process."""
+    """Computes the band keys of a text; equal settings give equal keys in every process.
+
+    Args:
+        config: numbers of bands and of rows in a band.
+        seed: of the hash functions.
+    """
 
     def __init__(self, config: DedupConfig, seed: int) -> None:
-        """`seed`: of the hash functions."""
         from datasketch import MinHash
 
         self._bands = config.bands
         self._empty = MinHash(num_perm=config.bands * config.rows, seed=seed, hashfunc=int, scheme="affine32")
 
     def signature(self, text: str) -> UIntArray:
-        """MinHash signature `[bands * rows]`: two texts agree at a position with the probability of the
-        Jaccard similarity of their sets of five-word runs."""
+        """MinHash signature `[bands * rows]`, uint32.
+
+        The probability that two texts agree at a position is the Jaccard similarity of their sets of
+        five-word runs.
+        """
         sketch = self._empty.copy()
         grams = np.unique(gram_hashes(words_of(text)))
         for start in range(0, len(grams), _BATCH):  # datasketch takes memory for a whole batch times num_perm
@@ -74,7 +84,7 @@ class BandKeys:
         return np.asarray(sketch.hashvalues, dtype=np.uint32)
 
     def __call__(self, text: str) -> UIntArray:
-        """One key `[bands]` uint64 for each band of the signature, different in different bands."""
+        """Keys `[bands]` uint64, one for each band of the signature; equal bands at other places differ."""
         bands = self.signature(text).reshape(self._bands, -1)
         keys = [
             hashlib.blake2b(
@@ -86,7 +96,7 @@ class BandKeys:
 
 
 class KeySet:
-    """A growing set of 64-bit keys: a sorted array, and a small set for those that came last."""
+    """A growing set of 64-bit keys: a sorted array, and a small set of the most recent ones."""
 
     def __init__(self) -> None:
         self._sorted: UIntArray = np.zeros(0, np.uint64)
@@ -105,7 +115,7 @@ class KeySet:
         return bool((self._sorted[found] == keys).any())
 
     def add(self, keys: UIntArray) -> None:
-        """Put `keys [N]` uint64 into the set; merging costs a sort, at most once per eighth of growth."""
+        """Add `keys [N]` uint64. The array is sorted again at most once per eighth of growth."""
         self._recent.update(keys.tolist())
         if len(self._recent) > max(1 << 15, len(self._sorted) // 8):
             recent = np.fromiter(self._recent, np.uint64, len(self._recent))

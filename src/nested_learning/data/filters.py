@@ -1,4 +1,4 @@
-"""Rules that decide whether a document is kept: cheap, language-aware only for English, all by counting.
+"""Rules that decide whether a document is kept. All count characters, words or lines.
 
 The measures follow Gopher (Rae et al., 2021, appendix A) and C4 (Raffel et al., 2020); the thresholds are
 `FilterConfig`'s.
@@ -83,9 +83,9 @@ def duplicate_line_share(text: str) -> float:
 
 
 def boilerplate_share(text: str) -> float:
-    """Share of the non-empty lines that hold a phrase of web furniture."""
+    """Share of the non-empty lines that hold a phrase of web boilerplate."""
     lower = text.lower()
-    present = [phrase for phrase in BOILERPLATE if phrase in lower]  # mostly none: no look at the lines
+    present = [phrase for phrase in BOILERPLATE if phrase in lower]  # mostly none
     if not present:
         return 0.0
     found = np.fromiter((any(phrase in line for phrase in present) for line in _lines(lower)), np.bool_)
@@ -104,5 +104,5 @@ def repeated_share(hashes: npt.NDArray[np.integer[Any]]) -> float:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The lines that are not empty, stripped, one at a time: a list of short ones is many times the text."""
+    """The non-empty lines, stripped. An iterator, since a list of short lines takes many times the memory."""
     return (line for line in map(str.strip, io.StringIO(text, newline="\n")) if line)

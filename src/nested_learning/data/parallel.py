@@ -1,4 +1,4 @@
-"""Mapping a function over a stream in worker processes, results in order, memory bounded."""
+"""A parallel map over a stream: results in the order of the inputs, bounded memory."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ def ordered_map(
     initializer: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> Iterator[Output]:
-    """`function` of each input, in the order of the inputs; the same values for any number of workers.
+    """Apply `function` to each input, in the order of the inputs, whatever the number of workers.
 
-    workers: processes; 0 = compute here. At most two inputs per worker are taken ahead of the results.
-    initializer, arguments: called once in every process, before `function`.
+    Args:
+        function: called in a worker, or here.
+        inputs: read lazily, at most two per worker ahead of the results.
+        workers: processes; 0 = compute in this process.
+        initializer, arguments: called once in every process, before `function`.
     """
     if not workers:
         initializer(*arguments)
@@ -56,7 +59,7 @@ def _start_worker(parent: int, initializer: Callable[..., None], arguments: tupl
 
 
 def _end_with(parent: int) -> None:
-    """A killed parent cannot end its workers, so they look."""
+    """Workers poll for the parent, which cannot stop them if it is killed."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

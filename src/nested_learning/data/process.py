@@ -1,8 +1,8 @@
 """From raw sources to shards: read, filter, drop copies, split, tokenize, write; resumable and deterministic.
 
-One process reads and writes in order; blocks of documents are filtered, hashed and tokenized by workers in
-between. What is written depends on the texts, the settings and the tokenizer only, not on the number of
-workers nor on how often the run was killed.
+One process reads and writes in order; workers filter, hash and tokenize blocks of documents in between. The
+shards depend only on the texts, the settings and the tokenizer, not on the number of workers nor on how often
+the run was killed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,14 @@ Log = Callable[[str], None]
 
 
 class Block(NamedTuple):
-    """Consecutive documents and problems of a source, and the place behind them."""
+    """Consecutive documents and problems of a source.
+
+    Args:
+        texts: the documents.
+        problems: records in between that cannot be used.
+        place: the position after them.
+        consumed: bytes of the source read so far.
+    """
 
     texts: list[str]
     problems: list[Problem]
@@ -63,8 +70,15 @@ class Block(NamedTuple):
     consumed: int
 
 
-class Made(NamedTuple):
-    """A document that passed the filter, to be written unless it is a copy; `keys [bands]` or None."""
+class MadeDocument(NamedTuple):
+    """A document that passed the filter, to be written unless it is a copy.
+
+    Args:
+        tokens: `[N]`, with the end token.
+        digest: of its text, see `document_digest`.
+        keys: MinHash keys `[bands]`, or None if near copies are kept.
+        num_chars, num_bytes: size of its text.
+    """
 
     tokens: TokenArray
     digest: bytes
@@ -73,10 +87,16 @@ class Made(NamedTuple):
     num_bytes: int
 
 
-class Finished(NamedTuple):
-    """What came of a block: for each text the document, or the rule that rejects it; `chars` of all texts."""
+class MadeBlock(NamedTuple):
+    """A `Block` after filtering and tokenizing.
 
-    made: list[Made | str]
+    Args:
+        made: for each text the document, or the name of the rule that rejects it.
+        problems, place, consumed: those of the block.
+        chars: characters of all its texts.
+    """
+
+    made: list[MadeDocument | str]
     problems: list[Problem]
     place: Place
     consumed: int
@@ -84,11 +104,15 @@ class Finished(NamedTuple):
 
 
 @dataclass(kw_only=True, slots=True)
-class Job:
-    """What to process and how; `workers` and `log` change nothing in the result.
+class ProcessingJob:
+    """A mixture to process into shards.
 
-    mixture, tokenizer: what decides the content. folder: where shards go. workers: processes that tokenize;
-    0 = none besides this one. progress: show a bar. log: gets one line per event.
+    Args:
+        mixture, tokenizer: decide the content of the shards; the other fields do not change it.
+        folder: where shards go.
+        workers: processes that tokenize; 0 = only this process.
+        progress: show a progress bar.
+        log: called with one line per event.
     """
 
     mixture: MixtureConfig
@@ -99,20 +123,23 @@ class Job:
     log: Log = print
 
     def settings(self) -> dict[str, Any]:
-        """What the content depends on, as JSON holds it."""
+        """Everything that decides the content of the shards, as plain JSON values."""
         mixture = asdict(self.mixture)
         sources = {source["name"]: _plain(source) for source in mixture.pop("sources")}
         order = {"order": list(sources), "tokenizer": self.tokenizer.fingerprint, "version": SHARD_VERSION}
         return {**_plain(mixture), **{f"source {k}": v for k, v in sources.items()}, **order}
 
 
-def process_mixture(job: Job) -> dict[str, Any]:
-    """Make the shards of a mixture in `job.folder`, going on where a former run stopped; the manifest.
+def process_mixture(job: ProcessingJob) -> dict[str, Any]:
+    """Make the shards of a mixture in `job.folder`, and return their manifest.
+
+    A run that was interrupted is resumed. After an error the folder is not complete, but keeps what was
+    committed.
 
     Raises:
-        SourceError, FileNotFoundError: a source cannot be read; what was saved stays.
-        UnusableSourceError: no record of a source is usable, or too many are not; nothing is called complete.
-        DiskFullError: no room; what was saved stays.
+        SourceError, FileNotFoundError: a source cannot be read.
+        UnusableSourceError: no record of a source is usable, or too many are not.
+        DiskFullError: the disk is full.
         OtherSettingsError: the folder was begun with other settings.
     """
     if (done := _finished(job)) is not None:
@@ -150,7 +177,9 @@ def summary(progress: SourceProgress) -> str:
     return f"{progress.read} records, {kept} kept ({tokens}); dropped: {dropped or 'none'}"
 
 
-def _process_source(job: Job, source: SourceConfig, store: ShardStore, progress: SourceProgress) -> None:
+def _process_source(
+    job: ProcessingJob, source: SourceConfig, store: ShardStore, progress: SourceProgress
+) -> None:
     state = (job.tokenizer.state(), source, job.mixture.dedup, job.mixture.seed)
     blocks = read_blocks(source, progress)
     total = source_bytes(source)
@@ -187,7 +216,7 @@ def _process_source(job: Job, source: SourceConfig, store: ShardStore, progress:
 
 
 def read_blocks(source: SourceConfig, progress: SourceProgress) -> Iterator[Block]:
-    """What is left of a source in blocks of about `BLOCK_CHARS` characters (longer documents stay whole)."""
+    """The unread rest of a source in blocks of about `BLOCK_CHARS` characters; documents stay whole."""
     left = None if source.limit is None else source.limit - progress.read
     texts: list[str] = []
     problems: list[Problem] = []
@@ -212,7 +241,7 @@ def read_blocks(source: SourceConfig, progress: SourceProgress) -> Iterator[Bloc
 
 
 class _Worker:
-    """What `make_documents` needs, once per process."""
+    """Settings of `make_documents`, set once per process."""
 
     tokenizer: Tokenizer
     source: SourceConfig
@@ -225,17 +254,17 @@ def _set_up(state: dict[str, Any], source: SourceConfig, dedup: DedupConfig, see
     _Worker.band_keys = BandKeys(dedup, seed) if dedup.near else None
 
 
-def make_documents(block: Block) -> Finished:
-    """Filter, hash and tokenize the texts of a block; needs `_set_up` in the same process."""
+def make_documents(block: Block) -> MadeBlock:
+    """Filter, hash and tokenize the texts of a block. `_set_up` must have run in the same process."""
     made = [_make(text) for text in block.texts]
-    return Finished(made, block.problems, block.place, block.consumed, sum(map(len, block.texts)))
+    return MadeBlock(made, block.problems, block.place, block.consumed, sum(map(len, block.texts)))
 
 
-def _make(text: str) -> Made | str:
+def _make(text: str) -> MadeDocument | str:
     rules = _Worker.source.filter
     if rules is not None and (reason := rejection(text, rules)) is not None:
         return reason
-    return Made(
+    return MadeDocument(
         encode_document(_Worker.tokenizer, text),
         document_digest(text),
         None if _Worker.band_keys is None else _Worker.band_keys(text),
@@ -244,7 +273,7 @@ def _make(text: str) -> Made | str:
     )
 
 
-def _write_block(job: Job, source: SourceConfig, store: ShardStore, block: Finished) -> None:
+def _write_block(job: ProcessingJob, source: SourceConfig, store: ShardStore, block: MadeBlock) -> None:
     progress = store.sources[source.name]
     progress.read += len(block.made)
     for problem in block.problems:
@@ -265,7 +294,7 @@ def _write_block(job: Job, source: SourceConfig, store: ShardStore, block: Finis
                 store.append_keys(document.keys)
 
 
-def _copy_of(document: Made, store: ShardStore, dedup: DedupConfig) -> str | None:
+def _copy_of(document: MadeDocument, store: ShardStore, dedup: DedupConfig) -> str | None:
     if dedup.exact and store.exact.contains_any(_digest_key(document.digest)):
         return "exact_copy"
     if document.keys is not None and store.near.contains_any(document.keys):
@@ -278,7 +307,7 @@ def _digest_key(digest: bytes) -> UIntArray:
 
 
 def split_of(digest: bytes, num_chars: int, mixture: MixtureConfig) -> str:
-    """Which split a document belongs to: by its hash, so copies of a text are never on both sides."""
+    """The split of a document, chosen by its hash, so that copies of a text always fall into the same one."""
     salted = hashlib.blake2b(digest, digest_size=8, key=str(mixture.seed).encode()).digest()
     draw = int.from_bytes(salted, "little") / 2**64
     long_share = mixture.long_share if num_chars >= mixture.long_chars else 0.0
@@ -288,13 +317,13 @@ def split_of(digest: bytes, num_chars: int, mixture: MixtureConfig) -> str:
 
 
 def _files(source: SourceConfig) -> list[list[Any]]:
-    """Name and size of each file of a local source: a run must not go on with other ones."""
+    """Name and size of each file of a local source: a run must not be resumed with other files."""
     if source.kind == "hub":
         return []
     return [[file.name, file.stat().st_size] for file in source_files(source)]
 
 
-def _finished(job: Job) -> dict[str, Any] | None:
+def _finished(job: ProcessingJob) -> dict[str, Any] | None:
     file = job.folder / MANIFEST
     if not file.is_file():
         return None
@@ -303,14 +332,14 @@ def _finished(job: Job) -> dict[str, Any] | None:
     return manifest
 
 
-def _write_tokenizer(job: Job) -> None:
+def _write_tokenizer(job: ProcessingJob) -> None:
     model = job.tokenizer.state().get("model")
     if model is not None:
         (job.folder / TOKENIZER_FILE).write_bytes(model)
 
 
-def _manifest(job: Job, store: ShardStore) -> dict[str, Any]:
-    """What `mixture.json` holds; nothing that differs between two runs with equal settings."""
+def _manifest(job: ProcessingJob, store: ShardStore) -> dict[str, Any]:
+    """The content of `mixture.json`, which is equal for two runs with equal settings."""
     sources: dict[str, Any] = {}
     for source in job.mixture.sources:
         progress = store.sources[source.name]
@@ -343,7 +372,7 @@ def _manifest(job: Job, store: ShardStore) -> dict[str, Any]:
     }
 
 
-def _split_entry(job: Job, folder: Path, split: str, counts: SplitCounts) -> dict[str, Any]:
+def _split_entry(job: ProcessingJob, folder: Path, split: str, counts: SplitCounts) -> dict[str, Any]:
     full, rest = divmod(counts.tokens, job.mixture.shard_tokens)
     sizes = [job.mixture.shard_tokens] * full + ([rest] if rest else [])
     files = [shard_file(folder, split, number) for number in range(len(sizes))]
@@ -358,7 +387,7 @@ def _split_entry(job: Job, folder: Path, split: str, counts: SplitCounts) -> dic
     }
 
 
-def _write_unigrams(job: Job, folder: Path, sizes: list[int]) -> None:
+def _write_unigrams(job: ProcessingJob, folder: Path, sizes: list[int]) -> None:
     """Counts of every token in the training split, `[V]` int64."""
     size = job.tokenizer.vocab_size
     counts = np.zeros(size, np.int64)
@@ -370,8 +399,8 @@ def _write_unigrams(job: Job, folder: Path, sizes: list[int]) -> None:
         np.save(folder / "unigrams.npy", counts)
 
 
-def _provenance(job: Job, store: ShardStore) -> dict[str, Any]:
-    """Where the shards come from and when, for people; nothing reads it."""
+def _provenance(job: ProcessingJob, store: ShardStore) -> dict[str, Any]:
+    """Where and when the shards were made, for people; no code reads it."""
     packages = (DISTRIBUTION, "sentencepiece", "datasketch", "numpy")
     return {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -389,7 +418,7 @@ def _provenance(job: Job, store: ShardStore) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
+    """`value` with lists instead of tuples, as JSON returns it."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

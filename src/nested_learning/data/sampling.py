@@ -1,4 +1,4 @@
-"""A sample of a mixture by weight, to train and judge a tokenizer on."""
+"""A weighted sample of a mixture, to train and evaluate a tokenizer on."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from nested_learning.data.sources import Document, UnusableSourceError, read_sou
 from nested_learning.data.tally import Tally
 
 HUB_FACTOR = 4
-"""A hub data set is read up to so many times the characters wanted from it; local files to their end."""
+"""A hub data set is read up to this many times the characters wanted from it; local files to their end."""
 
 HELD_OUT_CHARS = 1_000_000
 
 
 @dataclass(kw_only=True, slots=True)
 class SourceSample:
-    """What was drawn from one source.
+    """The sample of one source.
 
-    training: documents for the tokenizer. held_out: some of the documents that go to the validation and long
-    splits of the mixture, which no tokenizer may see. wanted: characters that were asked for. problems:
-    records that could not be used.
+    Args:
+        wanted: characters that were asked for.
+        training: documents for the tokenizer.
+        held_out: some of the documents of the validation and long splits of the mixture, on which no
+            tokenizer may be trained.
+        problems: number of records that could not be used.
     """
 
     wanted: int
@@ -43,13 +46,14 @@ class SourceSample:
 
 
 def sample_mixture(mixture: MixtureConfig, num_chars: int, progress: bool = True) -> dict[str, SourceSample]:
-    """About `num_chars` characters, shared out by weight and drawn at random within each source.
+    """Draw about `num_chars` characters, divided by weight and chosen at random within each source.
 
     Only documents of the training split that pass the source's filter are drawn. A source with too little
-    text gives all it has. Memory is that of the sample.
+    text contributes all of it. Only the sample is held in memory.
 
-    Raises ValueError for `num_chars` below 1, SourceError and FileNotFoundError for a source that cannot be
-    read, or of which too little can be.
+    Raises:
+        ValueError: `num_chars` is below 1.
+        SourceError, FileNotFoundError: a source cannot be read, or too little of it.
     """
     if num_chars < 1:
         raise ValueError(f"num_chars must be at least 1, got {num_chars}")
@@ -87,7 +91,11 @@ def _sample_source(source: SourceConfig, mixture: MixtureConfig, wanted: int, pr
 def _usable(
     source: SourceConfig, mixture: MixtureConfig, sample: SourceSample, progress: bool
 ) -> Iterator[tuple[str, bytes]]:
-    """Texts that pass the filter, with their digests. Raises UnusableSourceError at the end; see `Tally`."""
+    """Texts that pass the filter, with their digests.
+
+    Raises:
+        UnusableSourceError: at the end, see `Tally`.
+    """
     tally = Tally()
     most = HUB_FACTOR * sample.wanted if source.kind == "hub" else None
     seen = 0

@@ -1,8 +1,8 @@
 """Documents from text, jsonl and parquet files, plain, gzip or zstd, and from Hugging Face `datasets`.
 
-Reading never stops at one bad record: readers yield a `Problem` in its place, which callers count
-(`data.tally`) to refuse a source that holds too many. Every item says where it ends, and reading can start
-again from there.
+A bad record does not stop the reading: readers yield a `Problem` in its place, which callers count
+(`data.tally`) to refuse a source with too many. Every item holds the position at which it ends, from which
+reading can resume.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary",
 
 
 class SourceError(ValueError):
-    """A source that cannot be read (further), and what to do about it."""
+    """A source cannot be read, or not to its end; the message says what to do about it."""
 
 
 class UnusableSourceError(SourceError):
-    """A source that was read, and does not hold what it should."""
+    """A source can be read, but does not hold usable text."""
 
     exit_status = 1
 
@@ -50,7 +50,7 @@ class CorruptFileError(Exception):
 
 
 class Place(NamedTuple):
-    """How far a source has been read: records of file number `file`, files before it being done."""
+    """A position in a source: `record` records of file number `file` and all files before it were read."""
 
     file: int = 0
     record: int = 0
@@ -60,7 +60,13 @@ START = Place()
 
 
 class Document(NamedTuple):
-    """A text that is not empty, the place behind it, and how many bytes of the source were read so far."""
+    """A non-empty text.
+
+    Args:
+        text: of the document.
+        place: the position after it.
+        consumed: bytes of the source read so far.
+    """
 
     text: str
     place: Place
@@ -68,9 +74,14 @@ class Document(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A record (or the rest of a file) that cannot be used: its kind, for counting, and one sentence.
+    """A record, or the rest of a file, that cannot be used.
 
-    lost: bytes of the file that are left out with it, if it is the rest of a file.
+    Args:
+        kind: for counting.
+        message: one sentence.
+        place: the position after it.
+        consumed: bytes of the source read so far.
+        lost: bytes of the file that are left out, if it is the rest of a file.
     """
 
     kind: str
@@ -82,16 +93,17 @@ class Problem(NamedTuple):
 
 Item = Document | Problem
 Value = str | bytes | Problem
-"""What a format's reader makes of one record; a `Problem` with any place, which `read_source` fills in."""
+"""A record as the reader of a format returns it. `read_source` fills in the place of a `Problem`."""
 
 Read = Iterator[tuple[str, Value, int]]
-"""What a format's reader yields: where the record stands in the file ("line 3"), what it is, bytes read."""
+"""Yielded by the reader of a format: where the record is in the file ("line 3"), the record, bytes read."""
 
 
 def list_source(source: SourceConfig) -> Listing:
-    """The files of a local source, sorted by name, and what was left out.
+    """The files of a local source, sorted by name, and those left out.
 
-    Raises FileNotFoundError if there is none.
+    Raises:
+        FileNotFoundError: there is none.
     """
     if source.path == "bundled":
         return Listing(files=bundled_files())
@@ -106,25 +118,29 @@ def list_source(source: SourceConfig) -> Listing:
 
 
 def source_files(source: SourceConfig) -> list[Path]:
-    """The files of a local source, sorted by name. Raises FileNotFoundError if there is none."""
+    """The files of a local source, sorted by name.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     return list_source(source).files
 
 
 def source_bytes(source: SourceConfig) -> int | None:
-    """Bytes on disk of a local source (compressed, if it is), None for a hub data set."""
+    """Bytes on disk of a local source (its compressed size), or None for a hub data set."""
     if source.kind == "hub":
         return None
     return sum(file.stat().st_size for file in source_files(source))
 
 
 def read_source(source: SourceConfig, start: Place = START) -> Iterator[Item]:
-    """The documents of `source` behind `start`, in a fixed order, problems in between.
+    """The documents of `source` after `start`, in a fixed order, with the problems in between.
 
     Raises:
         FileNotFoundError: no file at the path.
-        UnusableSourceError: no record of a file has the text field, a column is not of text, a file is in
-            UTF-16.
-        SourceError: a hub data set cannot be reached (any more).
+        UnusableSourceError: no record of a file has the text field, a column does not hold text, or a file is
+            in UTF-16.
+        SourceError: a hub data set cannot be reached, or the connection broke.
     """
     if source.kind == "hub":
         yield from _read_hub(source, start)
@@ -145,7 +161,7 @@ def _read_file(
     start: Place,
     before: int,
 ) -> Iterator[Item]:
-    """One file: number its records, decode them, turn what is wrong into problems."""
+    """Read one file: number its records, decode them, and turn bad ones into problems."""
     number, record, without = place.file, 0, 0
     skip = start.record if start.file == number else 0
     consumed = before
@@ -197,7 +213,7 @@ def _too_large(limit: int) -> Problem:
 
 
 def _text_of(record: object, field: str) -> Value:
-    """The text of a record, or what is wrong with it. `null` is an empty text."""
+    """The text of a record, or a `Problem`. `null` is an empty text."""
     if not isinstance(record, dict):
         return _problem("wrong_type", f"must be an object with the field {field!r}, got {type_name(record)}")
     there, value = lookup(record, field)
@@ -212,7 +228,7 @@ def _text_of(record: object, field: str) -> Value:
 
 
 def _read_text(path: Path, field: str) -> Read:
-    """Documents end at a line that holds a form feed and nothing else."""
+    """Read a file of documents, which end at a line that holds only a form feed."""
     limit, number, start = record_limit(path), 1, 1
     document, too_large = bytearray(), False
     with open_stream(path) as (stream, tell):
@@ -259,7 +275,7 @@ def _read_parquet(path: Path, field: str) -> Read:
             _check_expansion(file.metadata, column, path)
             size, rows, done = path.stat().st_size, file.metadata.num_rows, 0
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[column]):
-                for cell in _text_cells(batch, parts):  # bytes: bad UTF-8 is ours to report
+                for cell in _text_cells(batch, parts):  # bytes, so that bad UTF-8 becomes a problem
                     done += 1
                     yield f"record {done}", cell.as_py() or b"", size * done // rows
     except pa.ArrowException as error:
@@ -267,7 +283,11 @@ def _read_parquet(path: Path, field: str) -> Read:
 
 
 def _column(schema: Any, field: str, path: Path) -> list[str]:
-    """The path to a column of text, from the outermost column in; UnusableSourceError if there is none."""
+    """The path to a column of text, from the outermost column inwards.
+
+    Raises:
+        UnusableSourceError: there is no such column, or it does not hold text.
+    """
     import pyarrow as pa
 
     parts = [field] if field in schema.names else field.split(".")
@@ -288,7 +308,11 @@ def _column(schema: Any, field: str, path: Path) -> list[str]:
 
 
 def _check_expansion(metadata: Any, column: str, path: Path) -> None:
-    """CorruptFileError if a column holds far more than text that is compressed to the size of its file."""
+    """Check that a column does not hold more than text of the file's compressed size can.
+
+    Raises:
+        CorruptFileError: it does.
+    """
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
     expanded = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
@@ -297,7 +321,7 @@ def _check_expansion(metadata: Any, column: str, path: Path) -> None:
 
 
 def _text_cells(batch: Any, parts: list[str]) -> Any:
-    """The cells of a column of text, as bytes."""
+    """The cells of a text column as bytes."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -309,7 +333,7 @@ def _text_cells(batch: Any, parts: list[str]) -> Any:
 
 
 def _read_hub(source: SourceConfig, start: Place) -> Iterator[Item]:
-    """Stream a data set; each record ends at `Place(0, its number)`."""
+    """Stream a hub data set; record n ends at `Place(0, n)`."""
     stream, record, consumed = open_hub(source), start.record, 0
     try:
         for row in stream.skip(start.record) if start.record else stream:
@@ -332,9 +356,10 @@ def _read_hub(source: SourceConfig, start: Place) -> Iterator[Item]:
 
 
 def open_hub(source: SourceConfig) -> Any:
-    """The streamed data set of a hub source; its `fallback_split` if it has no split of the wanted name.
+    """The streamed data set of a hub source, in its `fallback_split` if the wanted split does not exist.
 
-    Raises SourceError if it cannot be reached or has neither split.
+    Raises:
+        SourceError: it cannot be reached or has neither split.
     """
     if not _is_local(source):
         try:
@@ -365,6 +390,6 @@ def open_hub(source: SourceConfig) -> Any:
 
 
 def _is_local(source: SourceConfig) -> bool:
-    """Whether a hub source is a folder, or a builder such as "json", whose files need no hub."""
+    """Whether a hub source is a folder or a builder such as "json", which can be read without the hub."""
     builder = source.data_files is not None and "/" not in source.path
     return builder or Path(source.path).exists()

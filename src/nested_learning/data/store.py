@@ -1,9 +1,9 @@
-"""Writing shards so that a kill at any moment loses nothing and doubles nothing.
+"""Writes shards so that a run that is killed at any moment neither loses nor duplicates a document.
 
 Files grow by appending under a name that ends in `.part`. `commit` first makes their content durable, then
-replaces `progress.json`, which says how long each one is, and only then gives finished shards their name.
-Opening the folder again cuts every file to its committed length, so that the run goes on as if it had never
-stopped, and ends in the same bytes.
+replaces `progress.json`, which holds the length of each file, and only then gives finished shards their final
+name. Opening the folder again truncates every file to its committed length, so that a resumed run writes the
+same bytes as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskFullError(OSError):
-    """There is no room for the shards; nothing committed is lost."""
+    """The disk is full. Nothing that was committed is lost."""
 
 
 class OtherSettingsError(ValueError):
@@ -42,7 +42,7 @@ class OtherSettingsError(ValueError):
 
 @dataclass(kw_only=True, slots=True)
 class SplitCounts:
-    """Tokens, documents and UTF-8 bytes of a split so far."""
+    """Tokens, documents and UTF-8 bytes written to a split so far."""
 
     tokens: int = 0
     documents: int = 0
@@ -51,9 +51,14 @@ class SplitCounts:
 
 @dataclass(kw_only=True, slots=True)
 class SourceProgress(Tally):
-    """How far a source is.
+    """How much of a source has been processed.
 
-    place: where reading goes on. seconds: time spent on it, over all runs. done: nothing is left to read.
+    Args:
+        place: the position from which reading resumes.
+        consumed: bytes read.
+        splits: counts by split.
+        seconds: time spent on it, over all runs.
+        done: nothing is left to read.
     """
 
     place: Place = START
@@ -63,7 +68,7 @@ class SourceProgress(Tally):
     done: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The fields as plain JSON values."""
         counts = {
             n: {"tokens": s.tokens, "documents": s.documents, "bytes": s.bytes}
             for n, s in self.splits.items()
@@ -82,19 +87,24 @@ class SourceProgress(Tally):
 
 
 class ShardStore:
-    """A folder of shards being written; see the top of the file. Not for two processes at once.
+    """A folder of shards that one process writes; see the top of the file.
 
-    sources: name → progress. exact, near: keys of the documents kept so far, over all sources.
+    `sources` maps names to progress; `exact` and `near` hold keys of the documents kept so far, over all
+    sources.
+
+    Args:
+        folder: made if it does not exist, and resumed if it was begun before.
+        settings: everything that decides the content, as plain JSON values.
+        dtype: of the tokens.
+        shard_tokens: tokens of a shard.
+
+    Raises:
+        OtherSettingsError: the folder was begun with other settings.
     """
 
     def __init__(
         self, folder: Path, settings: dict[str, Any], dtype: np.dtype[Any], shard_tokens: int
     ) -> None:
-        """Begin `folder`, or go on where it was left.
-
-        settings: what decides the content, as JSON holds it; a folder begun with others is refused.
-        Raises OtherSettingsError.
-        """
         self.folder, self._settings, self._dtype, self._shard_tokens = folder, settings, dtype, shard_tokens
         self.sources: dict[str, SourceProgress] = {}
         self.exact, self.near = KeySet(), KeySet()
@@ -110,7 +120,18 @@ class ShardStore:
         self._recover()
 
     def append(self, name: str, split: str, tokens: TokenArray, digest: bytes, num_bytes: int) -> None:
-        """A document: `tokens [N]` with its end token. Raises DiskFullError."""
+        """Append a document to a split.
+
+        Args:
+            name: of the source.
+            split: one of `SPLITS`.
+            tokens: `[N]`, with the end token.
+            digest: of its text.
+            num_bytes: UTF-8 bytes of its text.
+
+        Raises:
+            DiskFullError: the disk is full.
+        """
         counts = self.sources[name].splits[split]
         with _room(self.folder):
             starts, hashes = (self._file(path) for path in self._index_files(name, split))
@@ -126,14 +147,22 @@ class ShardStore:
         counts.bytes += num_bytes
 
     def append_keys(self, keys: UIntArray) -> None:
-        """Band keys of a kept document. Raises DiskFullError."""
+        """Append the band keys of a document that is kept.
+
+        Raises:
+            DiskFullError: the disk is full.
+        """
         self.near.add(keys)
         self._near_count += len(keys)
         with _room(self.folder):
             self._file(self.folder / KEYS).write(keys.astype("<u8").tobytes())
 
     def commit(self) -> None:
-        """Make all that was appended last, whatever happens next. Raises DiskFullError."""
+        """Make everything that was appended durable.
+
+        Raises:
+            DiskFullError: the disk is full.
+        """
         with _room(self.folder):
             for file in self._files.values():
                 file.flush()
@@ -144,7 +173,11 @@ class ShardStore:
         self._name_finished()
 
     def complete(self, manifest: dict[str, Any]) -> None:
-        """All sources are done: write the manifest, which makes the folder whole, and drop what is spent."""
+        """Write the manifest, which makes the folder complete, and delete files that only resuming needs.
+
+        Raises:
+            DiskFullError: the disk is full.
+        """
         with _room(self.folder):
             write_json(self.folder / MANIFEST, manifest)
         self.close()
@@ -153,18 +186,18 @@ class ShardStore:
         (self.folder / LOCK).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the files and give up the lock; what was not committed is given up."""
+        """Close the files and release the lock. What was not committed is lost."""
         self._lock.close()
         for file in self._files.values():
             try:
                 file.close()
-            except OSError as error:  # the same full disk, when what is buffered is written
+            except OSError as error:  # the disk is full when the buffer is written
                 if error.errno not in FULL:
                     raise
         self._files = {}
 
     def _recover(self) -> None:
-        """Make the folder what the last commit says."""
+        """Restore the state of the last commit."""
         for path in self.folder.glob("*/*.part"):
             if path.parent.name not in self.sources:
                 path.unlink()
@@ -202,7 +235,7 @@ class ShardStore:
             self.exact.add(np.ascontiguousarray(digests[:, :8]).view("<u8")[:, 0])
 
     def _name_finished(self) -> None:
-        """Give finished shards, and all files of finished sources, their names."""
+        """Rename finished shards, and all files of finished sources, to their final names."""
         for name, progress in self.sources.items():
             for split, counts in progress.splits.items():
                 full, rest = divmod(counts.tokens, self._shard_tokens)
@@ -215,7 +248,11 @@ class ShardStore:
                         path.rename(_final(path))
 
     def _trim(self, path: Path, size: int) -> None:
-        """Cut a file to its committed size; an empty one is deleted."""
+        """Truncate a file to its committed size, or delete it if that is 0.
+
+        Raises:
+            ValueError: it is shorter.
+        """
         if not size:
             path.unlink(missing_ok=True)
             return
@@ -236,20 +273,24 @@ class ShardStore:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `path` as a whole or not at all."""
-    scrap = path.with_name(path.name + ".tmp")
+    """Write `path` atomically."""
+    unfinished = path.with_name(path.name + ".tmp")
     try:
-        with scrap.open("w", encoding="utf-8") as file:
+        with unfinished.open("w", encoding="utf-8") as file:
             json.dump(content, file, indent=1, sort_keys=True)
             file.flush()
             os.fsync(file.fileno())
-        scrap.replace(path)
+        unfinished.replace(path)
     finally:
-        scrap.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def clear_folder(folder: Path) -> None:
-    """Delete a folder of shards, complete or not. Raises ValueError if it does not look like one."""
+    """Delete a folder of shards, complete or not.
+
+    Raises:
+        ValueError: it holds other files and no shards.
+    """
     if not folder.is_dir():
         return
     if any(folder.iterdir()) and not any((folder / name).is_file() for name in (MANIFEST, PROGRESS)):
@@ -258,7 +299,11 @@ def clear_folder(folder: Path) -> None:
 
 
 def check_settings(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    """OtherSettingsError, naming every difference, where what `folder` was begun with is not `new`."""
+    """Check that `folder` was begun with the settings `new`.
+
+    Raises:
+        OtherSettingsError: the settings differ; the message names every difference.
+    """
     differing = [
         f"{key} is {new.get(key)!r}, was {old.get(key)!r}"
         for key in sorted({*old, *new})

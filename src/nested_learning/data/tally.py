@@ -1,4 +1,4 @@
-"""What became of the records of a source, and whether enough of them could be read."""
+"""Counts of the records of a source, and whether enough of them could be read."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from nested_learning.data.config import SourceConfig
 from nested_learning.data.sources import Document, Item, Problem, UnusableSourceError, source_bytes
 
 UNREADABLE = ("bad_utf8", "bad_json", "missing_text", "wrong_type", "too_large")
-"""Kinds of problems of records that hold something else than text; an empty one is not among them."""
+"""Kinds of problems of records that do not hold text. An empty record is not one of them."""
 
 MOST_UNREADABLE = 0.1
-"""A source of which more than this share cannot be read, in records or in bytes, is refused."""
+"""A source is refused if more than this share of its records or bytes cannot be read."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Tally:
     """Counts over the records of a source.
 
-    read: records read. dropped: reason → records that are not kept. examples: reason → the first message.
-    lost: bytes of files that were left out because they are corrupt.
+    Args:
+        read: records read.
+        dropped: reason → number of records that are not kept.
+        examples: reason → the first message.
+        lost: bytes of files that were left out because they are corrupt.
     """
 
     read: int = 0
@@ -28,27 +31,31 @@ class Tally:
     lost: int = 0
 
     def drop(self, reason: str, message: str | None = None) -> bool:
-        """Count a document that is not kept; True if it is the first for this reason."""
+        """Count a document that is not kept, and return whether it is the first for this reason."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
         if message is not None:
             self.examples.setdefault(reason, message)
         return self.dropped[reason] == 1
 
     def add_problem(self, problem: Problem) -> bool:
-        """Count a problem; True if it is the first of its kind."""
+        """Count a problem, and return whether it is the first of its kind."""
         self.read += problem.kind != "corrupt_file"
         self.lost += problem.lost
         return self.drop(problem.kind, problem.message)
 
     def add(self, item: Item) -> None:
-        """Count what `read_source` gives."""
+        """Count an item of `read_source`."""
         if isinstance(item, Document):
             self.read += 1
         else:
             self.add_problem(item)
 
     def check(self, source: SourceConfig) -> None:
-        """Raise UnusableSourceError if no record of `source` is usable, or too many cannot be read."""
+        """Check the counts of a source that was read to its end.
+
+        Raises:
+            UnusableSourceError: no record is usable, or too many cannot be read.
+        """
         unreadable = sum(self.dropped.get(kind, 0) for kind in UNREADABLE)
         total = source_bytes(source)
         if self.read == unreadable + self.dropped.get("empty", 0):

@@ -13,13 +13,15 @@ from nested_learning.data.sources import Document, list_source, read_source, sou
 from nested_learning.data.tally import Tally
 
 LOOK = 100
-"""Records of a source that are read to check it."""
+"""Number of records of a source that are read to check it."""
 
 
 def check_source(source: SourceConfig) -> str:
     """One line about a source, after reading its first records.
 
-    Raises FileNotFoundError, SourceError if it cannot be read, or if too few of those records can.
+    Raises:
+        FileNotFoundError: no file at the path.
+        SourceError: the source, or too many of those records, cannot be read.
     """
     items = list(islice(read_source(source), LOOK))
     good = [item for item in items if isinstance(item, Document)]
@@ -34,7 +36,7 @@ def check_source(source: SourceConfig) -> str:
 
 
 def check_mixture(mixture: MixtureConfig) -> tuple[list[str], list[str]]:
-    """Lines about the sources, and problems (none: all can be read)."""
+    """A line about every source, and the problems: an empty list if all can be read."""
     total = sum(source.weight for source in mixture.sources)
     lines, problems = [], []
     for source in mixture.sources:
@@ -48,7 +50,7 @@ def check_mixture(mixture: MixtureConfig) -> tuple[list[str], list[str]]:
 
 
 def check_shards(folder: ShardFolder) -> list[str]:
-    """What is wrong with shards: files, checksums, tokens, boundaries, overlap of splits. Empty: nothing."""
+    """The problems of shards in files, checksums, tokens, document boundaries and overlap of splits."""
     problems = []
     for name, entry in folder.manifest["sources"].items():
         for split in SPLITS:
@@ -68,7 +70,7 @@ def check_shards(folder: ShardFolder) -> list[str]:
 
 
 def overlap(folder: ShardFolder) -> list[str]:
-    """Documents in more than one split, by their hashes, over all sources: there must be none."""
+    """The problem of documents that are in more than one split, found by their hashes over all sources."""
     digests = {
         split: {row.tobytes() for tokens in folder.open(split).values() for row in tokens.hashes}
         for split in ("valid", "long")

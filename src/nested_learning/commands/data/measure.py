@@ -23,7 +23,7 @@ from nested_learning.command import Parser
 from nested_learning.config import load_data_config
 from nested_learning.data.config import DedupConfig, FilterConfig, MixtureConfig, SourceConfig
 from nested_learning.data.loader import TokenLoader
-from nested_learning.data.process import Job, process_mixture
+from nested_learning.data.process import ProcessingJob, process_mixture
 from nested_learning.data.shards import ShardFolder
 from nested_learning.data.sources import Document, read_source
 from nested_learning.data.tokenizer import load_tokenizer
@@ -172,7 +172,9 @@ def _process(model: Path, mixture: MixtureConfig, folder: Path, megabytes: float
     shutil.rmtree(folder, ignore_errors=True)
     start = time.process_time()
     process_mixture(
-        Job(mixture=mixture, tokenizer=load_tokenizer(model), folder=folder, progress=False, log=_silent)
+        ProcessingJob(
+            mixture=mixture, tokenizer=load_tokenizer(model), folder=folder, progress=False, log=_silent
+        )
     )
     seconds = time.process_time() - start
     return Usage(megabytes=megabytes, cpu_seconds=seconds, peak_mib=peak_memory())

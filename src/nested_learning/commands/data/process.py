@@ -15,7 +15,7 @@ from nested_learning.command import Parser
 from nested_learning.commands.data.common import add_limit_options, file_log, with_limits
 from nested_learning.config import load_data_config
 from nested_learning.data.config import DataConfig
-from nested_learning.data.process import Job, process_mixture
+from nested_learning.data.process import ProcessingJob, process_mixture
 from nested_learning.data.store import clear_folder
 from nested_learning.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
@@ -46,7 +46,7 @@ def main() -> None:
     if folder is None:
         raise ValueError(f"{options.config} names no `shards` folder; give --output-dir")
     log = file_log(options.log_file)
-    job = Job(
+    job = ProcessingJob(
         mixture=with_limits(config.mixture, options.limit, options.fallback_split),
         tokenizer=pick_tokenizer(options.tokenizer_path, config),
         folder=folder,
