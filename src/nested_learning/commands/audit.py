@@ -18,6 +18,7 @@ from nested_learning.command import Parser
 from nested_learning.config import load_config
 from nested_learning.levels import LevelSpec
 from nested_learning.models.bill import Bill
+from nested_learning.report import new_figure
 from nested_learning.train.audit import Audit, audit
 
 COLOURS = {"update": "C0", "reset": "C3", "step": "C2"}
@@ -113,12 +114,8 @@ def _describe_bill(bills: Sequence[Bill]) -> list[str]:
 
 def draw(result: Audit, path: Path) -> None:
     """The calendar as a PNG: a row per level, a mark per event."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     levels = [level.name for level in result.config.model.levels]
-    figure = Figure(figsize=(9, 1.2 + 0.5 * len(levels)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 1.2 + 0.5 * len(levels))
     axes = figure.add_subplot()
     for kind, colour in COLOURS.items():
         marked = [(e.token, levels.index(e.level)) for e in result.events if e.kind == kind]
