@@ -143,7 +143,7 @@ def test_local_corpus_has_three_formats(script, tmp_path):
     assert files == {"prose.jsonl.gz", "docstrings.jsonl.zst", "code.parquet"}
     local = load_data_config(ROOT / "configs/data/local.yaml").mixture
     assert {Path(source.path).name for source in local.sources} == files
-    from nested_learning.data.sources import Document, read_source
+    from nested_learning.data.pipeline.sources import Document, read_source
 
     for source in local.sources:
         source.path = str(tmp_path / "local" / Path(source.path).name)

@@ -10,8 +10,8 @@ from nested_learning.data import ByteTokenizer
 from nested_learning.data.config import SourceConfig
 from nested_learning.data.corpus import bundled_files, load_corpus, text_files
 from nested_learning.data.files import find_files
-from nested_learning.data.process import ProcessingJob, process_mixture
-from nested_learning.data.sources import read_source, source_files
+from nested_learning.data.pipeline.process import ProcessingJob, process_mixture
+from nested_learning.data.pipeline.sources import read_source, source_files
 from nested_learning.eval.compare import result_files
 from nested_learning.eval.perplexity import read_documents
 from nested_learning.eval.segments import Segment

@@ -7,9 +7,9 @@ from texts import documents
 
 from nested_learning.data import ByteTokenizer, train_sentencepiece
 from nested_learning.data.config import FilterConfig, MixtureConfig, SourceConfig
-from nested_learning.data.coverage import altered_texts, coverage, coverage_table
-from nested_learning.data.process import document_digest, split_of
-from nested_learning.data.sampling import sample_mixture
+from nested_learning.data.pipeline.coverage import altered_texts, coverage, coverage_table
+from nested_learning.data.pipeline.process import document_digest, split_of
+from nested_learning.data.pipeline.sampling import sample_mixture
 from nested_learning.data.tokenizer import SentencePieceTokenizer, encode_document, text_segments
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from nested_learning.config import load_config
 from nested_learning.data.config import DedupConfig, MixtureConfig, SourceConfig
-from nested_learning.data.process import ProcessingJob, process_mixture
+from nested_learning.data.pipeline.process import ProcessingJob, process_mixture
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.train.config import RunConfig
 from nested_learning.train.launch import launch

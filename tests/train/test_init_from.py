@@ -15,7 +15,7 @@ from nested_learning.config import load_config
 from nested_learning.data.config import DedupConfig, MixtureConfig, SourceConfig
 from nested_learning.data.corpus import prepare_corpus
 from nested_learning.data.loader import sequential_batches
-from nested_learning.data.process import ProcessingJob, process_mixture
+from nested_learning.data.pipeline.process import ProcessingJob, process_mixture
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint import (

@@ -4,7 +4,7 @@ A folder of shards holds `mixture.json` (the last file written: without it the f
 `tokenizer.model` unless tokens are bytes, and a folder for every source with, for each split in `SPLITS`,
     SPLIT-00000.bin …   token ids, little-endian, `shard_tokens` in each but the last
     SPLIT.starts        uint64, where each document starts, in tokens of the split
-    SPLIT.hashes        16 bytes per document, `dedup.document_digest`
+    SPLIT.hashes        16 bytes per document, `pipeline.dedup.document_digest`
 Every document ends with the end token; a document may span several shards.
 """
 
@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from nested_learning.checks import one_of
-from nested_learning.data.dedup import DIGEST_BYTES
 from nested_learning.data.records import read_json
 from nested_learning.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
@@ -31,6 +30,7 @@ SPLITS = ("train", "valid", "long")
 MANIFEST = "mixture.json"
 TOKENIZER_FILE = "tokenizer.model"
 SHARD_VERSION = 1
+DIGEST_BYTES = 16  # of the hash of a document
 
 
 class Tokens:

@@ -14,8 +14,8 @@ from pathlib import Path
 from nested_learning.command import Parser
 from nested_learning.commands.data.common import add_limit_options, print_problems, with_limits
 from nested_learning.config import load_data_config
-from nested_learning.data.coverage import altered_texts, coverage_by_source, coverage_table
-from nested_learning.data.sampling import sample_mixture
+from nested_learning.data.pipeline.coverage import altered_texts, coverage_by_source, coverage_table
+from nested_learning.data.pipeline.sampling import sample_mixture
 from nested_learning.data.shards import ShardFolder
 from nested_learning.data.tokenizer import Tokenizer, load_tokenizer
 

@@ -13,10 +13,9 @@ import numpy as np
 
 from nested_learning.checks import at_least
 from nested_learning.command import Parser
-from nested_learning.data.dedup import DIGEST_BYTES
 from nested_learning.data.mixture import Rows
 from nested_learning.data.padding import IGNORE
-from nested_learning.data.shards import ShardSet, shard_file
+from nested_learning.data.shards import DIGEST_BYTES, ShardSet, shard_file
 from nested_learning.report import new_figure
 
 DOCUMENTS = (21, 9, 38, 14, 6, 25)

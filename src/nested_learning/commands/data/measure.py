@@ -23,9 +23,9 @@ from nested_learning.command import Parser
 from nested_learning.config import load_data_config
 from nested_learning.data.config import DedupConfig, FilterConfig, MixtureConfig, SourceConfig
 from nested_learning.data.loader import TokenLoader
-from nested_learning.data.process import ProcessingJob, process_mixture
+from nested_learning.data.pipeline.process import ProcessingJob, process_mixture
+from nested_learning.data.pipeline.sources import Document, read_source
 from nested_learning.data.shards import ShardFolder
-from nested_learning.data.sources import Document, read_source
 from nested_learning.data.tokenizer import load_tokenizer
 
 

@@ -15,8 +15,8 @@ from nested_learning.command import Parser
 from nested_learning.commands.data.common import add_limit_options, file_log, with_limits
 from nested_learning.config import load_data_config
 from nested_learning.data.config import DataConfig
-from nested_learning.data.process import ProcessingJob, process_mixture
-from nested_learning.data.store import clear_folder
+from nested_learning.data.pipeline.process import ProcessingJob, process_mixture
+from nested_learning.data.pipeline.store import clear_folder
 from nested_learning.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
 

@@ -18,8 +18,8 @@ from typing import Any
 from nested_learning.command import Parser
 from nested_learning.commands.data.common import add_limit_options, file_log, with_limits
 from nested_learning.config import load_data_config
-from nested_learning.data.coverage import Coverage, coverage_by_source, coverage_table
-from nested_learning.data.sampling import SourceSample, sample_mixture
+from nested_learning.data.pipeline.coverage import Coverage, coverage_by_source, coverage_table
+from nested_learning.data.pipeline.sampling import SourceSample, sample_mixture
 from nested_learning.data.tokenizer import MODEL_TYPES, SentencePieceTokenizer, train_sentencepiece
 
 

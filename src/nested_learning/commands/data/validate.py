@@ -14,8 +14,8 @@ from nested_learning.command import Parser
 from nested_learning.commands.data.common import print_problems, with_limits
 from nested_learning.config import load_data_config
 from nested_learning.data.mixture import Rows
+from nested_learning.data.pipeline.validate import check_mixture, check_shards
 from nested_learning.data.shards import ShardFolder
-from nested_learning.data.validate import check_mixture, check_shards
 
 
 def parser() -> Parser:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from nested_learning.data.config import MixtureConfig, SourceConfig
-from nested_learning.data.dedup import document_digest
-from nested_learning.data.filters import rejection
-from nested_learning.data.process import split_of
-from nested_learning.data.sources import Document, UnusableSourceError, read_source
-from nested_learning.data.tally import Tally
+from nested_learning.data.pipeline.dedup import document_digest
+from nested_learning.data.pipeline.filters import rejection
+from nested_learning.data.pipeline.process import split_of
+from nested_learning.data.pipeline.sources import Document, UnusableSourceError, read_source
+from nested_learning.data.pipeline.tally import Tally
 
 HUB_FACTOR = 4
 """A hub data set is read up to this many times the characters wanted from it; local files to their end."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nested_learning.data.sampling import SourceSample
+from nested_learning.data.pipeline.sampling import SourceSample
 from nested_learning.data.tokenizer import Tokenizer, encode_document
 from nested_learning.report import markdown_table
 

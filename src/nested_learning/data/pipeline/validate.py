@@ -8,9 +8,9 @@ import numpy as np
 
 from nested_learning.data.config import MixtureConfig, SourceConfig
 from nested_learning.data.corpus import file_sha256
+from nested_learning.data.pipeline.sources import Document, list_source, read_source, source_bytes
+from nested_learning.data.pipeline.tally import Tally
 from nested_learning.data.shards import SPLITS, ShardFolder, ShardSet
-from nested_learning.data.sources import Document, list_source, read_source, source_bytes
-from nested_learning.data.tally import Tally
 
 LOOK = 100
 """Number of records of a source that are read to check it."""

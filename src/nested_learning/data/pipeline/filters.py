@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nested_learning.data.config import FilterConfig
-from nested_learning.data.dedup import gram_hashes, words_of
+from nested_learning.data.pipeline.dedup import gram_hashes, words_of
 
 STOP_WORDS = frozenset(
     re.findall(

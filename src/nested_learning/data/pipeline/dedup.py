@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nested_learning.data.config import DedupConfig
+from nested_learning.data.shards import DIGEST_BYTES
 
 UIntArray = npt.NDArray[np.unsignedinteger[Any]]
 
 GRAM = 5
 """Words of a shingle."""
 
-DIGEST_BYTES = 16
 _WORD = re.compile(r"\w+")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _BATCH = 4096

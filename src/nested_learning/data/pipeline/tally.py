@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nested_learning.data.config import SourceConfig
-from nested_learning.data.sources import Document, Item, Problem, UnusableSourceError, source_bytes
+from nested_learning.data.pipeline.sources import Document, Item, Problem, UnusableSourceError, source_bytes
 
 UNREADABLE = ("bad_utf8", "bad_json", "missing_text", "wrong_type", "too_large")
 """Kinds of problems of records that do not hold text. An empty record is not one of them."""

@@ -1,7 +1,7 @@
 """Documents from text, jsonl and parquet files, plain, gzip or zstd, and from Hugging Face `datasets`.
 
 A bad record does not stop the reading: readers yield a `Problem` in its place, which callers count
-(`data.tally`) to refuse a source with too many. Every item holds the position at which it ends, from which
+(`tally`) to refuse a source with too many. Every item holds the position at which it ends, from which
 reading can resume.
 """
 

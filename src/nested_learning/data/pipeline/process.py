@@ -21,18 +21,10 @@ from tqdm import tqdm
 
 from nested_learning.data.config import DedupConfig, MixtureConfig, SourceConfig
 from nested_learning.data.corpus import file_sha256
-from nested_learning.data.dedup import BandKeys, UIntArray, document_digest
-from nested_learning.data.filters import rejection
-from nested_learning.data.parallel import ordered_map
-from nested_learning.data.shards import (
-    MANIFEST,
-    SHARD_VERSION,
-    TOKENIZER_FILE,
-    TokenArray,
-    read_manifest,
-    shard_file,
-)
-from nested_learning.data.sources import (
+from nested_learning.data.pipeline.dedup import BandKeys, UIntArray, document_digest
+from nested_learning.data.pipeline.filters import rejection
+from nested_learning.data.pipeline.parallel import ordered_map
+from nested_learning.data.pipeline.sources import (
     Document,
     Place,
     Problem,
@@ -43,7 +35,21 @@ from nested_learning.data.sources import (
     source_bytes,
     source_files,
 )
-from nested_learning.data.store import ShardStore, SourceProgress, SplitCounts, check_settings, write_json
+from nested_learning.data.pipeline.store import (
+    ShardStore,
+    SourceProgress,
+    SplitCounts,
+    check_settings,
+    write_json,
+)
+from nested_learning.data.shards import (
+    MANIFEST,
+    SHARD_VERSION,
+    TOKENIZER_FILE,
+    TokenArray,
+    read_manifest,
+    shard_file,
+)
 from nested_learning.data.tokenizer import Tokenizer, encode_document, load_tokenizer, token_dtype
 from nested_learning.extras import DISTRIBUTION
 

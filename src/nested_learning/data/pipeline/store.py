@@ -20,11 +20,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from nested_learning.data.dedup import DIGEST_BYTES, KeySet, UIntArray
+from nested_learning.data.pipeline.dedup import KeySet, UIntArray
+from nested_learning.data.pipeline.sources import START, Place
+from nested_learning.data.pipeline.tally import Tally
 from nested_learning.data.records import read_json
-from nested_learning.data.shards import MANIFEST, SPLITS, TokenArray, shard_file
-from nested_learning.data.sources import START, Place
-from nested_learning.data.tally import Tally
+from nested_learning.data.shards import DIGEST_BYTES, MANIFEST, SPLITS, TokenArray, shard_file
 from nested_learning.lock import LOCK, acquire
 
 PROGRESS = "progress.json"
