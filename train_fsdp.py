@@ -3,8 +3,8 @@
 import hydra
 from omegaconf import DictConfig
 
+from nested_learning.commands.train import ENTRY, run_job, run_training
 from nested_learning.config import register_schema
-from nested_learning.train.command import ENTRY, run_job, run_training
 
 register_schema()
 

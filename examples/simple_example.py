@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
 
     set_seed(0)
     model = NestedModel(input_size=options.input_size, hidden_size=options.hidden_size)
-    chunk_sizes = {"level1_fast": 1, "level2_medium": 16, "level3_slow": 256}
-    scheduler = ChunkedUpdateScheduler(chunk_sizes)
-    optimizers = setup_optimizers(model=model, chunk_sizes=chunk_sizes, base_lr=options.lr)
+    periods = {"level1_fast": 1, "level2_medium": 16, "level3_slow": 256}
+    scheduler = ChunkedUpdateScheduler(periods)
+    optimizers = setup_optimizers(model=model, periods=periods, base_lr=options.lr)
     criterion = nn.MSELoss()
     loader = tqdm(batches(options.input_size, options.steps), total=options.steps, unit="step")
     losses = []

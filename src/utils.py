@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from nested_learning.config import set_seed
 from nested_learning.optim.per_level import setup_optimizers
+from nested_learning.runtime import set_seed
 from nested_learning.yaml_files import load_yaml
 
 __all__ = ["load_config", "set_seed", "setup_optimizers"]

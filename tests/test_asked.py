@@ -39,7 +39,7 @@ from nested_learning.config import load_config
 from nested_learning.data.corpus import bundled_files
 from nested_learning.eval.results import read_result
 from nested_learning.train.metrics import read_metrics
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.strategy import OneProcess
 from nested_learning.train.trial import describe_trial, fit_trial, with_sample
 
 ROOT = Path(__file__).parents[1]
@@ -641,7 +641,12 @@ def execute(code: str) -> dict[str, Any]:
     "from src.utils import setup_optimizers, set_seed",
     "from nested_learning import setup_optimizers, set_seed",
 )
-@row("B", "setup_optimizers(model=…, chunk_sizes=…, base_lr=1e-4)")
+@row(
+    "B",
+    "setup_optimizers(model=…, chunk_sizes=…, base_lr=1e-4)",
+    "setup_optimizers(model=…, periods=…, base_lr=1e-4)",
+    "the old keyword works too",
+)
 @row("B", "model.levels.items()")
 @row("B", "scheduler.should_update(level_name, global_step)")
 @row("B", "scheduler.mark_updated(level_name, global_step)")
@@ -712,14 +717,14 @@ def test_a_run_without_data_fits_the_machine_or_says_so(
     config, line = with_sample(load_config(name, ["train.seq_len=256"]))
     assert config.data.files == ("bundled",) and "text that comes with the package" in line
     monkeypatch.setattr("nested_learning.train.trial.host_bytes", lambda: 24 * 2**30)
-    fitted, line = fit_trial(config, SingleStrategy())
+    fitted, line = fit_trial(config, OneProcess())
     assert fitted.train.accumulation == fitted.train.batch_size == 1
     assert f"reads 1 of {config.train.batch_size} rows" in line
     assert fitted.model == config.model and fitted.optim == config.optim and "on one H100" in line
     assert "20 each" in describe_trial(fitted, 1000)
     monkeypatch.setattr("nested_learning.train.trial.host_bytes", lambda: least * 2**30)
     with pytest.raises(ValueError, match=f"{name} needs .* GiB even with one row at a time"):
-        fit_trial(config, SingleStrategy())
+        fit_trial(config, OneProcess())
 
 
 def test_what_stands_beside_a_translated_name_has_the_last_word() -> None:

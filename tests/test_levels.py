@@ -6,10 +6,11 @@ import re
 
 import pytest
 
-from nested_learning.config import RunConfig, TrainConfig, load_config
+from nested_learning.config import load_config
 from nested_learning.levels import LevelSpec, kind_of
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
+from nested_learning.train.config import RunConfig, TrainConfig
 
 
 def test_a_period_against_the_sequence_decides_the_kind_of_a_level() -> None:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from nested_learning import cli
 from nested_learning.command import is_mistake, run_command
-from nested_learning.config import run_config
+from nested_learning.commands import nl
 from nested_learning.train.checkpoint import export_checkpoint
+from nested_learning.train.config import run_config
 from nested_learning.train.launch import launch
 
 ROOT = Path(__file__).parents[1]
@@ -293,7 +293,7 @@ def enter(given, tmp_path, monkeypatch, capsys):
         GlobalHydra.instance().clear()
         capsys.readouterr()
         if entry == "nl":
-            status = cli.main(words)
+            status = nl.main(words)
         else:
             with pytest.raises(SystemExit) as stop:
                 runpy.run_path(str(file), run_name="__main__")
@@ -359,12 +359,12 @@ def test_debug_shows_the_traceback_before_the_line(enter, monkeypatch, entry, ar
 
 
 def test_a_fault_of_ours_keeps_its_traceback(enter, monkeypatch):
-    monkeypatch.setattr("nested_learning.train.command.launch", lambda *_: {}["nothing"])
+    monkeypatch.setattr("nested_learning.commands.train.launch", lambda *_: {}["nothing"])
     status, _, error = enter("train.py", "seed=1")
     assert status == 1 and error.startswith("Traceback") and error.endswith("KeyError: 'nothing'\n")
-    monkeypatch.setattr(cli, "doctor", lambda: {}["nothing"])
+    monkeypatch.setattr("nested_learning.commands.doctor.main", lambda: {}["nothing"])
     with pytest.raises(KeyError):
-        cli.main(["doctor"])
+        nl.main(["doctor"])
 
 
 def raised(action):
@@ -430,7 +430,7 @@ def started(folder, *command):
 
 def test_in_a_process_of_its_own(tmp_path):
     line = "nl: --gpus must be whole numbers of at least 1, got '0'\n"
-    assert started(tmp_path, "-m", "nested_learning.cli", "plan", "--gpus", "0") == (2, "", line)
+    assert started(tmp_path, "-m", "nested_learning.commands.nl", "plan", "--gpus", "0") == (2, "", line)
 
 
 RANKS = ("--nproc-per-node", "2", ROOT / "train_dist.py", "optim.lrr=1")

@@ -1,14 +1,20 @@
 """Names by which other reproductions of the paper call what has another name here: all of them, in one place.
 
-Command lines and paths are translated before anything else reads them, so no other module knows these names.
+Command lines, paths and keyword arguments are translated before anything else reads them, so no other module
+knows these names.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 UNTRAINED = "untrained"
 """In place of a checkpoint: see `eval.loading.load`."""
@@ -24,6 +30,9 @@ OVERRIDES = (
     ("deepspeed.config=", "parallel.deepspeed="),
 )
 """Beginning of an override → ours; of two that set the same field, the one that stands later here holds."""
+
+KEYWORDS = {"chunk_sizes": "periods"}
+"""Keyword argument → ours."""
 
 PATHS = (
     (r"configs/hope/([^/]+)", r"configs/\1"),
@@ -59,6 +68,19 @@ def our_arguments(arguments: Sequence[str]) -> list[str]:
             translated.append(ours + argument[len(theirs) :])
     first = next((i for i, argument in enumerate(rest) if "=" in argument and argument[0] != "-"), len(rest))
     return [*rest[:first], *translated, *rest[first:]]
+
+
+def our_keywords(function: Callable[P, T]) -> Callable[P, T]:
+    """`function`, which also takes keyword arguments by the names in `KEYWORDS`."""
+
+    @wraps(function)
+    def translated(*args: P.args, **kwargs: P.kwargs) -> T:
+        for theirs, ours in KEYWORDS.items():
+            if theirs in kwargs and ours not in kwargs:
+                kwargs[ours] = kwargs.pop(theirs)
+        return function(*args, **kwargs)
+
+    return translated
 
 
 def our_path(path: str | Path) -> str:

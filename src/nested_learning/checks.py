@@ -78,7 +78,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def unknown_key(key: str, kind: Any, where: str = "") -> str:
-    """What to say of a dotted `key` that the dataclass `kind`, which stands at `where`, does not have."""
+    """An error message for a dotted `key` that the dataclass `kind`, found at `where`, does not have."""
     beside = key.rpartition(".")[0]
     known = list(field_names(kind, where))
     siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == beside]

@@ -1,7 +1,8 @@
-"""How every command ends: a person's mistake in one line and status 2, a fault of ours with its traceback.
+"""How every command ends: a user's mistake with one line and status 2, a fault of ours with its traceback.
 
-`nl`, the scripts in `scripts/` and `train*.py` all run in `run_command`. `--debug`, or `NL_DEBUG=1`, shows
-the traceback of a mistake too.
+`nl`, the scripts in `scripts/` and `train*.py` all run in `run_command`. `--debug`, or `NL_DEBUG=1`, also
+shows the traceback of a mistake. Torch and Hydra are imported only where they are needed, so that `--help` is
+fast.
 """
 
 from __future__ import annotations
@@ -16,19 +17,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 import yaml
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
 from nested_learning.checks import did_you_mean
-from nested_learning.config import one_line
 
 BAD_INPUT, INTERRUPTED = 2, 130
 DEBUG = "--debug"
 RANK_0_SPEAKS_WITHIN = 10.0  # seconds
 OURS = Path(__file__).resolve().parent
-LIBRARIES = Path(torch.__file__).resolve().parents[1]
+LIBRARIES = Path(yaml.__file__).resolve().parents[1]
 
 
 class Parser(argparse.ArgumentParser):
@@ -126,11 +123,19 @@ def is_mistake(error: Exception) -> bool:
     """
     if hasattr(error, "exit_status"):
         return True
-    if isinstance(error, OSError | HydraException | OmegaConfBaseException | yaml.YAMLError):
+    if isinstance(error, OSError | yaml.YAMLError) or is_configuration_error(error):
         return True
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == OURS.name:
         return False
     return isinstance(error, ValueError | ImportError) and not _raised_by_library(error)
+
+
+def is_configuration_error(error: Exception) -> bool:
+    """Whether Hydra or OmegaConf raised an error."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return isinstance(error, HydraException | OmegaConfBaseException)
 
 
 def _raised_by_library(error: Exception) -> bool:
@@ -141,7 +146,9 @@ def _raised_by_library(error: Exception) -> bool:
 
 def describe(error: Exception) -> str:
     """An error in one line."""
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    if is_configuration_error(error):
+        from nested_learning.config_errors import one_line
+
         return one_line(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"

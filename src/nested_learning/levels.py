@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from nested_learning.checks import check_types
+from nested_learning.checks import check_types, one_of
 
 LevelKind = Literal["fast", "slow", "plain"]
 VARIANTS: tuple[str, ...] = ("sequential", "nested", "independent")
@@ -110,8 +110,7 @@ def reset_periods(
     Raises:
         ValueError: an unknown variant, or a nested one whose periods do not divide one another.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"CMS variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    one_of("CMS variant", variant, VARIANTS)
     fast = {level.name: level.chunk_size for level in levels if kind_of(level, seq_len) == "fast"}
     periods = sorted({period for period in fast.values() if period is not None})
     if variant != "nested":
@@ -180,13 +179,13 @@ def _fast_events(level: LevelSpec, tokens: int, reset: int | None, seq_len: int)
 class ChunkedUpdateScheduler:
     """Clocks of levels that update at optimizer steps C, 2C, 3C, … (Eq. 71, with steps in place of tokens).
 
-    Steps count from 1. The scheduler says who is due and keeps count; it updates nothing.
+    Steps count from 1. The scheduler says which levels are due and counts their updates; it updates nothing.
 
     Args:
-        chunk_sizes: name of a level → steps between two of its updates.
+        periods: name of a level → steps between two of its updates.
 
     Raises:
-        ValueError: no level, or a chunk size that is not an integer of at least 1.
+        ValueError: no level, or a period that is not an integer of at least 1.
 
     Example:
         >>> scheduler = ChunkedUpdateScheduler({"fast": 1, "slow": 4})
@@ -194,31 +193,30 @@ class ChunkedUpdateScheduler:
         {'fast': [1, 2, 3, 4, 5, 6, 7, 8], 'slow': [4, 8]}
     """
 
-    def __init__(self, chunk_sizes: Mapping[str, int]) -> None:
-        if not chunk_sizes:
-            raise ValueError("chunk_sizes must name at least one level")
-        for name, size in chunk_sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"chunk_sizes[{name!r}] must be an integer of at least 1, got {size!r}")
-        self.chunk_sizes = dict(chunk_sizes)
-        self.updates = dict.fromkeys(self.chunk_sizes, 0)
-        self.last_update = dict.fromkeys(self.chunk_sizes, 0)
+    def __init__(self, periods: Mapping[str, int]) -> None:
+        if not periods:
+            raise ValueError("periods must name at least one level")
+        for name, period in periods.items():
+            if isinstance(period, bool) or not isinstance(period, int) or period < 1:
+                raise ValueError(f"periods[{name!r}] must be an integer of at least 1, got {period!r}")
+        self.periods = dict(periods)
+        self.updates = dict.fromkeys(self.periods, 0)
+        self.last_update = dict.fromkeys(self.periods, 0)
 
     def should_update(self, name: str, step: int) -> bool:
-        """Whether level `name` is due at `step`: a multiple of its chunk size.
+        """Whether level `name` is due at `step`: a multiple of its period.
 
         Raises:
             ValueError: an unknown level, or a step that is not an integer of at least 1.
         """
-        if name not in self.chunk_sizes:
-            raise ValueError(f"level must be one of {', '.join(self.chunk_sizes)}, got {name!r}")
+        one_of("level", name, self.periods)
         if isinstance(step, bool) or not isinstance(step, int) or step < 1:
             raise ValueError(f"step must be an integer of at least 1 (steps count from 1), got {step!r}")
-        return step % self.chunk_sizes[name] == 0
+        return step % self.periods[name] == 0
 
     def due(self, step: int) -> list[str]:
         """Names of the levels that are due at `step`."""
-        return [name for name in self.chunk_sizes if self.should_update(name, step)]
+        return [name for name in self.periods if self.should_update(name, step)]
 
     def mark_updated(self, name: str, step: int) -> None:
         """Count an update of level `name` made at `step`.
@@ -227,8 +225,8 @@ class ChunkedUpdateScheduler:
             ValueError: the level is not due at `step`, or has had an update at it or later.
         """
         if not self.should_update(name, step):
-            size = self.chunk_sizes[name]
-            raise ValueError(f"level {name!r} updates at multiples of {size} steps, not at step {step}")
+            period = self.periods[name]
+            raise ValueError(f"level {name!r} updates at multiples of {period} steps, not at step {step}")
         last = self.last_update[name]
         if step <= last:
             raise ValueError(f"level {name!r} is already marked as updated at step {last}, got step {step}")
@@ -236,33 +234,33 @@ class ChunkedUpdateScheduler:
         self.last_update[name] = step
 
     def statistics(self) -> dict[str, dict[str, int]]:
-        """Per level: `chunk_size`, number of `updates`, and step of the `last_update` (0 = none yet)."""
+        """Per level: `period`, number of `updates`, and step of the `last_update` (0 = none yet)."""
         return {
-            name: {"chunk_size": size, "updates": self.updates[name], "last_update": self.last_update[name]}
-            for name, size in self.chunk_sizes.items()
+            name: {"period": period, "updates": self.updates[name], "last_update": self.last_update[name]}
+            for name, period in self.periods.items()
         }
 
     def calendar(self, steps: int) -> dict[str, list[int]]:
         """Per level, the steps among 1 … `steps` at which it updates."""
-        return {name: list(range(size, steps + 1, size)) for name, size in self.chunk_sizes.items()}
+        return {name: list(range(period, steps + 1, period)) for name, period in self.periods.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs, as plain values."""
         return {
-            "chunk_sizes": dict(self.chunk_sizes),
+            "periods": dict(self.periods),
             "updates": dict(self.updates),
             "last_update": dict(self.last_update),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`.
+        """Resume from a `state_dict`.
 
         Raises:
-            ValueError: it is of other levels or chunk sizes, or no state of a scheduler.
+            ValueError: it is of other levels or periods, or no state of a scheduler.
         """
-        saved = state.get("chunk_sizes")
-        if saved != self.chunk_sizes:
-            raise ValueError(f"chunk_sizes must be {self.chunk_sizes}, the saved ones are {saved}")
+        saved = state.get("periods", state.get("chunk_sizes"))  # the latter in states of earlier versions
+        if saved != self.periods:
+            raise ValueError(f"periods must be {self.periods}, the saved ones are {saved}")
         if lacking := {"updates", "last_update"} - state.keys():
             raise ValueError(f"state of a scheduler must have {min(lacking)!r}, got {sorted(state)}")
         self.updates = dict(state["updates"])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, ClassVar, Self
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 FORMAT, VERSION = "nested_learning.state", 1  # of files
+DEFINING = ("nested_learning.models.lm", "nested_learning.models.pretrained")
+"""Modules whose import defines every state of the package; imported when a file holds an unknown one."""
 TensorFn = Callable[[Tensor], Tensor]
 
 
@@ -77,6 +80,9 @@ def _pack(value: Any) -> Any:
 def _unpack(value: Any) -> Any:
     if isinstance(value, dict):
         kind, values = value["state"], value["fields"]
+        if kind not in State.kinds:
+            for module in DEFINING:
+                import_module(module)
         if kind not in State.kinds:
             raise ValueError(f"holds a {kind}, which nothing that is imported defines")
         fields = dataclasses.fields(State.kinds[kind])

@@ -7,9 +7,10 @@ import torch
 from tiny_adapt import FAST, PLAIN, text, tiny
 from torch import Tensor
 
-from nested_learning.adapt import AdaptConfig, fast_paths, memorize, online_loss, restart, score
+from nested_learning.adapt import AdaptConfig, fast_paths, memorize, restart, score
 from nested_learning.adapt.learn import REACH, STEP
 from nested_learning.levels import LevelSpec
+from nested_learning.train.online import online_loss
 
 RATES = (1e-3, 1.0, 30.0, 1e3, 1e30)
 MIXERS = [("attention", "cms"), ("self_mod", "all"), ("titans", "titan"), ("linear", "titan")]

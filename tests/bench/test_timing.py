@@ -3,7 +3,7 @@
 import pytest
 
 from nested_learning.bench.flops import Work
-from nested_learning.bench.machine import Floor, Rates, floor_seconds
+from nested_learning.bench.machine import Floor, MachineRates, floor_seconds
 from nested_learning.bench.timing import Spread, interleave, relative_speed
 
 
@@ -32,7 +32,7 @@ def test_speed_is_compared_within_rounds():
 
 
 def test_floors_from_known_rates():
-    rates = Rates(large=100.0, batched=10.0, copy=1000.0, itemsize=2)
+    rates = MachineRates(large=100.0, batched=10.0, copy=1000.0, itemsize=2)
     work = [Work("dense", 500.0, 50.0), Work("memory", 200.0, 25.0, batched=True)]
     assert floor_seconds(work, rates) == Floor(large=7.0, mixed=25.0, copy=0.2)
     assert floor_seconds(work, rates, factor=3) == Floor(large=21.0, mixed=75.0, copy=pytest.approx(0.6))

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hydra.errors import HydraException
 
-from nested_learning.config import RunConfig, load_config, run_config
+from nested_learning.config import load_config
 from nested_learning.models.lm import HopeLM
+from nested_learning.train.config import RunConfig, run_config
 
 ROOT = Path(__file__).parents[2] / "configs"
 ENTRIES = ["pilot_smoke", "mid_smoke", "pilot", "mid", "target"]

@@ -8,10 +8,11 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from nested_learning.config import RunConfig, load_config, run_config
+from nested_learning.config import load_config
 from nested_learning.data.config import SourceConfig
 from nested_learning.levels import LevelSpec
 from nested_learning.models.config import HopeConfig, MemoryConfig
+from nested_learning.train.config import RunConfig, run_config
 
 ANY_SIGN = ("alpha_bias", "eta_bias", "slow_weight")  # numbers that may be negative
 NO_TEXT = [3, [], {}, True]

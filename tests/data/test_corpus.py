@@ -9,7 +9,13 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
-from nested_learning.data import ByteTokenizer, TokenizerSpec, bundled_files, prepare_corpus
+from nested_learning.data import (
+    ByteTokenizer,
+    TokenizerConfig,
+    bundled_files,
+    prepare_corpus,
+    train_tokenizer,
+)
 from nested_learning.data.corpus import (
     DOCUMENT_SEPARATOR,
     default_cache_dir,
@@ -18,7 +24,7 @@ from nested_learning.data.corpus import (
     unigram_entropy,
 )
 
-BYTE = TokenizerSpec(kind="byte")
+BYTE = TokenizerConfig(kind="byte", vocab_size=257)
 
 
 @pytest.fixture
@@ -92,7 +98,7 @@ def test_statistics_of_a_corpus(tmp_path):
 def test_tokenizer_is_trained_on_the_training_part_only(tmp_path):
     path = tmp_path / "t.txt"
     path.write_text("seen words here " * 50 + "qqqq " * 160)
-    spec = TokenizerSpec(kind="bpe", vocab_size=275)
+    spec = TokenizerConfig(kind="bpe", vocab_size=275)
     seen = prepare_corpus([path], spec, tmp_path, valid_fraction=0.6).tokenizer
     everything = prepare_corpus([path], spec, tmp_path, valid_fraction=0.1).tokenizer
     assert len(everything.encode("qqqq")) < 4
@@ -100,9 +106,11 @@ def test_tokenizer_is_trained_on_the_training_part_only(tmp_path):
 
 
 def test_second_call_reads_the_cache(files, tmp_path, monkeypatch):
-    spec = TokenizerSpec(kind="bpe", vocab_size=300)
+    spec = TokenizerConfig(kind="bpe", vocab_size=300)
     first = prepare_corpus(files, spec, tmp_path / "cache")
-    monkeypatch.setattr(TokenizerSpec, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "nested_learning.data.corpus.train_tokenizer", lambda *_: pytest.fail("trained again")
+    )
     second = prepare_corpus(files, spec, tmp_path / "cache")
     assert np.array_equal(first.train, second.train) and np.array_equal(first.valid, second.valid)
     assert first.tokenizer.fingerprint == second.tokenizer.fingerprint
@@ -116,7 +124,7 @@ def test_cache_key_follows_content_tokenizer_and_fraction(files, tmp_path):
         prepare_corpus(files, BYTE, cache).provenance["key"],
         prepare_corpus(files[::-1], BYTE, cache).provenance["key"],
         prepare_corpus(files, BYTE, cache, valid_fraction=0.1).provenance["key"],
-        prepare_corpus(files, TokenizerSpec(vocab_size=300), cache).provenance["key"],
+        prepare_corpus(files, TokenizerConfig(vocab_size=300), cache).provenance["key"],
     ]
     files[0].write_text(files[0].read_text() + "more words here at the end\n")
     keys.append(prepare_corpus(files, BYTE, cache).provenance["key"])
@@ -125,7 +133,7 @@ def test_cache_key_follows_content_tokenizer_and_fraction(files, tmp_path):
 
 
 def test_a_ready_tokenizer_is_used_as_it_is(files, tmp_path):
-    ready = TokenizerSpec(vocab_size=290).train([files[0].read_text()])
+    ready = train_tokenizer(TokenizerConfig(vocab_size=290), [files[0].read_text()])
     corpus = prepare_corpus(files, ready, tmp_path / "cache")
     assert corpus.tokenizer is ready
     assert corpus.provenance["tokenizer"] == ready.fingerprint
@@ -147,7 +155,7 @@ def test_large_vocabulary_takes_32_bits(files, tmp_path):
 
 
 def _key_and_sum(files, cache):
-    corpus = prepare_corpus(files, TokenizerSpec(vocab_size=300), cache)
+    corpus = prepare_corpus(files, TokenizerConfig(vocab_size=300), cache)
     return corpus.provenance["key"], int(corpus.train.sum())
 
 
@@ -161,16 +169,15 @@ def test_parallel_processes_agree(files, tmp_path):
 
 def test_losing_the_race_keeps_the_winner(files, tmp_path, monkeypatch):
     """Another process finishes between our look and our rename."""
-    cache = tmp_path / "cache"
-    train = TokenizerSpec.train
-    spec = TokenizerSpec(kind="byte")
+    cache, place = tmp_path / "cache", "nested_learning.data.corpus.train_tokenizer"
+    spec = TokenizerConfig(kind="byte", vocab_size=257)
 
-    def train_while_another_finishes(self, texts):
-        monkeypatch.setattr(TokenizerSpec, "train", train)
+    def train_while_another_finishes(config, texts):
+        monkeypatch.setattr(place, train_tokenizer)
         prepare_corpus(files, spec, cache)
-        return train(self, texts)
+        return train_tokenizer(config, texts)
 
-    monkeypatch.setattr(TokenizerSpec, "train", train_while_another_finishes)
+    monkeypatch.setattr(place, train_while_another_finishes)
     key = prepare_corpus(files, spec, cache).provenance["key"]
     assert [folder.name for folder in (cache / "corpora").iterdir()] == [key]
 

@@ -6,7 +6,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from nested_learning.data import ByteTokenizer, TokenizerSpec, prepare_corpus
+from nested_learning.data import ByteTokenizer, TokenizerConfig, prepare_corpus, train_tokenizer
 from nested_learning.data.corpus import FORMAT_VERSION, split_validation
 from nested_learning.data.tokenizer import encode_document
 
@@ -38,7 +38,7 @@ def delete(path):
 def test_a_damaged_cache_is_made_anew(tmp_path, capsys, name, damage):
     path = tmp_path / "a.txt"
     path.write_text(TEXT)
-    spec = TokenizerSpec(vocab_size=290)
+    spec = TokenizerConfig(vocab_size=290)
     first = prepare_corpus([path], spec, tmp_path / "cache")
     train = np.array(first.train)
     folder = tmp_path / "cache" / "corpora" / first.provenance["key"]
@@ -101,7 +101,7 @@ def test_words_stay_whole_and_separators_too(fraction):
 
 
 def test_a_long_document_is_encoded_in_segments(tmp_path):
-    tokenizer = TokenizerSpec(vocab_size=290).train([TEXT])
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=290), [TEXT])
     (tmp_path / "a.txt").write_text(TEXT * 20)
     corpus = prepare_corpus([tmp_path / "a.txt"], tokenizer, tmp_path / "cache")
     train, _ = split_validation(TEXT * 20, 0.05)
@@ -115,9 +115,11 @@ def test_windows_files_have_separators_too(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["abc\ud800d", "é\udfff"])
-@pytest.mark.parametrize("spec", [TokenizerSpec(kind="byte"), TokenizerSpec(vocab_size=290)])
+@pytest.mark.parametrize(
+    "spec", [TokenizerConfig(kind="byte", vocab_size=257), TokenizerConfig(vocab_size=290)]
+)
 def test_half_of_a_surrogate_pair_is_named(text, spec):
-    tokenizer = spec.train([TEXT])
+    tokenizer = train_tokenizer(spec, [TEXT])
     position = next(i for i, c in enumerate(text) if unicodedata.category(c) == "Cs")
     message = re.escape(
         f"text holds half of a surrogate pair, U+{ord(text[position]):04X}, at position {position}"
@@ -127,4 +129,4 @@ def test_half_of_a_surrogate_pair_is_named(text, spec):
             use(text)
         assert type(error.value) is ValueError
     with pytest.raises(ValueError, match=message):
-        TokenizerSpec(vocab_size=290).train([TEXT, text])
+        train_tokenizer(TokenizerConfig(vocab_size=290), [TEXT, text])

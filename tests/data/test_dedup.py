@@ -5,7 +5,7 @@ import pytest
 from texts import WORDS, document
 
 from nested_learning.data.config import DedupConfig
-from nested_learning.data.dedup import BandKeys, KeySet, document_digest, gram_hashes, words_of
+from nested_learning.data.pipeline.dedup import BandKeys, KeySet, document_digest, gram_hashes, words_of
 
 
 def grams(text):

@@ -8,14 +8,13 @@ import pytest
 from nested_learning.config import load_config
 from nested_learning.data import ByteTokenizer
 from nested_learning.data.config import SourceConfig
-from nested_learning.data.corpus import bundled_files, text_files
+from nested_learning.data.corpus import bundled_files, load_corpus, text_files
 from nested_learning.data.files import find_files
-from nested_learning.data.process import Job, process_mixture
-from nested_learning.data.sources import read_source, source_files
+from nested_learning.data.pipeline.process import ProcessingJob, process_mixture
+from nested_learning.data.pipeline.sources import read_source, source_files
 from nested_learning.eval.compare import result_files
 from nested_learning.eval.perplexity import read_documents
 from nested_learning.eval.segments import Segment
-from nested_learning.train.launch import load_corpus
 
 TEXT = (".txt", ".txt.gz")
 
@@ -154,7 +153,7 @@ def test_processing_says_what_it_takes(folder, tmp_path):
 
     lines = []
     mixture = MixtureConfig(sources=(SourceConfig(name="s", kind="text", path=str(folder)),), valid_share=0)
-    job = Job(
+    job = ProcessingJob(
         mixture=mixture, tokenizer=ByteTokenizer(), folder=tmp_path / "out", progress=False, log=lines.append
     )
     manifest = process_mixture(job)

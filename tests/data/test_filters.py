@@ -6,8 +6,8 @@ from texts import document
 from nested_learning.data import bundled_files
 from nested_learning.data.config import FilterConfig
 from nested_learning.data.corpus import split_documents
-from nested_learning.data.dedup import gram_hashes
-from nested_learning.data.filters import (
+from nested_learning.data.pipeline.dedup import gram_hashes
+from nested_learning.data.pipeline.filters import (
     boilerplate_share,
     duplicate_line_share,
     rejection,

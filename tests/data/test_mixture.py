@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from nested_learning.data import LoaderConfig, TokenLoader, TokenMixture, WorkerBatches, split_batch
 from nested_learning.data.config import Stage
 from nested_learning.data.loader import BUCKET_BATCHES, cut_rows
-from nested_learning.data.mixture import PATTERN, Line, Rows, interleave
+from nested_learning.data.mixture import PATTERN, Rows, RowSequence, interleave
 from nested_learning.data.packing import split_documents
 from nested_learning.data.padding import IGNORE
 from nested_learning.data.shards import ShardSet
@@ -101,7 +101,7 @@ def test_turns_follow_the_weights_in_every_stretch(weights):
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_each_set_is_used_once_per_its_epoch(shuffle):
     sets = [marked(mark, count) for mark, count in ((0, 50), (1, 7), (2, 23))]
-    line = Line(TokenMixture(sets, [2, 1, 1]), SEQ, True, seed=3, shuffle=shuffle)
+    line = RowSequence(TokenMixture(sets, [2, 1, 1]), SEQ, True, seed=3, shuffle=shuffle)
     taken = {0: [], 1: [], 2: []}
     for place in range(2 * PATTERN):
         row = line[place]
@@ -115,7 +115,7 @@ def test_each_set_is_used_once_per_its_epoch(shuffle):
 
 
 def test_sets_without_weights_are_one_epoch_together():
-    line = Line(TokenMixture([marked(0, 11), marked(1, 6)]), SEQ, True, seed=0, shuffle=True)
+    line = RowSequence(TokenMixture([marked(0, 11), marked(1, 6)]), SEQ, True, seed=0, shuffle=True)
     for epoch in range(3):
         seen = sorted(int(line[place][0]) for place in range(17 * epoch, 17 * (epoch + 1)))
         assert seen == [*range(11), *range(1000, 1006)]

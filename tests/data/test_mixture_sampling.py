@@ -7,9 +7,9 @@ from texts import documents
 
 from nested_learning.data import ByteTokenizer, train_sentencepiece
 from nested_learning.data.config import FilterConfig, MixtureConfig, SourceConfig
-from nested_learning.data.coverage import altered_texts, coverage, coverage_table
-from nested_learning.data.process import document_digest, split_of
-from nested_learning.data.sampling import sample_mixture
+from nested_learning.data.pipeline.coverage import altered_texts, coverage, coverage_table
+from nested_learning.data.pipeline.process import document_digest, split_of
+from nested_learning.data.pipeline.sampling import sample_mixture
 from nested_learning.data.tokenizer import SentencePieceTokenizer, encode_document, text_segments
 
 
@@ -50,7 +50,8 @@ def test_coverage_by_hand():
     assert (found.documents, found.bytes, found.tokens) == (2, 15, 15)
     assert found.fertility == 5 and found.bytes_per_token == 1 and found.byte_share == 1
     assert found.unknown == 0 and found.lossless and found.used == len(set("two wordsnave" + "xy")) / 257
-    assert "| x | 2 | 0.00 | 5.000 | 1.000 | 0.00000 | 1.0000 |" in coverage_table({"x": found})
+    row = coverage_table({"x": found}).splitlines()[2].replace(" ", "")
+    assert row.startswith("|x|2|0.00|5.000|1.000|0.00000|1.0000|")
     with pytest.raises(ValueError, match="nothing to measure"):
         coverage(ByteTokenizer(), [])
 

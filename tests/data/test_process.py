@@ -16,12 +16,12 @@ import pytest
 from texts import document, documents
 
 from nested_learning.data import ByteTokenizer, ShardFolder, open_corpus
-from nested_learning.data import process as process_module
 from nested_learning.data.config import DedupConfig, FilterConfig, MixtureConfig, SourceConfig
-from nested_learning.data.process import Job, process_mixture, split_of
-from nested_learning.data.sources import SourceError
-from nested_learning.data.store import DiskFullError, OtherSettingsError, ShardStore, clear_folder
-from nested_learning.data.validate import check_shards
+from nested_learning.data.pipeline import process as process_module
+from nested_learning.data.pipeline.process import ProcessingJob, process_mixture, split_of
+from nested_learning.data.pipeline.sources import SourceError
+from nested_learning.data.pipeline.store import DiskFullError, OtherSettingsError, ShardStore, clear_folder
+from nested_learning.data.pipeline.validate import check_shards
 
 EOS = ByteTokenizer.eos_id
 
@@ -57,7 +57,7 @@ def mixture(tmp_path):
 
 def job(mixture, folder, **options):
     settings = {"tokenizer": ByteTokenizer(), "progress": False, "log": quiet} | options
-    return Job(mixture=mixture, folder=Path(folder), **settings)
+    return ProcessingJob(mixture=mixture, folder=Path(folder), **settings)
 
 
 def content(folder):
@@ -399,7 +399,7 @@ def test_held_out_documents_never_meet_training(mixture, tmp_path):
     data[:16] = (tmp_path / "out" / "b" / "train.hashes").read_bytes()[:16]
     victim.write_bytes(data)
     assert any("another SHA-256" in problem for problem in check_shards(folder))
-    from nested_learning.data.validate import overlap
+    from nested_learning.data.pipeline.validate import overlap
 
     assert overlap(folder) == ["1 training documents of b are in the split valid"]
 

@@ -11,8 +11,8 @@ import pytest
 from nested_learning.data import ByteTokenizer, prepare_corpus
 from nested_learning.data import records as records_module
 from nested_learning.data.config import SourceConfig
+from nested_learning.data.pipeline.sources import Document, UnusableSourceError, read_source
 from nested_learning.data.records import format_of, lookup, read_json, read_records, read_text
-from nested_learning.data.sources import Document, UnusableSourceError, read_source
 from nested_learning.eval.haystack import essay_words
 from nested_learning.eval.intents import Example, read_examples
 from nested_learning.eval.perplexity import read_documents
@@ -235,7 +235,7 @@ def test_filters_and_copies_take_the_memory_of_their_text():
     import tracemalloc
 
     from nested_learning.data.config import FilterConfig
-    from nested_learning.data.filters import rejection
+    from nested_learning.data.pipeline.filters import rejection
 
     text = "".join(f"{i % 997:03d}\n" for i in range(40_000))
     rules = FilterConfig(

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from texts import documents
 
 from nested_learning.data.config import SourceConfig
-from nested_learning.data.sources import (
+from nested_learning.data.pipeline.sources import (
     Document,
     Place,
     Problem,
@@ -205,7 +205,7 @@ class Breaking:
 
 
 def test_an_interrupted_download_can_be_taken_up_again(monkeypatch):
-    monkeypatch.setattr("nested_learning.data.sources.open_hub", lambda source: Breaking())
+    monkeypatch.setattr("nested_learning.data.pipeline.sources.open_hub", lambda source: Breaking())
     got, hub = [], source("hub", "some/data")
     with pytest.raises(SourceError, match=r"broke off after record 2 \(ConnectionError: connection reset\)"):
         for item in read_source(hub):

@@ -9,10 +9,11 @@ import torch
 from nested_learning.data import (
     ByteTokenizer,
     SentencePieceTokenizer,
-    TokenizerSpec,
+    TokenizerConfig,
     bundled_files,
     load_tokenizer,
     train_sentencepiece,
+    train_tokenizer,
 )
 
 AWKWARD = "  two  spaces\n\n\n\ttab \r\n naïve 漢字 🐋 </s> <unk> <0x0A> \x00 end \n "
@@ -104,18 +105,24 @@ def test_vocabulary_the_text_does_not_fit_is_one_clear_error():
         train_sentencepiece(text, 200)
 
 
-def test_spec_trains_what_it_names():
+def test_a_configuration_trains_what_it_names():
     texts = [sample(20_000)]
-    assert TokenizerSpec(kind="byte").train(texts).fingerprint == "byte"
-    spec = TokenizerSpec(kind="unigram", vocab_size=512)
-    assert spec.train(texts).fingerprint == trained("unigram").fingerprint
+    assert train_tokenizer(TokenizerConfig(kind="byte", vocab_size=257), texts).fingerprint == "byte"
+    spec = TokenizerConfig(kind="unigram", vocab_size=512)
+    assert train_tokenizer(spec, texts).fingerprint == trained("unigram").fingerprint
 
 
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: TokenizerSpec(kind="words"), "kind='words' is unknown; allowed: byte, bpe, unigram"),
-        (lambda: TokenizerSpec(kind="byte", vocab_size=300), "vocab_size=300 with kind='byte'"),
+        (
+            lambda: TokenizerConfig(kind="words"),
+            "data.tokenizer.kind must be one of bpe, unigram, byte, got 'words'",
+        ),
+        (
+            lambda: TokenizerConfig(kind="byte", vocab_size=300),
+            "vocab_size must be 257 for data.tokenizer.kind = byte, got 300",
+        ),
         (lambda: train_sentencepiece(["a"], 300, "char"), "model_type='char' is unknown"),
         (lambda: train_sentencepiece(["\n \n"], 300), "no text to train"),
         (lambda: load_tokenizer({"kind": "words"}), "kind='words'; allowed: byte, sentencepiece"),

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nested_learning.commands.data.measure import write_text
 from nested_learning.data import ByteTokenizer, MixtureConfig, SourceConfig
 from nested_learning.data.config import FilterConfig
-from nested_learning.data.measure import write_text
-from nested_learning.data.process import Job, process_mixture
-from nested_learning.data.sampling import sample_mixture
-from nested_learning.data.sources import Problem, UnusableSourceError, read_source
-from nested_learning.data.validate import check_mixture, check_source
+from nested_learning.data.pipeline.process import ProcessingJob, process_mixture
+from nested_learning.data.pipeline.sampling import sample_mixture
+from nested_learning.data.pipeline.sources import Problem, UnusableSourceError, read_source
+from nested_learning.data.pipeline.validate import check_mixture, check_source
 
 ROOT = Path(__file__).parents[2]
 GOOD = [f"document number {i} with some words of its own: {i * i}" for i in range(40)]
@@ -43,7 +43,7 @@ def good(tmp_path):
 
 def process(tmp_path, *sources):
     mixture = MixtureConfig(sources=sources, valid_share=0)
-    job = Job(
+    job = ProcessingJob(
         mixture=mixture,
         tokenizer=ByteTokenizer(),
         folder=tmp_path / "out",

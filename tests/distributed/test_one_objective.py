@@ -69,9 +69,10 @@ def logits_of(strategy, other_rows):
     """Logits of this rank's row, when the row of rank 1 is as usual or another one; then the state's sums."""
     from functools import partial
 
-    from nested_learning.config import load_config, set_seed
+    from nested_learning.config import load_config
     from nested_learning.models.lm import HopeLM
     from nested_learning.optim import build_optimizer
+    from nested_learning.runtime import set_seed
     from nested_learning.train.strategy import build_strategy
 
     levels = "model.levels=[{name: fast, chunk_size: 4},{name: mlp}]"
@@ -113,10 +114,11 @@ def collectives(strategy, accumulation):
     import numpy as np
     from torch.profiler import ProfilerActivity, profile
 
-    from nested_learning.config import load_config, set_seed
+    from nested_learning.config import load_config
     from nested_learning.data.corpus import Corpus
     from nested_learning.data.tokenizer import ByteTokenizer
     from nested_learning.models.lm import HopeLM
+    from nested_learning.runtime import set_seed
     from nested_learning.train.strategy import build_strategy
     from nested_learning.train.trainer import Trainer
 

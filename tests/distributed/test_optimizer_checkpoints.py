@@ -14,7 +14,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from nested_learning.config import OptimConfig
 from nested_learning.optim import (
     M3,
     DeepMomentum,
@@ -26,7 +25,7 @@ from nested_learning.optim import (
     build_optimizer,
     setup_optimizers,
 )
-from nested_learning.optim.config import M3Config
+from nested_learning.optim.config import M3Config, OptimConfig
 
 STEPS = 9
 STOPS = (1, 2, 3, 4, 6)  # inside and at the ends of M3's block, and of the slow level's window

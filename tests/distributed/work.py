@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nested_learning.config import RunConfig, load_config
+from nested_learning.config import load_config
 from nested_learning.data.config import DedupConfig, MixtureConfig, SourceConfig
-from nested_learning.data.process import Job, process_mixture
+from nested_learning.data.pipeline.process import ProcessingJob, process_mixture
 from nested_learning.data.tokenizer import ByteTokenizer
+from nested_learning.train.config import RunConfig
 from nested_learning.train.launch import launch
 from nested_learning.train.metrics import read_metrics
 
@@ -59,7 +60,9 @@ def write_shards(folder: Path) -> Path:
         dedup=DedupConfig(near=False),
         valid_share=0.1,
     )
-    quiet = Job(mixture=mixture, tokenizer=ByteTokenizer(), folder=folder, progress=False, log=lambda _: None)
+    quiet = ProcessingJob(
+        mixture=mixture, tokenizer=ByteTokenizer(), folder=folder, progress=False, log=lambda _: None
+    )
     process_mixture(quiet)
     return folder
 

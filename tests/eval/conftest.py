@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nested_learning.config import run_config
 from nested_learning.eval.loading import Loaded, load
 from nested_learning.train.checkpoint import export_checkpoint
+from nested_learning.train.config import run_config
 from nested_learning.train.launch import launch
 
 TEXT = "The quick brown fox jumps over the lazy dog. How many dogs are there? One dog sleeps all day.\n"

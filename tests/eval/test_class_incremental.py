@@ -12,7 +12,6 @@ import torch
 
 from nested_learning import HopeConfig, HopeLM
 from nested_learning.adapt import AdaptConfig, checksum
-from nested_learning.config import OptimConfig
 from nested_learning.eval.class_incremental import (
     Course,
     Protocol,
@@ -33,6 +32,7 @@ from nested_learning.eval.learners import (
 )
 from nested_learning.eval.memorize import Memorize
 from nested_learning.eval.results import wilson
+from nested_learning.optim.config import OptimConfig
 from nested_learning.train.elastic import anchor, elastic_penalty, penalty_of
 
 TOPICS = {

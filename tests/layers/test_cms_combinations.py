@@ -9,13 +9,13 @@ import pytest
 import torch
 from naive_cms import naive_cms
 
-from nested_learning import audit
-from nested_learning.config import RunConfig, TrainConfig
 from nested_learning.layers.cms import CMS, FastLevelState
 from nested_learning.levels import VARIANTS, LevelSpec, calendar, reset_periods
 from nested_learning.models.config import HopeConfig, MemoryConfig
 from nested_learning.models.lm import HopeLM
-from nested_learning.plan import count_block, optimizer_numbers
+from nested_learning.train import audit
+from nested_learning.train.config import RunConfig, TrainConfig
+from nested_learning.train.plan import count_block, optimizer_numbers
 
 DIM, TOKENS, SEQ_LEN = 4, 9, 16
 LIVELY = MemoryConfig(eta_max=1.0, eta_bias=0.0, alpha_bias=1.0)
@@ -103,7 +103,7 @@ def test_every_mix_of_a_model_does_what_it_plans(variant: str, levels: tuple[Lev
         cms_variant=variant, seq_len=SEQ_LEN,
     )  # fmt: skip
     result = audit.audit(RunConfig(model=model, train=TrainConfig(seq_len=SEQ_LEN, batch_size=1)))
-    assert result.ok, audit.describe(result)
+    assert result.ok, result.checks
     fast = sum(model.level_kind(spec) == "fast" for layer in (0, 1) for spec in model.levels_of(layer))
     slow = sum(model.level_kind(spec) == "slow" for spec in levels)
     assert len(result.checks) == fast + slow

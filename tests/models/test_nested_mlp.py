@@ -86,7 +86,7 @@ def loop(model, optimizers, steps):
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
 def test_the_loop_changes_every_level_at_its_steps_and_equals_the_wrapped_optimizer(kind):
     model, other = make(), make()
-    optimizers = setup_optimizers(model=model, chunk_sizes=SIZES, base_lr=1e-2, optimizer_type=kind)
+    optimizers = setup_optimizers(model=model, periods=SIZES, base_lr=1e-2, optimizer_type=kind)
     changed, scheduler = loop(model, optimizers, 12)
     assert changed == scheduler.calendar(12)
     makers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -100,7 +100,7 @@ def test_the_loop_changes_every_level_at_its_steps_and_equals_the_wrapped_optimi
     assert_same(list(model.parameters()), list(other.parameters()), length=12 * 5 * 10)
 
 
-def test_learning_rates_are_scaled_by_chunk_size():
+def test_learning_rates_are_scaled_by_period():
     optimizers = setup_optimizers(make(), SIZES, base_lr=0.6, optimizer_type="sgd")
     assert [o.param_groups[0]["lr"] for o in optimizers.values()] == pytest.approx([0.6, 0.2, 0.15])
 
@@ -177,7 +177,7 @@ def with_head():
         (lambda: setup_optimizers(make(), SIZES, base_lr=0), "base_lr must be positive, got 0"),
         (
             lambda: setup_optimizers(make(), {"level1_fast": 1}),
-            "chunk_sizes must name the levels ['level1_fast',",
+            "periods must name the levels ['level1_fast',",
         ),
         (
             lambda: setup_optimizers(make(), {**SIZES, "level3_slow": 0}),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import io
+import pydoc
 
 import pytest
 import torch
@@ -197,3 +200,17 @@ def test_a_scheduler_drives_it(name):
     scheduler.step()
     for a, b in zip(model.parameters(), before, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "kind", [M3, DeltaGradientDescent, GeneralizedGradientDescent, DeltaMomentum, DeepMomentum]
+)
+def test_help_shows_every_option_with_its_default(kind):
+    shown = inspect.signature(kind).parameters
+    help_text = pydoc.render_doc(kind, renderer=pydoc.plaintext)
+    assert {"lr", "weight_decay"} < shown.keys() and "options" not in shown
+    for option in dataclasses.fields(kind.rule):
+        assert shown[option.name].default == option.default
+        assert f"{option.name}: '{option.type}' = {option.default!r}" in help_text
+    with pytest.raises(TypeError, match="beta4"):
+        kind(nn.Linear(2, 2) if "model" in shown else [nn.Parameter(torch.zeros(2, 2))], beta4=1)

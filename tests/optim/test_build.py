@@ -11,11 +11,12 @@ from tolerances import assert_same
 from torch import nn
 from torch.nn import functional as F
 
-from nested_learning.config import OptimConfig, load_config
+from nested_learning.config import load_config
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim import M3, Combined, build_optimizer, group_names
 from nested_learning.optim.build import MATRIX_OPTIMIZERS
+from nested_learning.optim.config import OptimConfig
 
 RULES = list(MATRIX_OPTIMIZERS)
 CLASSES = {

@@ -9,9 +9,9 @@ from tolerances import assert_same
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from nested_learning.config import OptimConfig
 from nested_learning.optim import LearnedRates, MultiFrequencyOptimizer, build_optimizer
 from nested_learning.optim.combined import Combined
+from nested_learning.optim.config import OptimConfig
 
 SIZES = {"medium": 3, "slow": 5}
 MAKERS = {
@@ -125,8 +125,8 @@ def test_a_level_and_its_moments_stay_untouched_between_its_updates(maker):
                 changed[name].append(step)
     assert changed == {"fast": list(range(1, 13)), "medium": [3, 6, 9, 12], "slow": [5, 10]}
     assert optimizer.statistics() == {
-        "medium": {"chunk_size": 3, "updates": 4, "last_update": 12},
-        "slow": {"chunk_size": 5, "updates": 2, "last_update": 10},
+        "medium": {"period": 3, "updates": 4, "last_update": 12},
+        "slow": {"period": 5, "updates": 2, "last_update": 10},
     }
 
 
@@ -285,7 +285,7 @@ def test_an_update_that_is_not_finite_is_skipped_by_a_fused_optimizer():
     "sizes, levels, message",
     [
         ({"slow": 2}, {"medium": []}, r"must have the same names, got \['slow'\] and \['medium'\]"),
-        ({"slow": 0}, {"slow": []}, r"chunk_sizes\['slow'\] must be an integer of at least 1, got 0"),
+        ({"slow": 0}, {"slow": []}, r"periods\['slow'\] must be an integer of at least 1, got 0"),
         (
             {"slow": 2},
             {"slow": [nn.Parameter(torch.ones(1))]},

@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from nested_learning.config import OptimConfig, load_config
+from nested_learning.config import load_config
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim import build_optimizer, group_names, param_groups
+from nested_learning.optim.config import OptimConfig
 
 
 class Memory(nn.Module):

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from nested_learning.config import OptimConfig
 from nested_learning.optim import constant, cosine, lr_at
+from nested_learning.optim.config import OptimConfig
 
 
 def test_warm_up_reaches_one_at_its_last_step():

@@ -11,7 +11,6 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 
-from nested_learning.config import OptimConfig
 from nested_learning.optim import (
     DeepMomentum,
     DeltaGradientDescent,
@@ -19,7 +18,7 @@ from nested_learning.optim import (
     GeneralizedGradientDescent,
     build_optimizer,
 )
-from nested_learning.optim.config import M3Config
+from nested_learning.optim.config import M3Config, OptimConfig
 
 CONFIGS = {
     "m3": OptimConfig(name="m3", lr=0.01, m3=M3Config(slow_every=3, ns_dtype="float32")),

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from nested_learning.config import OptimConfig
 from nested_learning.optim import (
     M3,
     DeepMomentum,
@@ -18,7 +17,7 @@ from nested_learning.optim import (
     MultiFrequencyOptimizer,
     build_optimizer,
 )
-from nested_learning.optim.config import M3Config
+from nested_learning.optim.config import M3Config, OptimConfig
 
 LR = 0.05
 

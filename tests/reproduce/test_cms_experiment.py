@@ -6,14 +6,15 @@ import re
 
 import pytest
 
-from nested_learning.cli import build_parser, main
+from nested_learning.commands.nl import main
+from nested_learning.commands.reproduce import parser
 from nested_learning.models.bill import count_parameters
 from nested_learning.models.lm import HopeLM
 from nested_learning.reproduce import cms
 
 
 def plan_of(line: str):
-    options = build_parser().parse_args(["reproduce", "cms", *line.split(" | ")])
+    options = parser().parse_args(["cms", *line.split(" | ")])
     return options, options.experiment.prepare(options)
 
 

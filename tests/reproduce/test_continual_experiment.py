@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from nested_learning.cli import build_parser
+from nested_learning.commands.reproduce import parser
 from nested_learning.data.loader import TokenLoader
 from nested_learning.models.config import HopeConfig
 from nested_learning.reproduce import continual
@@ -31,7 +31,7 @@ TINY = ContinualRun(
 
 
 def options(line: str = "") -> Any:
-    return build_parser().parse_args(["reproduce", "continual", *line.split()])
+    return parser().parse_args(["continual", *line.split()])
 
 
 def test_the_cipher_exchanges_letters_and_keeps_everything_else() -> None:

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from nested_learning.cli import build_parser
+from nested_learning.commands.reproduce import parser
 from nested_learning.models.config import HopeConfig, MemoryConfig
 from nested_learning.reproduce import EXPERIMENTS, chunk_size, defaults, experiment, recall, stability
 from nested_learning.reproduce.defaults import with_setting
-from nested_learning.reproduce.report import markdown_table, mean, show
 from nested_learning.reproduce.tasks import RecallRun, TextRun
 
 
 def options_of(line: str) -> argparse.Namespace:
-    return build_parser().parse_args(["reproduce", *line.split()])
+    return parser().parse_args(line.split())
 
 
 def plan_of(line: str) -> experiment.Plan:
@@ -158,15 +157,6 @@ def test_running_writes_numbers_that_match_the_runs_and_resumes(tmp_path: Path, 
     options.experiment.run(options, plan)
     assert (tmp_path / "runs.jsonl").read_text() == first  # nothing ran again
     assert report.markdown() in capsys.readouterr().out
-
-
-def test_markdown_table_and_numbers() -> None:
-    table = markdown_table(["name", "x"], [["a", "1"], ["long name", "10"]])
-    assert table == ("| name      |   x |\n| --------- | --: |\n| a         |   1 |\n| long name |  10 |\n")
-    with pytest.raises(ValueError, match="a row has 1 cells, the header has 2"):
-        markdown_table(["a", "b"], [["1"]])
-    assert mean([1.0, None]) is None and mean([1.0, 2.0]) == 1.5
-    assert show(None) == "not finite" and show(0.12345, 3) == "0.123"
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nested_learning.adapt import AdaptConfig
-from nested_learning.cli import build_parser
+from nested_learning.commands.reproduce import parser
 from nested_learning.reproduce import memorize
 from nested_learning.reproduce.memorize import MODEL, MemorizeRun, ModelRun, best, change
 
@@ -57,7 +57,7 @@ def test_a_given_model_is_used_and_known_by_its_time(tmp_path: Path) -> None:
 
 
 def options(line: str) -> Any:
-    return build_parser().parse_args(["reproduce", "memorize", *line.split()])
+    return parser().parse_args(["memorize", *line.split()])
 
 
 def test_chosen_settings_are_measured_on_the_other_half() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from nested_learning.cli import build_parser
+from nested_learning.commands.reproduce import parser
 from nested_learning.data.synthetic.needle import ANSWER, WORDS, decode_words, encode_words
 from nested_learning.eval.results import wilson
 from nested_learning.models.config import HopeConfig
@@ -18,7 +18,7 @@ from nested_learning.reproduce import needle
 
 
 def options(line: str = "") -> Any:
-    return build_parser().parse_args(["reproduce", "needle", *line.split()])
+    return parser().parse_args(["needle", *line.split()])
 
 
 def test_rows_are_the_models_asked_for() -> None:

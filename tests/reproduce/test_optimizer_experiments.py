@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from nested_learning.cli import build_parser
-from nested_learning.config import OptimConfig
+from nested_learning.commands.reproduce import parser
 from nested_learning.optim import DeltaMomentum, group_names
+from nested_learning.optim.config import OptimConfig
 from nested_learning.reproduce import fig4, optimizers, orthogonal
 from nested_learning.reproduce.digits import DigitsRun, TinyViT, digits, to_patches
 from nested_learning.reproduce.fig4 import METHODS, REFERENCE, START, ValleyRun, valley
@@ -26,7 +26,7 @@ def ticks():
 
 
 def options_of(line: str):
-    return build_parser().parse_args(["reproduce", *line.split()])
+    return parser().parse_args(line.split())
 
 
 def outcome_of(options, make):

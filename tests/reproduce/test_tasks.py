@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nested_learning.config import DataConfig, OptimConfig, TokenizerConfig
+from nested_learning.data.config import DataConfig, TokenizerConfig
 from nested_learning.data.corpus import prepare_corpus
 from nested_learning.data.synthetic.recall import recall_batch
-from nested_learning.data.tokenizer import TokenizerSpec
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
+from nested_learning.optim.config import OptimConfig
 from nested_learning.reproduce.tasks import RecallRun, TextRun, pilot_run, recall_accuracy
 
 TINY = HopeConfig(vocab_size=16, dim=8, num_layers=1, num_heads=2, chunk_size=4, mixer="attention")
@@ -106,7 +106,7 @@ def test_text_result_is_the_loss_on_the_whole_validation_part(tmp_path: Path) ->
     run = TextRun(model=model, optim=OptimConfig(lr=1e-9), data=data, seq_len=8, batch_size=2, steps=1)
     result = run.run(lambda steps: None)
 
-    corpus = prepare_corpus([text], TokenizerSpec(kind="byte"), tmp_path / "cache", 0.05)
+    corpus = prepare_corpus([text], TokenizerConfig(kind="byte", vocab_size=257), tmp_path / "cache", 0.05)
     torch.manual_seed(0)
     logits = HopeLM(model)  # one step at this rate changes nothing that float32 can see in a loss
     losses = []

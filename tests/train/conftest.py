@@ -12,10 +12,10 @@ import torch
 from tiny import TinyModel, tiny_config
 from torch import nn
 
-from nested_learning.config import set_seed
 from nested_learning.data.corpus import Corpus
 from nested_learning.data.tokenizer import ByteTokenizer
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.runtime import set_seed
+from nested_learning.train.strategy import OneProcess
 from nested_learning.train.trainer import Trainer
 
 
@@ -52,6 +52,6 @@ def make_trainer(tmp_path: Path, corpus: Corpus) -> Callable[..., Trainer]:
         config = tiny_config(tmp_path, name, **train)
         config.run_dir.mkdir(parents=True, exist_ok=True)
         set_seed(config.seed)
-        return Trainer(config, model or TinyModel(), corpus, SingleStrategy(), resume)
+        return Trainer(config, model or TinyModel(), corpus, OneProcess(), resume)
 
     return make

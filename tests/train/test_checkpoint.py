@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.optim import AdamW
 
-from nested_learning import cli
-from nested_learning.config import run_config
+from nested_learning.commands import nl
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.models.lm import HopeLM
+from nested_learning.runtime import random_state, set_random_state
 from nested_learning.train.checkpoint import (
     CheckpointError,
     CheckpointStore,
@@ -22,7 +22,7 @@ from nested_learning.train.checkpoint import (
 )
 from nested_learning.train.checkpoint.manifest import write_manifest
 from nested_learning.train.checkpoint.tensors import pack, write_tensors
-from nested_learning.train.random_state import random_state, set_random_state
+from nested_learning.train.config import run_config
 
 
 @pytest.fixture
@@ -108,21 +108,21 @@ def damage(folder, kind):
 )
 def test_damage_is_found_and_named(saved, make_trainer, capsys, kind, named):
     assert verify(saved.store.latest()) == []
-    assert cli.main(["verify-checkpoint", str(saved.config.run_dir)]) == 0
+    assert nl.main(["verify-checkpoint", str(saved.config.run_dir)]) == 0
     damage(saved.store.latest(), kind)
     with pytest.raises(CheckpointError, match=f"corrupt: {named}"):
         read_checkpoint(saved.store.latest())
     with pytest.raises(CheckpointError, match=f"corrupt: {named}"):
         make_trainer(resume=saved.store.latest())
     capsys.readouterr()
-    assert cli.main(["verify-checkpoint", str(saved.config.run_dir)]) == 1
+    assert nl.main(["verify-checkpoint", str(saved.config.run_dir)]) == 1
     assert named.split(" ")[0] in capsys.readouterr().out
 
 
 def test_no_checkpoint(tmp_path, capsys):
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         read_checkpoint(tmp_path)
-    assert cli.main(["verify-checkpoint", str(tmp_path)]) == 2
+    assert nl.main(["verify-checkpoint", str(tmp_path)]) == 2
     assert "no checkpoint at" in capsys.readouterr().err
 
 
@@ -140,14 +140,14 @@ def test_another_format_version(saved):
 
 def test_export_is_one_file_that_says_what_it_is(tmp_path, capsys):
     model, config = hope_checkpoint(tmp_path / "a")
-    assert cli.main(["export", str(tmp_path / "a"), "--output", str(tmp_path / "b.safetensors")]) == 0
+    assert nl.main(["export", str(tmp_path / "a"), "--output", str(tmp_path / "b.safetensors")]) == 0
     loaded, tokenizer, loaded_config = load_checkpoint(tmp_path / "b.safetensors")
     assert loaded_config == config and tokenizer.fingerprint == "byte"
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     from safetensors.torch import load_file
 
     assert load_file(tmp_path / "b.safetensors").keys() == model.state_dict().keys()
-    assert cli.main(["export", str(tmp_path / "a"), "--output", str(tmp_path / "b.bin")]) == 2
+    assert nl.main(["export", str(tmp_path / "a"), "--output", str(tmp_path / "b.bin")]) == 2
     assert "must end in .safetensors" in capsys.readouterr().err
 
 

@@ -13,20 +13,21 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
-from nested_learning import cli
-from nested_learning.config import run_config, set_seed
+from nested_learning.commands import nl
 from nested_learning.data.corpus import Corpus
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.models.lm import HopeLM
+from nested_learning.runtime import set_seed
 from nested_learning.train.checkpoint import (
     CheckpointError,
     CheckpointStore,
     load_checkpoint,
     read_checkpoint,
 )
-from nested_learning.train.checkpoint.checkpointer import _restore_random_state
 from nested_learning.train.checkpoint.manifest import write_manifest
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.checkpointer import _restore_random_state
+from nested_learning.train.config import run_config
+from nested_learning.train.strategy import OneProcess
 from nested_learning.train.trainer import Trainer
 
 FILES = ("run.pt", ".metadata", "random_00000.pt", "__0_0.distcp", "manifest.json")
@@ -55,7 +56,7 @@ def trainer_in(folder, resume=None, text=b"the quick brown fox jumps over the la
     )
     config.run_dir.mkdir(parents=True, exist_ok=True)
     set_seed(config.seed)
-    return Trainer(config, HopeLM(config.model), corpus, SingleStrategy(), resume)
+    return Trainer(config, HopeLM(config.model), corpus, OneProcess(), resume)
 
 
 @pytest.fixture(scope="module")
@@ -410,7 +411,7 @@ def test_a_file_of_others_is_named_and_left_alone(checkpoint, capfd, tmp_path, n
     assert errors_of(checkpoint) == []
     assert not (tmp_path / "ran").exists()
     assert f"in checkpoint {checkpoint}, not of it and left alone: {name}" in capfd.readouterr().err
-    assert cli.main(["verify-checkpoint", str(checkpoint)]) == 0
+    assert nl.main(["verify-checkpoint", str(checkpoint)]) == 0
     assert f"{name} is not of this checkpoint" in capfd.readouterr().out
     (checkpoint.parent / name).write_bytes(b"?")
     (checkpoint.parent / "step_notes.txt").write_text("?")
@@ -422,7 +423,7 @@ def test_a_part_of_a_checkpoint_is_not_taken_for_one(checkpoint, capsys, name):
     folder = checkpoint.parent if name == "index.json" else checkpoint
     with pytest.raises(CheckpointError, match=f"{name} is a part of .*; give its folder, {folder}$"):
         load_checkpoint(folder / name)
-    assert cli.main(["export", str(folder / name)]) == 2
+    assert nl.main(["export", str(folder / name)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -12,9 +12,10 @@ from torch import nn
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.optim import SGD
 
-from nested_learning import cli
+from nested_learning.commands import nl
+from nested_learning.data.config import TokenizerConfig
 from nested_learning.data.corpus import prepare_corpus
-from nested_learning.data.tokenizer import ByteTokenizer, TokenizerSpec
+from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.train.checkpoint import (
     CheckpointError,
     CheckpointStore,
@@ -26,7 +27,7 @@ from nested_learning.train.checkpoint import (
 from nested_learning.train.checkpoint.manifest import write_manifest
 from nested_learning.train.checkpoint.tensors import pack, write_tensors
 from nested_learning.train.launch import begin, find_resume
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.strategy import OneProcess
 from nested_learning.train.trainer import Trainer
 
 
@@ -92,7 +93,7 @@ def test_going_on_takes_the_newest_whole_one_and_says_so(saved, capsys, damage, 
 @pytest.mark.parametrize("damage, said", DAMAGE)
 def test_a_damaged_one_that_was_asked_for_is_refused_and_a_whole_one_named(saved, make_trainer, damage, said):
     damage(step(saved, 4))
-    advice = f"; train.resume={step(saved, 3)} goes on from the newest whole one$"
+    advice = f"; train.resume={step(saved, 3)} resumes from the newest whole one$"
     with pytest.raises(CheckpointError, match=f"{said}.*{advice}"):
         make_trainer(resume=step(saved, 4))
 
@@ -126,7 +127,7 @@ def test_reading_a_damaged_one_names_a_whole_one(saved, capsys):
     whole = f"the newest whole one is {step(saved, 3)}"
     with pytest.raises(CheckpointError, match=f"{whole}$"):
         read_checkpoint(saved.config.run_dir)
-    assert cli.main(["verify-checkpoint", str(saved.config.run_dir)]) == 1
+    assert nl.main(["verify-checkpoint", str(saved.config.run_dir)]) == 1
     assert whole in capsys.readouterr().out
 
 
@@ -138,14 +139,14 @@ def test_another_text_of_the_same_length_is_refused(saved, corpus):
             saved.config,
             type(saved.model)(),
             replace(corpus, train=other),
-            SingleStrategy(),
+            OneProcess(),
             saved.store.latest(),
         )
     run = torch.load(step(saved, 4) / "run.pt", weights_only=True)
     del run["text"]  # an earlier release
     torch.save(run, step(saved, 4) / "run.pt")
     write_manifest(step(saved, 4))
-    Trainer(saved.config, type(saved.model)(), corpus, SingleStrategy(), saved.store.latest())
+    Trainer(saved.config, type(saved.model)(), corpus, OneProcess(), saved.store.latest())
 
 
 def test_the_fingerprint_of_text_files_is_of_what_they_hold(tmp_path):
@@ -155,7 +156,7 @@ def test_the_fingerprint_of_text_files_is_of_what_they_hold(tmp_path):
 
     text = "one two three four five six\n" * 50
     first = fingerprint("a.txt", text, ByteTokenizer())
-    assert fingerprint("b.txt", text, TokenizerSpec(kind="byte")) == first
+    assert fingerprint("b.txt", text, TokenizerConfig(kind="byte", vocab_size=257)) == first
     assert fingerprint("a.txt", text.replace("five", "nine", 1), ByteTokenizer()) != first
 
 

@@ -15,7 +15,7 @@ from nested_learning.config import load_config
 from nested_learning.data.config import DedupConfig, MixtureConfig, SourceConfig
 from nested_learning.data.corpus import prepare_corpus
 from nested_learning.data.loader import sequential_batches
-from nested_learning.data.process import Job, process_mixture
+from nested_learning.data.pipeline.process import ProcessingJob, process_mixture
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint import (
@@ -149,7 +149,9 @@ def test_shards_of_another_tokenizer_are_refused(old, tmp_path):
     mixture = MixtureConfig(sources=(source,), dedup=DedupConfig(near=False), valid_share=0.2)
     shards = tmp_path / "shards"
     process_mixture(
-        Job(mixture=mixture, tokenizer=ByteTokenizer(), folder=shards, progress=False, log=lambda _: None)
+        ProcessingJob(
+            mixture=mixture, tokenizer=ByteTokenizer(), folder=shards, progress=False, log=lambda _: None
+        )
     )
     with pytest.raises(ValueError, match=r"data.shards = .* were made with another tokenizer"):
         launch(new(tmp_path, old, **{"data.shards": shards}))

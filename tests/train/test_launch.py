@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from nested_learning.config import load_config
+from nested_learning.data.corpus import load_corpus
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint import load_checkpoint, read_checkpoint
-from nested_learning.train.launch import check_vocabulary, checkpoint_blocks, launch, load_corpus
+from nested_learning.train.launch import check_vocabulary, checkpoint_blocks, launch
 from nested_learning.train.metrics import read_metrics
 from nested_learning.train.objective import next_token_loss
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nested_learning.config import OptimConfig
 from nested_learning.levels import LevelSpec
 from nested_learning.models.config import MIXERS, HopeConfig, MemoryConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer
+from nested_learning.optim.config import OptimConfig
 from nested_learning.train.guard import UpdateGuard
 from nested_learning.train.objective import next_token_loss
 

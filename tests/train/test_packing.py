@@ -11,7 +11,6 @@ import torch
 from tiny import tiny_config
 from torch.nn import functional as F
 
-from nested_learning.config import RunConfig, run_config, set_seed
 from nested_learning.data.config import LoaderConfig
 from nested_learning.data.corpus import Corpus
 from nested_learning.data.shards import ShardSet
@@ -19,7 +18,9 @@ from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.levels import LevelSpec
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.runtime import set_seed
+from nested_learning.train.config import RunConfig, run_config
+from nested_learning.train.strategy import OneProcess
 from nested_learning.train.trainer import Trainer
 
 SEQ, CHUNK, VOCAB = 32, 4, 60
@@ -60,7 +61,7 @@ def make(folder: Path) -> Trainer:
         bytes_per_token=1.0,
         provenance={},
     )
-    return Trainer(config, HopeLM(config.model), corpus, SingleStrategy())
+    return Trainer(config, HopeLM(config.model), corpus, OneProcess())
 
 
 def test_the_loss_is_that_of_the_documents_alone(tmp_path: Path, documents: list[list[int]]) -> None:

@@ -8,12 +8,14 @@ from test_launch import losses, overrides
 from tiny import TinyModel, tiny_config
 
 from nested_learning.checks import field_names
-from nested_learning.config import RunConfig, load_config, run_config, set_seed
+from nested_learning.config import load_config
 from nested_learning.optim.options import OPTIONS, read_options
-from nested_learning.resume_with import FIXED, check_resume_with
+from nested_learning.runtime import set_seed
 from nested_learning.train.checkpoint import CheckpointError, read_checkpoint
+from nested_learning.train.config import RunConfig, run_config
 from nested_learning.train.launch import launch
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.resume_with import FIXED, check_resume_with
+from nested_learning.train.strategy import OneProcess
 from nested_learning.train.trainer import Trainer
 
 RULES = {
@@ -33,7 +35,7 @@ def trainer_of(folder, corpus, optim, resume=None, **train):
     config = run_config({**base, "optim": {**base["optim"], **optim}})
     config.run_dir.mkdir(parents=True, exist_ok=True)
     set_seed(config.seed)
-    return Trainer(config, TinyModel(), corpus, SingleStrategy(), resume)
+    return Trainer(config, TinyModel(), corpus, OneProcess(), resume)
 
 
 def flat(values, name="optim"):

@@ -14,7 +14,7 @@ from nested_learning.train.checkpoint import verify
 from nested_learning.train.launch import launch
 from nested_learning.train.memory import GIB, check_memory, weight_bytes
 from nested_learning.train.metrics import JsonLinesWriter, read_metrics
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.strategy import OneProcess
 
 
 def content(folder):
@@ -110,13 +110,13 @@ def test_a_model_that_cannot_fit_is_refused_with_the_sizes(monkeypatch):
     weights = sum(p.numel() * p.element_size() for p in HopeLM(config.model).parameters())
     assert weight_bytes(config) == weights
     monkeypatch.setattr("nested_learning.train.memory.host_bytes", lambda: 4 * weights)
-    check_memory(config, SingleStrategy())  # weights, gradients and two moments
+    check_memory(config, OneProcess())  # weights, gradients and two moments
     monkeypatch.setattr("nested_learning.train.memory.host_bytes", lambda: 4 * weights - 1)
     with pytest.raises(ValueError, match=r"the model is too large: weights, gradients and optimizer state"):
-        check_memory(config, SingleStrategy())
+        check_memory(config, OneProcess())
     config.optim.name, config.optim.momentum = "sgd", 0.0
-    check_memory(config, SingleStrategy())  # no moments
-    spread = SingleStrategy()
+    check_memory(config, OneProcess())  # no moments
+    spread = OneProcess()
     config.optim.name, spread.shards_parameters, spread.world_size = "adamw", True, 2
     check_memory(config, spread)  # two halves
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 from tiny import tiny_config
 
-from nested_learning.config import load_config, run_config, set_seed
+from nested_learning.config import load_config
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim import MultiFrequencyOptimizer
+from nested_learning.runtime import set_seed
+from nested_learning.train.config import run_config
 from nested_learning.train.launch import checkpoint_blocks
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.strategy import OneProcess
 from nested_learning.train.trainer import Trainer, slow_levels
 
 LEVELS = [{"name": "fast", "chunk_size": 4}, {"name": "mlp"}, {"name": "slow", "chunk_size": 36}]
@@ -27,7 +29,7 @@ def make(folder, corpus, name, resume=None, checkpointing=False):
     model = HopeLM(config.model)
     if checkpointing:
         checkpoint_blocks(model)
-    return Trainer(config, model, corpus, SingleStrategy(), resume)
+    return Trainer(config, model, corpus, OneProcess(), resume)
 
 
 def slow_part(model):
@@ -47,7 +49,7 @@ def test_a_slow_level_changes_exactly_at_its_steps(tmp_path, corpus, checkpointi
         assert all(moved) if step % 3 == 0 else not any(moved)
         rest = {n: p for n, p in trainer.model.named_parameters() if n not in before}
         assert all(not torch.equal(others[n], p) for n, p in rest.items())
-    assert trainer.optimizer.statistics() == {"slow": {"chunk_size": 3, "updates": 2, "last_update": 6}}
+    assert trainer.optimizer.statistics() == {"slow": {"period": 3, "updates": 2, "last_update": 6}}
 
 
 def test_a_run_killed_in_the_middle_of_a_window_ends_bit_for_bit_the_same(tmp_path, corpus):
@@ -59,7 +61,7 @@ def test_a_run_killed_in_the_middle_of_a_window_ends_bit_for_bit_the_same(tmp_pa
     part.save()
     part.update(next(part.loader))  # lost with the process
     resumed = make(tmp_path, corpus, "part", resume=part.store.latest())
-    assert resumed.optimizer.statistics()["slow"] == {"chunk_size": 3, "updates": 1, "last_update": 3}
+    assert resumed.optimizer.statistics()["slow"] == {"period": 3, "updates": 1, "last_update": 3}
     gathered = [state for state in resumed.optimizer.state.values() if state.get("gathered")]
     assert len(gathered) == 6 and all(state["accumulated"].any() for state in gathered)
     resumed.fit()

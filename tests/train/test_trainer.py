@@ -7,8 +7,8 @@ import torch
 from tiny import TinyModel
 from tolerances import assert_same, tolerance
 
-from nested_learning.config import set_seed
 from nested_learning.data.loader import TokenLoader
+from nested_learning.runtime import set_seed
 from nested_learning.train.metrics import read_metrics
 from nested_learning.train.objective import next_token_loss
 

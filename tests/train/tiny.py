@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nested_learning.config import RunConfig, run_config
+from nested_learning.train.config import RunConfig, run_config
 
 
 class TinyModel(nn.Module):

@@ -8,7 +8,6 @@ What learns is state, never a parameter: the model stays as it is.
 
 from nested_learning.adapt.config import AdaptConfig
 from nested_learning.adapt.memorize import Report, memorize, memorize_each, score
-from nested_learning.adapt.online import online_loss
 from nested_learning.adapt.paths import Adaptable, checksum, diff, fast_paths, restart
 
 __all__ = [
@@ -20,7 +19,6 @@ __all__ = [
     "fast_paths",
     "memorize",
     "memorize_each",
-    "online_loss",
     "restart",
     "score",
 ]

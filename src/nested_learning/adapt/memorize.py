@@ -1,8 +1,8 @@
 """Read a text and learn from it: every token is scored before anything is learned from it.
 
-Shapes: as in training, a text is tokens `[B, T+1]`: T of them are read, and the last T are targets. To go on
-with a longer text, give the next tokens from the last one of before on. Rows may end in padding of -100,
-which is neither scored nor learned from.
+Shapes: as in training, a text is tokens `[B, T+1]`: the first T are inputs and the last T are targets. To
+continue a text, begin the next tokens with the last one of the previous call. Rows may end in padding of
+-100, which is neither scored nor learned from.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from nested_learning.data.loader import split_batch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What came of reading a text.
+    """The result of reading a text.
 
-    losses: `[B, T]` nats of every target, by weights that had not learned from it; 0 for padding.
-    surprise: `[B, chunks]`, in units of `AdaptConfig.surprise`.
-    wrote: `[B, chunks]`, whether the row learned from the chunk.
+    Args:
+        losses: `[B, T]`, nats of every target, by weights that had not learned from it; 0 for padding.
+        surprise: `[B, chunks]`, in units of `AdaptConfig.surprise`.
+        wrote: `[B, chunks]`, whether the row learned from the chunk.
     """
 
     losses: Tensor

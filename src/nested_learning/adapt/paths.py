@@ -1,4 +1,4 @@
-"""Which weights of a state can learn, and what to do with them as a memory: start, keep, compare.
+"""The weights of a state that can learn: select, initialise, keep and compare them.
 
 A memory is a state. `state.save`, `load_state` and `state.rows` (forks) do the rest.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nested_learning.adapt.config import AdaptConfig
+from nested_learning.checks import one_of
 from nested_learning.layers.cms import FastLevelState
 from nested_learning.layers.linear import LinearState
 from nested_learning.layers.memory import MemoryState
@@ -25,7 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "cms": ("cms_fast", "cms_plain"),
     "all": ("titan", "cms_fast", "cms_plain"),
 }
-PATHS: dict[type[State], str] = {FastLevelState: "cms_fast", SwiGLUState: "cms_plain"}
+PATH_OF_STATE: dict[type[State], str] = {FastLevelState: "cms_fast", SwiGLUState: "cms_plain"}
 WEIGHTS: dict[type[State], tuple[str, ...]] = {
     MemoryState: ("w1", "w2"),
     LinearState: ("weights",),
@@ -66,7 +67,7 @@ def fast_paths(model: Adaptable, state: State) -> dict[str, list[str]]:
 
 
 def _collect(state: State, path: str, name: str, found: dict[str, list[str]]) -> None:
-    path = PATHS.get(type(state), path)  # a memory inside a fast level is that level's
+    path = PATH_OF_STATE.get(type(state), path)  # a memory inside a fast level is that level's
     found[path] += [f"{name}.{field}" for field in WEIGHTS.get(type(state), ())]
     for key, child in state.children():
         _collect(child, path, f"{name}.{key}" if name else key, found)
@@ -96,18 +97,17 @@ def learning_names(model: Adaptable, state: State, config: AdaptConfig) -> list[
 
 
 def start(model: Adaptable, batch: int, config: AdaptConfig) -> Any:
-    """State at the start of a context, with what `config` lets learn as weights of it."""
+    """The state at the start of a context. It holds all weights that can learn by `config`."""
     return model.init_state(batch, plain="cms_plain" in CHOICES[config.paths] and config.lr > 0)
 
 
 def restart(model: Adaptable, state: Any, paths: str = "all") -> Any:
-    """A new context that keeps what the weights of `paths` have learned and forgets all the rest.
+    """The start of a new context in which only the weights of `paths` keep what they have learned.
 
     Raises:
         ValueError: `paths` is not one of "titan", "cms_fast", "cms", "all".
     """
-    if paths not in CHOICES:
-        raise ValueError(f"paths must be one of {', '.join(CHOICES)}, got {paths!r}")
+    one_of("paths", paths, CHOICES)
     named = state.named_tensors()
     learned = fast_paths(model, state)
     kept = [name for path in CHOICES[paths] for name in learned.get(path, ())]
@@ -118,7 +118,7 @@ def restart(model: Adaptable, state: Any, paths: str = "all") -> Any:
 
 @torch.no_grad()
 def diff(model: Adaptable, a: State, b: State) -> dict[str, dict[str, Tensor]]:
-    """How far the weights of `b` are from those of `a`: ‖b − a‖ / ‖a‖ `[B]`, by path and layer.
+    """Relative distance of the weights of `b` from those of `a`, ‖b − a‖ / ‖a‖ `[B]`, by path and layer.
 
     A layer is called by the first two parts of its weights' names, such as "layers.0". A linear memory starts
     empty: the distance from there is infinite.

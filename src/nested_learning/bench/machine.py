@@ -18,7 +18,7 @@ COPY_BYTES = 2**28  # beyond any cache
 
 
 @dataclass(frozen=True)
-class Rates:
+class MachineRates:
     """Measured rates: products in FLOP/s (large, and batched 64 × 64 × 64 in float32), copies in bytes/s.
 
     `copy` counts the bytes read plus the bytes written. `itemsize` is that of the large product's numbers.
@@ -40,13 +40,13 @@ class Floor:
     copy: float
 
 
-def measure_rates(device: str, dtype: torch.dtype) -> Rates:
+def measure_rates(device: str, dtype: torch.dtype) -> MachineRates:
     """Best of several runs each. `dtype` is that of the large product; fast weights stay in float32."""
     big = torch.randn(2, LARGE, LARGE, device=device).to(dtype)
     small = torch.randn(2, SMALL, SMALL, SMALL, device=device)
     source = torch.ones(COPY_BYTES // 4, device=device)
     target = torch.zeros_like(source)
-    return Rates(
+    return MachineRates(
         large=2 * LARGE**3 / _best(lambda: big[0] @ big[1], device),
         batched=2 * SMALL**4 / _best(lambda: torch.bmm(small[0], small[1]), device),
         copy=2 * COPY_BYTES / _best(lambda: target.copy_(source), device),
@@ -54,7 +54,7 @@ def measure_rates(device: str, dtype: torch.dtype) -> Rates:
     )
 
 
-def floor_seconds(work: Iterable[Work], rates: Rates, factor: float = 1.0) -> Floor:
+def floor_seconds(work: Iterable[Work], rates: MachineRates, factor: float = 1.0) -> Floor:
     """Floors of `factor` times the given work (1 = forward, 3 = forward and backward)."""
     dense = batched = moved = 0.0
     for item in work:

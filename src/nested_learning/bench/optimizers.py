@@ -14,11 +14,11 @@ from torch.optim import Optimizer
 
 from nested_learning.bench.machine import describe
 from nested_learning.bench.timing import Progress, interleave, spread
-from nested_learning.config import OptimConfig
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer
-from nested_learning.optim.config import M3Config
+from nested_learning.optim.config import M3Config, OptimConfig
+from nested_learning.report import markdown_table
 
 YARDSTICK = "Muon (torch)"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -129,9 +129,9 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The table, under a line about the machine."""
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     matrices = ", ".join(f"{count} of {shape}" for shape, count in result["matrices"].items())
-    lines = [f"{machine}.", f"2-D weights of the blocks: {matrices}.", ""]
-    lines += [f"| optimizer | ms per step | × {YARDSTICK} (min / median / max) |", "|---|---|---|"]
-    for row in result["results"]:
-        ratio = " / ".join(f"{value:.2f}" for value in row["ratio"])
-        lines.append(f"| {row['name']} | {row['ms']:.2f} | {ratio} |")
-    return "\n".join(lines) + "\n"
+    header = ["optimizer", "ms per step", f"× {YARDSTICK} (min / median / max)"]
+    rows = [
+        [row["name"], f"{row['ms']:.2f}", " / ".join(f"{value:.2f}" for value in row["ratio"])]
+        for row in result["results"]
+    ]
+    return f"{machine}.\n2-D weights of the blocks: {matrices}.\n\n{markdown_table(header, rows)}"

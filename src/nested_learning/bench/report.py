@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nested_learning.report import markdown_table, new_figure
+
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
 
@@ -45,7 +47,7 @@ def markdown(report: dict[str, Any]) -> str:
     for part, title in TITLES.items():
         rows = [row for row in report["results"] if row["part"] == part]
         if rows:
-            lines += ["", f"## {title}", "", *_table(rows, _columns(part))]
+            lines += ["", f"## {title}", "", _table(rows, _columns(part)).rstrip()]
     return "\n".join(lines) + "\n"
 
 
@@ -87,10 +89,8 @@ def _who(length: str) -> list[Column]:
     ]
 
 
-def _table(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
-    head = "| " + " | ".join(name for name, _ in columns) + " |"
-    body = ["| " + " | ".join(cell(row) for _, cell in columns) + " |" for row in rows]
-    return [head, "|" + "---|" * len(columns), *body]
+def _table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    return markdown_table([name for name, _ in columns], [[cell(row) for _, cell in columns] for row in rows])
 
 
 def _spread(value: Row | None) -> str:
@@ -112,11 +112,7 @@ def _number(value: float | None, unit: float = 1, digits: int = 0) -> str:
 
 def plot(results: Sequence[Row], path: Path) -> None:
     """Tokens/s of the training step, and its peak memory per sequence, over T, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 4)
     speed, memory = figure.subplots(1, 2)
     _curves(speed, results, "train", lambda row: row["tokens_per_second"]["median"])
     _curves(memory, results, "memory", lambda row: row["peak_bytes"] / row["batch"] / 1e6)

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nested_learning.allocator import keep_freed_memory
 from nested_learning.bench.flops import BACKWARD, flops_per_token, forward_work
-from nested_learning.bench.machine import Floor, Rates, describe, floor_seconds, measure_rates
+from nested_learning.bench.machine import Floor, MachineRates, describe, floor_seconds, measure_rates
 from nested_learning.bench.memory import peak_in_subprocess
 from nested_learning.bench.peer import peer_installed
 from nested_learning.bench.settings import (
@@ -26,12 +25,13 @@ from nested_learning.bench.settings import (
 from nested_learning.bench.steps import Decoding, forward_pass, training_step
 from nested_learning.bench.timing import Progress, Run, Spread, interleave, relative_speed, spread
 from nested_learning.models.compile import compile_model
+from nested_learning.runtime import keep_freed_memory
 
 StepMaker = Callable[[nn.Module, BenchSettings, int, int], Run]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Measurement:
     """One model at one length (or position) in one part of the benchmark.
 
     Args:
@@ -81,7 +81,7 @@ def run_benchmark(settings: BenchSettings, progress: Progress) -> dict[str, Any]
         jobs += [(peer_comparison(chunk, settings.peer_expansion), *shape) for chunk in settings.peer_chunks]
     elif settings.peer:
         progress("titans-pytorch is not installed (uv sync --extra bench): that comparison is left out")
-    results: list[Result] = []
+    results: list[Measurement] = []
     for cases, batch, length in jobs:
         for part, make in (("train", training_step), ("forward", forward_pass)):
             if part in settings.parts:
@@ -103,9 +103,9 @@ def _time_steps(
     part: str,
     make: StepMaker,
     job: tuple[list[Case], int, int],
-    rates: Rates,
+    rates: MachineRates,
     progress: Progress,
-) -> list[Result]:
+) -> list[Measurement]:
     """All models of a comparison at one length; `job` is (models, batch, length)."""
     cases, batch, length = job
     models = {case.name: build_model(settings, case) for case in cases}
@@ -120,7 +120,7 @@ def _time_steps(
     first = cases[0].name
     factor = 1 + BACKWARD if part == "train" else 1
     return [
-        Result(
+        Measurement(
             part=part,
             **asdict(case),
             yardstick=first,
@@ -137,7 +137,7 @@ def _time_steps(
     ]
 
 
-def _time_decoding(settings: BenchSettings, rates: Rates, progress: Progress) -> list[Result]:
+def _time_decoding(settings: BenchSettings, rates: MachineRates, progress: Progress) -> list[Measurement]:
     """All models at all positions in the same rounds, so that positions can be compared too."""
     label = _labelled(progress, f"decode batch={settings.decode_batch}")
     tokens = settings.decode_tokens or settings.chunk
@@ -160,15 +160,15 @@ def _time_decoding(settings: BenchSettings, rates: Rates, progress: Progress) ->
 
 
 def _decoded(
-    case: Case, run: Decoding, position: int, seconds: dict[tuple[str, int], list[float]], rates: Rates
-) -> Result:
+    case: Case, run: Decoding, position: int, seconds: dict[tuple[str, int], list[float]], rates: MachineRates
+) -> Measurement:
     own, batch = seconds[case.name, position], run.settings.decode_batch
     yardstick = comparison(run.settings)[0].name
     other = seconds.get((yardstick, position))
     start = seconds.get((case.name, run.settings.decode_positions[0]))
     parameters, floats = _parameters(run.model), run.state_floats()
     moved = rates.itemsize * (parameters + batch * floats)  # weights and state, read once
-    return Result(
+    return Measurement(
         part="decode",
         **asdict(case),
         yardstick=yardstick,
@@ -186,7 +186,7 @@ def _decoded(
 
 def _measure_peaks(
     settings: BenchSettings, job: tuple[list[Case], int, int], progress: Progress
-) -> list[Result]:
+) -> list[Measurement]:
     cases, batch, length = job
     peaks: dict[str, int] = {}
     for case in cases:
@@ -194,7 +194,7 @@ def _measure_peaks(
         progress(f"memory T={length} batch={batch} {case.name}: {peaks[case.name] / 1e6:.0f} MB")
     first = cases[0].name
     return [
-        Result(
+        Measurement(
             part="memory",
             **asdict(case),
             yardstick=first,
@@ -208,7 +208,7 @@ def _measure_peaks(
 
 
 def _counted(
-    settings: BenchSettings, case: Case, batch: int, length: int, rates: Rates, factor: int
+    settings: BenchSettings, case: Case, batch: int, length: int, rates: MachineRates, factor: int
 ) -> dict[str, Any]:
     """Counted operations and floors; nothing for the peer, whose products are not counted."""
     if case.mixer == PEER:

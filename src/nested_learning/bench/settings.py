@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from nested_learning.device import pick_device
 from nested_learning.levels import LevelSpec
 from nested_learning.models.config import MIXERS, HopeConfig, MemoryConfig
 from nested_learning.models.lm import HopeLM
+from nested_learning.runtime import pick_device
 
 PARTS = ("train", "forward", "decode", "memory")
 PRECISIONS = ("fp32", "bf16")

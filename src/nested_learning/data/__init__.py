@@ -1,7 +1,7 @@
 """Text and synthetic data: tokenizers, cached corpora, resumable batches."""
 
-from nested_learning.data.config import LoaderConfig, MixtureConfig, SourceConfig
-from nested_learning.data.corpus import Corpus, bundled_files, open_corpus, prepare_corpus
+from nested_learning.data.config import DataConfig, LoaderConfig, MixtureConfig, SourceConfig, TokenizerConfig
+from nested_learning.data.corpus import Corpus, bundled_files, load_corpus, open_corpus, prepare_corpus
 from nested_learning.data.loader import TokenLoader, WorkerBatches, sequential_batches, split_batch
 from nested_learning.data.mixture import TokenMixture
 from nested_learning.data.packing import split_documents
@@ -11,14 +11,15 @@ from nested_learning.data.tokenizer import (
     ByteTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
-    TokenizerSpec,
     load_tokenizer,
     train_sentencepiece,
+    train_tokenizer,
 )
 
 __all__ = [
     "ByteTokenizer",
     "Corpus",
+    "DataConfig",
     "LoaderConfig",
     "MixtureConfig",
     "SentencePieceTokenizer",
@@ -28,9 +29,10 @@ __all__ = [
     "TokenLoader",
     "TokenMixture",
     "Tokenizer",
-    "TokenizerSpec",
+    "TokenizerConfig",
     "WorkerBatches",
     "bundled_files",
+    "load_corpus",
     "load_tokenizer",
     "open_corpus",
     "parity_batch",
@@ -40,4 +42,5 @@ __all__ = [
     "split_batch",
     "split_documents",
     "train_sentencepiece",
+    "train_tokenizer",
 ]

@@ -1,7 +1,7 @@
-"""What a mixture of text sources is, how it is cleaned and split, and how a loader serves it.
+"""The `data` section of a configuration: text, tokenizer, sources of a mixture, and the loader.
 
-Plain dataclasses; `nested_learning.config.DataConfig` holds them. A file of `configs/data/` with a `mixture`
-is both the manifest that `scripts/data/` reads and a `data=` choice of a training run.
+A file of `configs/data/` with a `mixture` is both the manifest that `nl data` reads and a `data=`
+choice of a training run.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from nested_learning.checks import at_least, check_types, one_of, positive, with
 
 SOURCE_KINDS = ("text", "jsonl", "parquet", "hub")
 LANGUAGES = ("en",)
+BYTE_VOCAB_SIZE = 257  # 256 bytes and the end of text
 
 
 @dataclass(kw_only=True, slots=True)
 class FilterConfig:
-    """Which documents are kept. Every rule but `min_chars` is off when it is None; shares lie in [0, 1].
+    """Which documents are kept. A rule that is None is off; shares lie in [0, 1].
 
     Args:
         min_chars, max_chars: length of a document in characters.
         language: "en" keeps documents in which at least `min_stop_words` of the words are among the most
-            frequent English function words; cheap, offline, and enough to tell English prose from others.
+            frequent English function words, which distinguishes English prose from other text.
         min_stop_words: that share. English prose has about 0.4, other languages and code below 0.1.
         max_symbols: share of characters that are neither letters, digits, white space nor common punctuation.
         max_duplicate_lines: share of the non-empty lines that repeat an earlier line.
         max_repeated_grams: share of the word 5-grams that repeat an earlier one.
-        max_boilerplate: share of the lines that hold a phrase of web furniture (cookies, JavaScript, log-in).
+        max_boilerplate: share of the lines with a phrase of web boilerplate (cookies, JavaScript, log-in).
     """
 
     min_chars: int = 200
@@ -60,9 +61,9 @@ class DedupConfig:
     Args:
         exact: drop a document whose text (ends stripped) was seen before.
         near: drop a document that shares a band of its MinHash signature with an earlier one (Broder, 1997).
-            Two documents with Jaccard similarity s of their word 5-grams meet with probability
+            Two documents with Jaccard similarity s of their word 5-grams share one with probability
             `1 - (1 - s^rows)^bands`: 0.08 at s = 0.5, 0.77 at 0.75, 0.999 at 0.9 for the defaults.
-        bands, rows: bands of a signature and hashes in a band.
+        bands, rows: number of bands of a signature, and of hashes in a band.
     """
 
     exact: bool = True
@@ -88,11 +89,11 @@ class SourceConfig:
             comes with the package; for "hub" the name of the data set, or of a builder such as "json".
         subset: for "hub", the configuration of the data set.
         data_files: for "hub", the files of a builder such as "json".
-        split, fallback_split: for "hub", the split, and the one to use if there is no such split.
+        split, fallback_split: for "hub", the split, and another to use if it does not exist.
         text: the field or column that holds the text; `meta.body` is the field body of the field meta.
         weight: share of the training windows, relative to the other sources.
         limit: records to read at most; None = all.
-        filter: which documents are kept; None = every one that is not empty.
+        filter: which documents are kept; None = all that are not empty.
     """
 
     name: str
@@ -126,8 +127,8 @@ class MixtureConfig:
         dedup: which documents are dropped as copies.
         seed: of the choice of held-out documents and of the MinHash functions.
         valid_share: share of the documents held out for validation, chosen by a hash of their text.
-        long_share: share of the long documents held out besides, to measure long contexts.
-        long_chars: a document is long from this number of characters on.
+        long_share: share of the long documents that are also held out, to evaluate long contexts.
+        long_chars: a document with at least this many characters is long.
         shard_tokens: tokens of a shard (the last one of a source may hold fewer).
     """
 
@@ -176,15 +177,15 @@ class LoaderConfig:
 
     Args:
         crossing: rows are windows over the stream of documents, with an end token between them. If false
-            (needs shards, which know where documents start) a row holds tokens of one document only, the
-            rest of it is padding that no loss counts; long documents are cut into rows in order.
-        bucketing: with crossing=false, rows of similar length share a batch and batches are trimmed to
-            their longest row: less padding.
-        packing: with crossing=false, several documents share a row, best fit; memories start anew and
-            attention is masked where one begins, at multiples of the model's chunks.
+            (needs shards, which know where documents start) a row holds tokens of only one document, and the
+            rest is padding without a loss; long documents are cut into several rows.
+        bucketing: with crossing=false, rows of similar length share a batch, and batches are trimmed to
+            their longest row, which saves padding.
+        packing: with crossing=false, several documents share a row, chosen by best fit. Memories restart and
+            attention is masked where a document begins, at multiples of the model's chunks.
         workers: processes that read ahead; 0 = read in the training process.
         curriculum: stages of shorter sequences at the start of training. A batch keeps its number of
-            tokens: its rows are cut into shorter ones.
+            tokens, since its rows are cut into shorter ones.
     """
 
     crossing: bool = True
@@ -207,3 +208,57 @@ class LoaderConfig:
         steps = [stage.until_step for stage in self.curriculum]
         if steps != sorted(set(steps)) or (steps and steps[0] < 1):
             raise ValueError(f"data.loader.curriculum: until_step must grow from 1 on, got {steps}")
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizerConfig:
+    """The tokenizer of a run.
+
+    Args:
+        kind: "bpe" or "unigram" (SentencePiece, trained on the training text at first use) or "byte".
+        vocab_size: number of tokens; 257 for "byte" (256 bytes and the end of text).
+        path: a SentencePiece model to use instead of training one; `vocab_size` must be its size.
+    """
+
+    kind: str = "bpe"
+    vocab_size: int = 1024
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self, "data.tokenizer")
+        one_of("data.tokenizer.kind", self.kind, ("bpe", "unigram", "byte"))
+        at_least("data.tokenizer.vocab_size", self.vocab_size, BYTE_VOCAB_SIZE)
+        if self.kind == "byte" and self.vocab_size != BYTE_VOCAB_SIZE:
+            raise ValueError(
+                f"data.tokenizer.vocab_size must be {BYTE_VOCAB_SIZE} for data.tokenizer.kind = byte, "
+                f"got {self.vocab_size}"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Text, tokenizer and the part held out.
+
+    Args:
+        files: UTF-8 text files, folders of them or patterns such as `books/*.txt`; the word "bundled" stands
+            for the text that comes with the package.
+        tokenizer: how text becomes tokens.
+        cache_dir: where tokenizers and token files are kept; None = `~/.cache/nested_learning`.
+        valid_fraction: part of the text of `files` held out for validation, in (0, 1).
+        shards: a folder made by `scripts/data/process_mixture.py`; it is used instead of `files`, with the
+            tokenizer and the held-out documents in it.
+        mixture: the sources of such shards; only the scripts in `scripts/data/` read it.
+        loader: how tokens become rows of a batch.
+    """
+
+    files: tuple[str, ...] = ("bundled",)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    cache_dir: str | None = None
+    valid_fraction: float = 0.05
+    shards: str | None = None
+    mixture: MixtureConfig | None = None
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+
+    def __post_init__(self) -> None:
+        check_types(self, "data")
+        within("data.valid_fraction", self.valid_fraction, "(0, 1)")

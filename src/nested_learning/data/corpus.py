@@ -1,6 +1,6 @@
-"""Text files to token arrays: train and validation parts, on disk, memory-mapped, cached by content.
+"""Token arrays made from text files: training and validation parts, memory-mapped and cached by content.
 
-Shapes: `train [N_train]`, `valid [N_valid]`, one token id each, every document closed by `eos_id`.
+Shapes: `train [N_train]` and `valid [N_valid]`, token ids. Every document ends with `eos_id`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nested_learning.data.config import DataConfig, TokenizerConfig
 from nested_learning.data.files import COMPRESSIONS, TEXT_ENDINGS, find_files, no_file
 from nested_learning.data.mixture import TokenMixture
 from nested_learning.data.records import read_text
 from nested_learning.data.shards import ShardFolder, TokenArray, Tokens
-from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, encode_document, load_tokenizer
+from nested_learning.data.tokenizer import Tokenizer, encode_document, load_tokenizer, train_tokenizer
 
 DOCUMENT_SEPARATOR = "\n\f\n"
-"""A line that holds a form feed and nothing else: rare in real text, so user files are not cut by chance."""
+"""A line that holds only a form feed. It is rare in real text, so user files are not split by chance."""
 
 BUNDLED = "bundled"
 FORMAT_VERSION = 2
 CHECKSUMS = "checksums.json"
 NEAR = 1000
-"""Characters within which a cut waits for the end of a word."""
+"""Characters that are searched for the end of a word before a text is cut inside one."""
 
 _BOUNDARIES = (re.compile(r"\s+"), re.compile(r"\W+"))
 _SEPARATOR = re.compile(r"\r?\n\f\r?\n")
@@ -43,14 +44,17 @@ _SEPARATOR = re.compile(r"\r?\n\f\r?\n")
 class Corpus:
     """Tokenized text in two disjoint parts, with what is needed to judge a loss on it.
 
-    train, valid: memory-mapped token ids, uint16 or uint32 by vocabulary size; from shards, a `TokenMixture`.
-    unigram_entropy: nats per validation token under the train part's unigrams; a model that uses any context
-        at all must fall below it.
-    bytes_per_token: UTF-8 bytes per validation token (end tokens counted); loss / ln 2 / bytes_per_token is
-        bits per byte.
-    provenance: cache key, tokenizer fingerprint, validation fraction; of each file the name, and size and
-        SHA-256 of its text; or folder and settings of the shards. "sha256" has all hashes of what is
-        trained on.
+    Args:
+        train, valid: memory-mapped token ids, uint16 or uint32 by vocabulary size; from shards, a
+            `TokenMixture`.
+        tokenizer: made the tokens.
+        unigram_entropy: nats per validation token under the unigrams of the training part. A model that uses
+            any context must fall below it.
+        bytes_per_token: UTF-8 bytes per validation token, end tokens included. loss / ln 2 / bytes_per_token
+            is bits per byte.
+        provenance: from files, the cache key, tokenizer fingerprint, validation fraction, and of each file
+            its name and the size and SHA-256 of its text; from shards, their folder and settings. "sha256"
+            holds all hashes of the training data.
     """
 
     train: TokenArray | Tokens
@@ -62,8 +66,10 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """Another string for another text to train on: by the SHA-256 kept of its files or shards, or of the
-        tokens themselves where there is none."""
+        """A hash that differs for different training data.
+
+        It is made from the SHA-256 in `provenance`, or from the tokens if there is none.
+        """
         if kept := self.provenance.get("sha256"):
             return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
         digest = hashlib.sha256()
@@ -81,7 +87,7 @@ class _Source:
 
 
 def bundled_files() -> list[Path]:
-    """The public-domain English texts shipped with the package, sorted by name; see `data/text/README.md`."""
+    """The public-domain English texts in the package, sorted by name; see `data/text/README.md`."""
     folder = Path(str(resources.files("nested_learning.data"))) / "text"
     return sorted(folder.glob("*.txt"))
 
@@ -92,16 +98,17 @@ def text_files(
     log: Callable[[str], None],
     others: Sequence[str] = (),
 ) -> list[Path]:
-    """The text files meant by several names, in their order; "bundled" stands for the text of the package.
+    """The text files that several names stand for, in the order of the names.
 
     Args:
-        names: files, folders and patterns, see `find_files`; of folders, files that end in `TEXT_ENDINGS`.
-        where: what holds the names, for errors.
-        log: gets a line for every folder and pattern: what was taken and what was left out.
+        names: files, folders and patterns, see `find_files`; "bundled" stands for the text of the package.
+            In folders, files that end in `TEXT_ENDINGS` are taken.
+        where: the field that holds the names, for errors.
+        log: called with a line for every folder and pattern: what was taken and what was left out.
         others: more endings, such as ".jsonl".
 
     Raises:
-        FileNotFoundError: a name that means no file.
+        FileNotFoundError: a name stands for no file.
     """
     endings = [ending + compression for ending in (*TEXT_ENDINGS, *others) for compression in COMPRESSIONS]
     files: list[Path] = []
@@ -129,24 +136,31 @@ def default_cache_dir() -> Path:
 
 def prepare_corpus(
     files: Sequence[str | Path],
-    tokenizer: TokenizerSpec | Tokenizer,
+    tokenizer: TokenizerConfig | Tokenizer,
     cache_dir: str | Path | None = None,
     valid_fraction: float = 0.05,
 ) -> Corpus:
     """Tokenize `files` once and open the result; later calls with the same content only open it.
 
-    files: UTF-8 text files, plain, gzip or zstd, in this order; documents inside a file are split at
-        `DOCUMENT_SEPARATOR`.
-    tokenizer: a spec, trained on the training part only, or a tokenizer that is ready (from a checkpoint).
-    cache_dir: None means `default_cache_dir()`. The cache is keyed by file content, tokenizer and fraction;
-        one that does not have its checksums any more is made anew, with a line on stderr.
-    valid_fraction: share of the characters of every file, taken from its end (see `split_validation`).
-
     Several processes may call this at once: each builds in its own folder and the first rename wins.
-    Raises FileNotFoundError for a missing file, ValueError for an empty, non-UTF-8 or too short one.
+
+    Args:
+        files: UTF-8 text files, plain, gzip or zstd, in this order. Documents inside a file are split at
+            `DOCUMENT_SEPARATOR`.
+        tokenizer: a configuration, whose tokenizer is trained on the training part only or read from its
+            `path`, or a ready tokenizer (from a checkpoint).
+        cache_dir: None means `default_cache_dir()`. The key of a cache entry is file content, tokenizer and
+            fraction; an entry that does not match its checksums is made anew, with a line on stderr.
+        valid_fraction: share of the characters of every file, taken from its end (see `split_validation`).
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: no file, or one that is empty, not UTF-8 or too short.
     """
     if not files:
         raise ValueError("files: an empty list; name at least one text file")
+    if isinstance(tokenizer, TokenizerConfig) and tokenizer.path is not None:
+        tokenizer = load_tokenizer(tokenizer.path)
     sources = [_read_source(Path(file)) for file in files]
     key = _cache_key(sources, tokenizer, valid_fraction)
     folder = Path(cache_dir or default_cache_dir()).expanduser() / "corpora" / key
@@ -173,11 +187,43 @@ def prepare_corpus(
     )
 
 
-def open_corpus(folder: str | Path) -> Corpus:
-    """The corpus in a folder of shards: training tokens by source weight, validation tokens of all.
+def load_corpus(
+    config: DataConfig, say: Callable[[str], None] = print, own: Tokenizer | None = None
+) -> Corpus:
+    """The tokenized text of a run: of its shards if the configuration names any, else of its files.
 
-    `unigram_entropy` is under the unigrams of the training mixture.
-    Raises FileNotFoundError if the folder is not complete, ValueError if it holds no validation document.
+    Args:
+        config: the text and the tokenizer.
+        say: gets a line for every folder and pattern; see `text_files`.
+        own: a tokenizer to use instead of the configured one.
+
+    Raises:
+        ValueError: no files given, or one that cannot be used; shards of another tokenizer than `own`.
+        FileNotFoundError: a file is not there, or the shards are not complete.
+    """
+    if config.shards is not None:
+        corpus = open_corpus(config.shards)
+        if own is not None and corpus.tokenizer.fingerprint != own.fingerprint:
+            raise ValueError(
+                f"data.shards = {config.shards} were made with another tokenizer than that of "
+                "train.init_from; give their text as data.files, or make them with its tokenizer"
+            )
+        return corpus
+    if not config.files:
+        raise ValueError("data.files is empty: give text, as in data.files=[a.txt,b.txt], or data.shards")
+    files = text_files(config.files, "data.files", say)
+    tokenizer = config.tokenizer if own is None else own
+    return prepare_corpus(files, tokenizer, config.cache_dir, config.valid_fraction)
+
+
+def open_corpus(folder: str | Path) -> Corpus:
+    """The corpus in a folder of shards: training tokens by source weight, validation tokens of all sources.
+
+    `unigram_entropy` uses the unigrams of the training mixture.
+
+    Raises:
+        FileNotFoundError: the folder is not complete.
+        ValueError: it holds no validation document.
     """
     shards = ShardFolder(folder)
     train, valid = shards.open("train"), shards.open("valid")
@@ -207,17 +253,19 @@ def split_documents(text: str) -> list[str]:
 
 
 def split_validation(text: str, fraction: float) -> tuple[str, str]:
-    """Cut `text` in two: `train + valid == text`, `valid` about the last `fraction` of its characters.
+    """Cut `text` in two: `train + valid == text`, `valid` is about the last `fraction` of its characters.
 
     The cut is moved forward to the end of the next run of white space, so that it breaks neither a word nor
-    a document separator. Text without white space (Chinese, DNA, minified code) is cut behind the next
-    punctuation; if there is none nearby either, between two characters.
-    Raises ValueError unless 0 < fraction < 1.
+    a document separator. Text without white space (Chinese, DNA, minified code) is cut after the next
+    punctuation or, if there is none nearby, between two characters.
+
+    Raises:
+        ValueError: `fraction` does not lie between 0 and 1.
     """
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"valid_fraction={fraction} must lie strictly between 0 and 1")
     target = round(len(text) * (1.0 - fraction))
-    end = len(text.rstrip())  # white space behind it leaves nothing for validation
+    end = len(text.rstrip())  # only white space after it leaves nothing for validation
     for boundary in _BOUNDARIES:
         gap = boundary.search(text, target, min(target + NEAR, end))
         if gap and (whole := boundary.match(text, gap.start())) and whole.end() < end:
@@ -233,7 +281,7 @@ def unigram_entropy(train: TokenArray, valid: TokenArray, vocab_size: int) -> fl
 
 
 def _cross_entropy(share: npt.NDArray[np.float64], tokens: Tokens) -> float:
-    """Mean of `-ln share[v]` over `tokens [N]`; a token that never occurs counts as if it did once."""
+    """Mean of `-ln share[v]` over `tokens [N]`; the least share is added to all, so that none is 0."""
     counts = np.zeros(len(share), np.int64)
     for start in range(0, len(tokens), 1 << 20):
         counts += np.bincount(tokens[start : start + (1 << 20)], minlength=len(share))
@@ -256,9 +304,9 @@ def _split_source(source: _Source, fraction: float) -> tuple[list[str], list[str
     return train, valid
 
 
-def _cache_key(sources: list[_Source], tokenizer: TokenizerSpec | Tokenizer, fraction: float) -> str:
-    if isinstance(tokenizer, TokenizerSpec):
-        tokenizer_identity: object = dataclasses.asdict(tokenizer)
+def _cache_key(sources: list[_Source], tokenizer: TokenizerConfig | Tokenizer, fraction: float) -> str:
+    if isinstance(tokenizer, TokenizerConfig):
+        tokenizer_identity: object = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size}
     else:
         tokenizer_identity = tokenizer.fingerprint
     identity = {
@@ -271,12 +319,14 @@ def _cache_key(sources: list[_Source], tokenizer: TokenizerSpec | Tokenizer, fra
 
 
 def _build(
-    folder: Path, parts: list[tuple[list[str], list[str]]], tokenizer: TokenizerSpec | Tokenizer
+    folder: Path, parts: list[tuple[list[str], list[str]]], tokenizer: TokenizerConfig | Tokenizer
 ) -> None:
-    """Write `folder` as a whole or not at all: build beside it, then rename."""
+    """Write `folder` atomically: build it in a temporary folder, then rename."""
     train_documents = [document for train, _ in parts for document in train]
     valid_documents = [document for _, valid in parts for document in valid]
-    ready = tokenizer.train(train_documents) if isinstance(tokenizer, TokenizerSpec) else tokenizer
+    ready = (
+        train_tokenizer(tokenizer, train_documents) if isinstance(tokenizer, TokenizerConfig) else tokenizer
+    )
     train = _encode_documents(train_documents, ready)
     valid = _encode_documents(valid_documents, ready)
     statistics = {
@@ -291,7 +341,7 @@ def _build(
         np.save(draft / "valid.npy", valid)
         (draft / "statistics.json").write_text(json.dumps(statistics), encoding="utf-8")
         model = ready.state().get("model")
-        if isinstance(tokenizer, TokenizerSpec) and model is not None:
+        if isinstance(tokenizer, TokenizerConfig) and model is not None:
             (draft / "tokenizer.model").write_bytes(model)
         checksums = {file.name: file_sha256(file) for file in sorted(draft.iterdir())}
         (draft / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
@@ -305,7 +355,7 @@ def _build(
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a folder of the cache; None if every file has its checksum."""
+    """What is wrong with a folder of the cache; None if every file matches its checksum."""
     try:
         checksums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         wrong = [name for name, digest in checksums.items() if file_sha256(folder / name) != digest]
@@ -323,13 +373,13 @@ def file_sha256(path: Path) -> str:
 
 
 def _encode_documents(documents: list[str], tokenizer: Tokenizer) -> TokenArray:
-    """All documents one after another, each followed by the end token: `[N]`."""
+    """All documents concatenated, each followed by the end token: `[N]`."""
     return np.concatenate([encode_document(tokenizer, text) for text in documents])
 
 
-def _stored_tokenizer(folder: Path, tokenizer: TokenizerSpec | Tokenizer) -> Tokenizer:
-    if not isinstance(tokenizer, TokenizerSpec):
+def _stored_tokenizer(folder: Path, tokenizer: TokenizerConfig | Tokenizer) -> Tokenizer:
+    if not isinstance(tokenizer, TokenizerConfig):
         return tokenizer
     if tokenizer.kind == "byte":
-        return tokenizer.train([])
+        return train_tokenizer(tokenizer, [])
     return load_tokenizer(folder / "tokenizer.model")

@@ -1,8 +1,8 @@
-"""Which files are meant by a file, a folder or a pattern: one answer for training, mixtures and evaluation.
+"""Files that a path, a folder or a pattern stands for, in training, mixtures and evaluation alike.
 
-A name that exists is that file or folder, whatever characters it holds. Otherwise it is a pattern, part by
-part: `*`, `?`, `[abc]`, and `**` for any number of folders. Links are followed, and every real file or folder
-is taken once, so that neither a cycle of links nor a second link to a text repeats anything.
+A name that exists is that file or folder, whatever characters it holds. Otherwise every part of it is a
+pattern: `*`, `?`, `[abc]`, and `**` for any number of folders. Links are followed, and every real file or
+folder is taken once, so that neither a cycle of links nor a second link to a text repeats anything.
 """
 
 from __future__ import annotations
@@ -17,22 +17,27 @@ TEXT_ENDINGS = (".txt", ".md", ".rst")
 COMPRESSIONS = ("", ".gz", ".zst")
 
 DROPPINGS = ("thumbs.db", "desktop.ini", "__macosx")
-"""What systems leave in folders besides hidden files, in lower case."""
+"""Files that operating systems leave in folders, besides hidden ones, in lower case."""
 
 HIDDEN = "hidden or system file"
 SHOWN = 3
-"""Names of a reason that are listed."""
+"""File names that are listed per reason."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Listing:
-    """What was found: the files to read, sorted, and what was left out, by reason."""
+    """The files that were found.
+
+    Args:
+        files: to read, sorted.
+        left_out: reason → paths that were not taken.
+    """
 
     files: list[Path] = field(default_factory=list)
     left_out: dict[str, list[Path]] = field(default_factory=dict)
 
     def leave_out(self, reason: str, path: Path) -> None:
-        """Note that `path` is not taken."""
+        """Record that `path` is not taken."""
         self.left_out.setdefault(reason, []).append(path)
 
     def describe(self) -> str:
@@ -46,18 +51,20 @@ class Listing:
 
 
 def find_files(name: str | Path, endings: Sequence[str] = (), deep: bool = True) -> Listing:
-    """The files meant by `name`: a file, a folder or a pattern.
+    """The files that `name` stands for: a file, a folder or a pattern.
+
+    Hidden files, files left by systems and editors, empty files, broken links and second links to a file are
+    not taken, and listed as left out.
 
     Args:
-        name: a file is taken as it is; of a folder, all files with one of `endings`, in any case of letters;
-            of a pattern, all files that match. Hidden files, droppings of systems and editors, empty files,
-            broken links and second links to a file are left out, and listed as such.
+        name: a file is taken as it is, of a folder all files with one of `endings` in upper or lower case,
+            and of a pattern all files that match.
         endings: such as `(".txt", ".txt.gz")`; empty = every file.
-        deep: look into folders inside a folder.
+        deep: also look into the folders inside a folder.
 
     Raises:
-        FileNotFoundError: there is nothing of that name, or a link that leads nowhere.
-        PermissionError: a folder that may not be read.
+        FileNotFoundError: nothing has that name, or it is a broken link.
+        PermissionError: a folder may not be read.
     """
     path = Path(name).expanduser()
     found = Listing()
@@ -84,7 +91,7 @@ def find_files(name: str | Path, endings: Sequence[str] = (), deep: bool = True)
 
 
 def no_file(kind: str, name: str | Path, found: Listing) -> FileNotFoundError:
-    """The error for a name that means no file of a kind, such as "text"."""
+    """The error for a name that stands for no file of a kind, such as "text"."""
     why = ""
     if found.left_out:
         why = f" ({found.describe()})"
@@ -117,7 +124,7 @@ def _walk(folder: Path, seen: set[tuple[int, int]], found: Listing, deep: bool) 
 
 
 def _match(folder: Path, parts: Sequence[str], found: Listing) -> Iterator[Path]:
-    """What below `folder` matches a pattern, given in its parts."""
+    """The paths below `folder` that match a pattern, given as its parts."""
     if not parts:
         yield folder
         return
@@ -140,7 +147,7 @@ def _match(folder: Path, parts: Sequence[str], found: Listing) -> Iterator[Path]
 
 
 def _folders(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """A folder and all below it."""
+    """A folder and all folders below it."""
     if _first(folder, seen):
         yield folder
         for entry in _entries(folder):
@@ -149,7 +156,7 @@ def _folders(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
 
 
 def _take(path: Path, endings: tuple[str, ...], seen: set[tuple[int, int]], found: Listing) -> None:
-    """Put `path` where it belongs in `found`."""
+    """Add `path` to the files of `found`, or to those left out."""
     if is_dropping(path.name):
         found.leave_out(HIDDEN, path)
     elif endings and not path.name.lower().endswith(endings):
@@ -167,7 +174,7 @@ def _take(path: Path, endings: tuple[str, ...], seen: set[tuple[int, int]], foun
 
 
 def _first(path: Path, seen: set[tuple[int, int]]) -> bool:
-    """Whether this real file or folder is met for the first time."""
+    """Whether this real file or folder is seen for the first time; links count as their target."""
     status = path.stat()
     key = (status.st_dev, status.st_ino)
     new = key not in seen

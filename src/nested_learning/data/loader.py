@@ -1,7 +1,7 @@
-"""Batches from tokens: reshuffled every epoch, split over ranks and workers, resumable to the exact batch.
+"""Batches of tokens: shuffled every epoch, split over ranks and workers, resumable to the exact batch.
 
-Shapes: a row is `seq_len + 1` token ids; a batch is `[B, seq_len + 1]`, int64. Inputs and targets of a model
-are `split_batch(batch)`.
+A row is `seq_len + 1` token ids; a batch is `[B, seq_len + 1]`, int64. `split_batch(batch)` gives the inputs
+and targets of a model.
 """
 
 from __future__ import annotations
@@ -15,31 +15,40 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from nested_learning.data.config import LoaderConfig
-from nested_learning.data.mixture import Line, as_mixture
+from nested_learning.data.mixture import RowSequence, as_mixture
 from nested_learning.data.padding import IGNORE
 from nested_learning.data.shards import TokenArray, Tokens
 
 STATE_VERSION = 4
 BUCKET_BATCHES = 64
-"""With bucketing, rows are sorted by length inside of groups of so many global batches."""
+"""With bucketing, rows are sorted by length within groups of this many global batches."""
 TRIM = 32
 """Batches are trimmed to a multiple of this many tokens, so that few shapes occur."""
 
 
 class TokenLoader:
-    """Endless iterator over the rows of `tokens`.
+    """Endless iterator over batches of the rows of `tokens`.
 
-    Rows stand in one endless line, every epoch in its own order drawn from `(seed, epoch)` (for several sets
-    of tokens see `data.mixture`); each step takes the next `world_size * batch_size` rows of that line, and
-    rank r takes the r-th group of `batch_size`. So every row is used exactly once per epoch over all ranks,
-    with none left out; the last batch of an epoch may reach into the next. `shuffle=False` keeps the order of
-    the rows in every epoch. With `options.bucketing` the rows of `BUCKET_BATCHES` steps are put in another
-    order, so an epoch is used up only at the end of such a group.
+    The rows form an endless sequence (`data.mixture.RowSequence`). Each step takes its next
+    `world_size * batch_size` rows, and rank r takes the r-th group of `batch_size`. So every row is used
+    exactly once per epoch over all ranks; the last batch of an epoch may contain rows of the next. With
+    `options.bucketing` the rows of `BUCKET_BATCHES` steps are reordered, so an epoch is complete only at the
+    end of such a group.
 
-    block: with `options.packing`, documents begin at multiples of this many tokens; `HopeConfig.alignment`.
+    Args:
+        tokens: one set, or a `TokenMixture`.
+        seq_len: inputs of a row.
+        batch_size: rows of a rank and step.
+        seed, shuffle: of the order of the rows, drawn anew every epoch; without shuffling it stays the same.
+        rank, world_size: this process and the number of processes.
+        options: crossing, bucketing, packing, workers and curriculum.
+        block: with `options.packing`, documents begin at multiples of this many tokens, which is
+            `HopeConfig.alignment`.
 
-    Raises ValueError for a size below 1, a rank outside the world, too few tokens for one global batch, and
-    stages of a curriculum whose length does not divide `seq_len` or, with packing, is not whole blocks.
+    Raises:
+        ValueError: a size below 1, a rank that is not below `world_size`, too few tokens for one global
+            batch, or a stage of the curriculum whose length does not divide `seq_len` or, with packing, is
+            not a multiple of `block`.
     """
 
     def __init__(
@@ -61,8 +70,8 @@ class TokenLoader:
         _check_curriculum(options, seq_len, block)
         mixture = as_mixture(tokens)
         packing = block if options.packing else None
-        self._line = Line(mixture, seq_len, options.crossing, seed, shuffle, packing)
-        self.num_windows = len(self._line)
+        self._rows = RowSequence(mixture, seq_len, options.crossing, seed, shuffle, packing)
+        self.num_windows = len(self._rows)
         self._global = batch_size * world_size
         if self.num_windows < self._global:
             raise ValueError(
@@ -75,7 +84,7 @@ class TokenLoader:
             "seed": seed,
             "shuffle": shuffle,
             "num_tokens": len(tokens),
-            "windows": self._line.counts,
+            "windows": self._rows.counts,
             "weights": mixture.weights,
             "crossing": options.crossing,
             "bucketing": options.bucketing,
@@ -90,7 +99,7 @@ class TokenLoader:
 
     @property
     def epoch(self) -> int:
-        """How many times as many rows as there are have been used."""
+        """Number of complete epochs."""
         return self._step * self._global // self.num_windows
 
     def __iter__(self) -> TokenLoader:
@@ -112,9 +121,9 @@ class TokenLoader:
         first = step * self._global
         places = self._bucketed(step) if self._options.bucketing else range(first, first + self._global)
         mine = places[self._rank * self._batch_size : (self._rank + 1) * self._batch_size]
-        batch = torch.from_numpy(np.stack([self._line[place] for place in mine]))
+        batch = torch.from_numpy(np.stack([self._rows[place] for place in mine]))
         if self._options.bucketing:  # by the rows of all ranks, so that all have the same shape
-            longest = int(self._line.lengths(places).max()) - 1
+            longest = int(self._rows.lengths(places).max()) - 1
             return batch[:, : min(self._seq_len, -(-longest // TRIM) * TRIM) + 1]
         for stage in self._options.curriculum:
             if step < stage.until_step:
@@ -122,14 +131,17 @@ class TokenLoader:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Position in the line and settings, as plain values: the same on every rank, and for every
-        number of ranks that share the same global batch."""
+        """The position and the settings as plain values.
+
+        They are the same on every rank, and for every number of ranks with the same global batch.
+        """
         return {"version": STATE_VERSION, "used": self._step * self._global, **self._settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken, on as many ranks and workers as there are now.
+        """Resume at the position of `state`, which may come from another number of ranks and workers.
 
-        Raises ValueError if it was made with other settings, data or `world_size * batch_size`.
+        Raises:
+            ValueError: it was made with other settings, data or `world_size * batch_size`.
         """
         for name, mine in {"version": STATE_VERSION, **self._settings}.items():
             if state.get(name) != mine:
@@ -144,12 +156,12 @@ class TokenLoader:
         return self.__dict__ | {"_reader": None}  # for workers that are not forked
 
     def _bucketed(self, step: int) -> list[int]:
-        """The places of the global batch of `step`: like lengths together, batches in random order."""
+        """The rows of the global batch of `step`: similar lengths together, batches in random order."""
         number, offset = divmod(step, BUCKET_BATCHES)
         if self._group[0] != number:
             size = BUCKET_BATCHES * self._global
             places = np.arange(number * size, (number + 1) * size)
-            by_length = places[np.argsort(self._line.lengths(places.tolist()), kind="stable")]
+            by_length = places[np.argsort(self._rows.lengths(places.tolist()), kind="stable")]
             batches = by_length.reshape(BUCKET_BATCHES, self._global)
             shuffled = np.random.default_rng([self._seed, number, 1]).permutation(batches)
             self._group = (number, shuffled.ravel().tolist())
@@ -159,12 +171,16 @@ class TokenLoader:
 class WorkerBatches(IterableDataset[Tensor]):
     """The batches of a loader from a step on, for a `DataLoader(..., batch_size=None)`.
 
-    Worker w of n makes the steps w, w + n, …; a DataLoader takes them in turn, so the order stays that of the
-    loader, whatever the number of workers.
+    Worker w of n makes the steps w, w + n, …; a DataLoader reads the workers in turn, so the order is that of
+    the loader for any number of workers.
+
+    Args:
+        loader: makes the batches.
+        first_step: of the loader.
+        num_steps: how many steps in all; None = endless.
     """
 
     def __init__(self, loader: TokenLoader, first_step: int = 0, num_steps: int | None = None) -> None:
-        """`num_steps`: how many steps in all; None = endless."""
         self._loader, self._first, self._count = loader, first_step, num_steps
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -178,15 +194,15 @@ class WorkerBatches(IterableDataset[Tensor]):
 def split_batch(batch: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs and targets `[B, T]` of a batch `[B, T + 1]`; padding is 0 in the inputs, `IGNORE` in targets.
 
-    Padding stands behind a document, so no causal model sees it before that document's last target. The first
-    token of a document is nobody's target.
+    Padding comes after a document, so no causal model reads it before the document's last target. The first
+    token of a document is not a target.
     """
     inputs, targets = batch[:, :-1], batch[:, 1:]
     return inputs.clamp(min=0), torch.where(inputs == IGNORE, IGNORE, targets)
 
 
 def cut_rows(batch: Tensor, seq_len: int) -> Tensor:
-    """Rows `[B, T + 1]` as more and shorter ones, `[B * T / seq_len, seq_len + 1]`, with the same targets."""
+    """Cut rows `[B, T + 1]` into shorter ones, `[B * T / seq_len, seq_len + 1]`, with the same targets."""
     return batch.unfold(1, seq_len + 1, seq_len).reshape(-1, seq_len + 1)
 
 
@@ -195,9 +211,17 @@ def sequential_batches(
 ) -> Iterator[Tensor]:
     """Validation batches `[B, seq_len + 1]`: the same windows in the same order at every call.
 
-    At most `max_batches` full batches (None: as many as the data gives). Their windows are spread evenly over
-    the array and taken in its order, so that a capped validation still sees every file of the corpus.
-    Raises ValueError for a size below 1 or too few tokens for one batch.
+    The windows are spread evenly over the array and taken in its order, so that a limited validation still
+    reads from every file of the corpus.
+
+    Args:
+        tokens: of the validation part.
+        seq_len: inputs of a window.
+        batch_size: windows of a batch; all batches are full.
+        max_batches: at most; None = all.
+
+    Raises:
+        ValueError: a size below 1, or too few tokens for one batch.
     """
     _check_sizes(seq_len, batch_size)
     width = seq_len + 1

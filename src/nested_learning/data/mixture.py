@@ -1,9 +1,9 @@
-"""Rows of a batch from one or several token sets: which row stands at which place of an endless line.
+"""Rows of batches from one or several token sets, as an endless sequence with random access.
 
-A row is `seq_len + 1` token ids. Rows of a set are cut either as windows over its stream of tokens, or
-document by document (`crossing=False`), one to a row or several; what is left of a row is padding,
-`IGNORE`. Several sets are laid in one line either whole (every row of all sets once per epoch) or by weight
-(every row of a set once per epoch of that set, sets taking turns in the ratio of their weights).
+A row is `seq_len + 1` token ids. Rows of a set are either windows over its stream of tokens, or documents
+(`crossing=False`), one or several in a row; the rest of a row is padding, `IGNORE`. Several sets are mixed
+either evenly (every row of all sets once per epoch) or by weight (every row of a set once per epoch of that
+set, with sets taking turns in the ratio of their weights).
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ from nested_learning.data.padding import IGNORE
 from nested_learning.data.shards import ShardSet, TokenArray, Tokens
 
 PATTERN = 4096
-"""Places after which a weighted mixture repeats; weights are exact to 1 in 4096."""
+"""Period of the turns of a weighted mixture; weights are exact to 1 in 4096."""
 
 
 class TokenMixture(Tokens):
-    """Token sets with weights; read as one array, it is the sets one behind the other.
+    """Token sets with weights; as one array, they are concatenated.
 
-    sets: the token sets. weights: relative shares of the rows; None = every row of all sets equally often.
+    Args:
+        sets: at least one.
+        weights: relative shares of the rows; None = every row of all sets equally often.
+
+    Raises:
+        ValueError: no set, or weights that are not positive or not one for each set.
     """
 
     def __init__(self, sets: Sequence[TokenArray | ShardSet], weights: Sequence[float] | None = None) -> None:
-        """Raises ValueError for no set, and for weights that do not fit the sets or are not positive."""
         if not sets:
             raise ValueError("a mixture needs at least one set of tokens")
         if weights is not None and (len(weights) != len(sets) or not all(weight > 0 for weight in weights)):
@@ -42,16 +46,22 @@ class TokenMixture(Tokens):
 
 
 class Rows:
-    """The rows of one token set: `rows[k]` is `[seq_len + 1]` int64, `lengths` excludes padding.
+    """The rows of one token set: `rows[k]` is `[seq_len + 1]` int64.
 
-    tokens: the set. seq_len: inputs of a row. crossing: rows are windows over the stream. block: without
-    crossing, several documents share a row and begin at multiples of this; None = one to a row.
+    Args:
+        tokens: the set.
+        seq_len: inputs of a row.
+        crossing: rows are windows over the stream of tokens.
+        block: without crossing, several documents share a row and begin at multiples of this number; None =
+            one document per row.
+
+    Raises:
+        ValueError: `crossing=False` with a set that does not know where its documents start.
     """
 
     def __init__(
         self, tokens: TokenArray | Tokens, seq_len: int, crossing: bool, block: int | None = None
     ) -> None:
-        """Raises ValueError for `crossing=False` if the set does not know where its documents start."""
         self._tokens, self._seq_len, self._crossing = tokens, seq_len, crossing
         self._packing: Packing | None = None
         if crossing:
@@ -62,7 +72,7 @@ class Rows:
                 "loader.crossing = false needs tokens that know their documents: data.shards, not data.files"
             )
         self._starts = np.append(tokens.starts, np.uint64(len(tokens))).astype(np.int64)
-        targets = np.diff(self._starts) - 1  # the first token of a document is nobody's target
+        targets = np.diff(self._starts) - 1  # the first token of a document is not a target
         self._first = np.concatenate([[0], np.cumsum(np.maximum(1, -(-targets // seq_len)))])
         self._count = int(self._first[-1])
         if block is not None:
@@ -88,13 +98,13 @@ class Rows:
         return full
 
     def lengths(self, rows: IntArray) -> IntArray:
-        """Places of each of `rows [N]` up to its last token; a packed row counts as full."""
+        """Positions of each of `rows [N]` up to its last token, `[N]`; a packed row counts as full."""
         if self._crossing or self._packing is not None:
             return np.full(len(rows), self._seq_len + 1)
         return self._piece(rows)[1]
 
     def padding(self) -> float:
-        """Share of the places of all rows that hold no token."""
+        """Share of the positions of all rows that hold no token."""
         if self._crossing or not self._count:
             return 0.0
         pieces = np.arange(int(self._first[-1]))
@@ -102,14 +112,24 @@ class Rows:
         return 1 - used / (self._count * (self._seq_len + 1))
 
     def _piece(self, pieces: IntArray) -> tuple[IntArray, IntArray]:
-        """Start and length of pieces of documents, of at most a row each, overlapping by one token."""
+        """Start and length of pieces of documents; each fits a row and overlaps the next by one token."""
         document = np.searchsorted(self._first, pieces, side="right") - 1
         start = self._starts[document] + (pieces - self._first[document]) * self._seq_len
         return start, np.minimum(self._starts[document + 1] - start, self._seq_len + 1)
 
 
-class Line:
-    """The endless line of rows of a mixture: what stands at a place does not depend on who asks, or when."""
+class RowSequence:
+    """The endless sequence of rows of a mixture; row `place` is the same whenever and wherever it is read.
+
+    Args:
+        mixture: the token sets.
+        seq_len, crossing, block: see `Rows`.
+        seed: of the order of the rows.
+        shuffle: draw another order for every epoch; otherwise rows keep their order.
+
+    Raises:
+        ValueError: a set without a single row in a weighted mixture.
+    """
 
     def __init__(
         self,
@@ -120,7 +140,6 @@ class Line:
         shuffle: bool,
         block: int | None = None,
     ) -> None:
-        """Raises ValueError for a set that gives no row."""
         self._rows = [Rows(tokens, seq_len, crossing, block) for tokens in mixture.sets]
         self.counts = [len(rows) for rows in self._rows]
         self._seed, self._shuffle = seed, shuffle
@@ -138,11 +157,11 @@ class Line:
         self._ends = np.cumsum(self.counts)
 
     def __len__(self) -> int:
-        """Rows of all sets."""
+        """Number of rows of all sets."""
         return int(self._ends[-1])
 
     def find(self, place: int) -> tuple[int, int]:
-        """Set, and row of that set, at `place`."""
+        """The number of the set at `place`, and the row of that set."""
         if self._pattern is None:
             epoch, position = divmod(place, len(self))
             row = int(self._order(0, len(self), epoch)[position])
@@ -169,7 +188,7 @@ class Line:
         return lengths
 
     def _order(self, number: int, count: int, epoch: int) -> IntArray:
-        """The order of `count` rows in an epoch of a set; the last one drawn is kept."""
+        """The order of `count` rows in an epoch of a set, cached for the last epoch asked for."""
         if not self._shuffle:
             epoch = 0
         if number not in self._orders or self._orders[number][0] != epoch:
@@ -184,10 +203,12 @@ class Line:
 
 
 def interleave(weights: Sequence[float]) -> npt.NDArray[np.intp]:
-    """Which set takes each of `PATTERN` turns, `[PATTERN]`: every run of turns follows the weights closely.
+    """Which set takes each of `PATTERN` turns, `[PATTERN]`: every run of turns is close to the weights.
 
-    A set gets the nearest number of turns to its share, at least one. Raises ValueError for more sets than
-    turns.
+    A set gets the number of turns nearest to its share, but at least one.
+
+    Raises:
+        ValueError: more sets than turns.
     """
     if len(weights) > PATTERN:
         raise ValueError(f"a weighted mixture may have {PATTERN} token sets, got {len(weights)}")
@@ -203,5 +224,5 @@ def interleave(weights: Sequence[float]) -> npt.NDArray[np.intp]:
 
 
 def as_mixture(tokens: Any) -> TokenMixture:
-    """`tokens` itself if it is a mixture, else a mixture of that one set."""
+    """`tokens` itself if it is a mixture, otherwise a mixture of that one set."""
     return tokens if isinstance(tokens, TokenMixture) else TokenMixture([tokens])

@@ -1,8 +1,8 @@
-"""Which pieces of documents share a row, and where in it they begin.
+"""Packing: which pieces of documents share a row, and at which positions they begin.
 
-Best fit, longest pieces first: a piece goes where it leaves the least room. Every piece begins at a multiple
-of a block (what the memories of a model ask for) and has at least one place of padding between itself and
-the next, by which `split_documents` tells them apart.
+Best fit, longest pieces first: a piece goes to the row that has the least room left after it. Every piece
+begins at a multiple of a block, which the memories of a model require, and at least one position of padding
+separates it from the next piece, so that `split_documents` can tell them apart.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ IntArray = npt.NDArray[np.int64]
 
 
 class Packing:
-    """Rows of `width` places, and the pieces in each.
+    """Rows of `width` positions, and the pieces in each.
 
     Args:
         lengths: tokens of every piece `[N]`, at most `width`.
-        width: places of a row.
+        width: positions of a row.
         block: pieces begin at multiples of it.
     """
 
@@ -34,7 +34,7 @@ class Packing:
         self._ends = np.cumsum(np.bincount(self.owner, minlength=1))
 
     def __len__(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return len(self._ends) if len(self.owner) else 0
 
     def pieces(self, row: int) -> IntArray:
@@ -44,7 +44,7 @@ class Packing:
 
 
 def _best_fit(lengths: IntArray, width: int, block: int) -> tuple[IntArray, IntArray]:
-    """Row and place of every piece, `[N]` each; rows are numbered by their first piece."""
+    """Row and position of every piece, `[N]` each; rows are numbered by their first piece."""
     owner, place = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
     open_rows: dict[int, list[int]] = {}  # room left → rows that have it
     rooms: list[int] = []  # their keys, sorted
@@ -74,9 +74,9 @@ def _best_fit(lengths: IntArray, width: int, block: int) -> tuple[IntArray, IntA
 
 
 def split_documents(batch: Tensor) -> Tensor:
-    """Which document the tokens of a batch `[B, T + 1]` belong to, `[B, T]`, counted in each row.
+    """The number of the document that each token of a batch `[B, T + 1]` belongs to: `[B, T]`, per row.
 
-    A document begins with a token behind padding; padding belongs to the document before it.
+    A document begins with the first token after padding; padding belongs to the document before it.
     """
     inside = batch[:, :-1] != IGNORE
     begins = inside[:, 1:] & ~inside[:, :-1]

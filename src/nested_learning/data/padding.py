@@ -1,3 +1,3 @@
-"""The mark of a place in a row that holds no token, or of a target that no loss counts."""
+"""The value of a position that holds no token, and of a target that no loss counts."""
 
 IGNORE = -100

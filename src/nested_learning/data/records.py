@@ -1,8 +1,8 @@
-"""The one reader of text, JSON lines, JSON and CSV files, plain, gzip or zstd.
+"""Readers of text, JSON lines, JSON, CSV and parquet files, plain, gzip or zstd.
 
-Files come from Excel, Windows, exports and downloads: a byte-order mark is taken off, blank lines are
-skipped, and every error names the file and the line. Nothing here holds more of a file than one record and a
-buffer, except `read_text`, `read_json` and CSV, whose callers want the whole.
+A byte-order mark is removed, blank lines are skipped, and every error names the file and the line. No
+function holds more of a file in memory than one record and a buffer, except those that return the whole:
+`read_text`, `read_json` and the reader of CSV.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 RECORD_BYTES = 1 << 28
-"""A record may take so much memory, or `EXPANSION` times the file on disk if that is more."""
+"""Limit of the size of a record in memory, or `EXPANSION` times the file on disk if that is more."""
 
 EXPANSION = 16
-"""Text shrinks to a third or a fifth, rarely to a tenth; what expands further is no text."""
+"""Compressed text expands by a factor of 3 to 5, rarely 10; data that expands further is not text."""
 
 BUFFER = 1 << 20
-"""Bytes decompressed at once. What is broken shows up late, at a checksum: so much before it is given up."""
+"""Bytes decompressed at once. Corrupt data is noticed late, at a checksum: so much before it is lost."""
 
 WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 CORRUPT = (gzip.BadGzipFile, EOFError, zlib.error, OSError)
-"""What decompressing broken data raises; an OSError with an errno is the disk's."""
+"""Errors of decompressing corrupt data. An OSError with an errno is one of the disk instead."""
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class WrongEncodingError(ValueError):
-    """A file that is not in UTF-8 from its first bytes on."""
+    """A file whose first bytes show that it is not UTF-8."""
 
 
-class Line(NamedTuple):
+class TextLine(NamedTuple):
     """A line and its number, from 1; `data` is None if it is longer than a record may be."""
 
     number: int
@@ -49,7 +49,7 @@ class Line(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An object of a file, and where it stands: `a.csv, line 3`."""
+    """An object of a file, and where it was found: `a.csv, line 3`."""
 
     where: str
     values: dict[str, Any]
@@ -57,9 +57,13 @@ class Record(NamedTuple):
 
 @contextlib.contextmanager
 def open_stream(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
-    """A decompressed stream behind a byte-order mark, and a function that tells how far the file was read.
+    """Open a decompressed stream after its byte-order mark.
 
-    Raises WrongEncodingError for UTF-16 and UTF-32.
+    Yields:
+        The stream, and a function that returns how many bytes of the file were read.
+
+    Raises:
+        WrongEncodingError: the file is in UTF-16 or UTF-32.
     """
     with _decompressed(path) as (stream, tell):
         buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream, BUFFER)
@@ -89,7 +93,7 @@ def _decompressed(path: Path) -> Iterator[tuple[Any, Callable[[], int]]]:
 
 
 def format_of(path: Path) -> str:
-    """The ending that tells the format, in lower case: ".jsonl" for `A.JSONL.GZ`."""
+    """The ending without that of a compression, in lower case: ".jsonl" for `A.JSONL.GZ`."""
     endings = [suffix.lower() for suffix in path.suffixes]
     while endings and endings[-1] in (".gz", ".zst"):
         endings.pop()
@@ -97,12 +101,12 @@ def format_of(path: Path) -> str:
 
 
 def record_limit(path: Path) -> int:
-    """Bytes that a record of this file may have."""
+    """The largest size in bytes of a record of this file."""
     return max(RECORD_BYTES, EXPANSION * path.stat().st_size)
 
 
-def read_lines(stream: BinaryIO, limit: int) -> Iterator[Line]:
-    """The lines that hold more than white space; of one of more than `limit` bytes, nothing is kept."""
+def read_lines(stream: BinaryIO, limit: int) -> Iterator[TextLine]:
+    """The lines that hold more than white space. A line of more than `limit` bytes comes without its data."""
     number = 0
     while data := stream.readline(limit + 1):
         number += 1
@@ -111,13 +115,18 @@ def read_lines(stream: BinaryIO, limit: int) -> Iterator[Line]:
             data = stream.readline(limit + 1)
         data = data.removeprefix(codecs.BOM_UTF8)  # also inside a file, where files were joined
         if too_long:
-            yield Line(number, None)
+            yield TextLine(number, None)
         elif data.strip():
-            yield Line(number, data)
+            yield TextLine(number, data)
 
 
 def parse_json(line: bytes) -> Any:
-    """The value of a line. Raises ValueError, UnicodeDecodeError if it is not UTF-8."""
+    """The value of a line of JSON.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+        ValueError: it is not JSON.
+    """
     try:
         return json.loads(line.decode("utf-8"))
     except RecursionError:
@@ -134,7 +143,7 @@ def lookup(record: dict[str, Any], field: str) -> tuple[bool, Any]:
 
 
 def type_name(value: Any) -> str:
-    """What a JSON value is, for messages: "a list"."""
+    """The type of a JSON value in words, such as "a list"."""
     if value is None:
         return "null"
     names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", bytes: "bytes"}
@@ -146,7 +155,7 @@ def read_text(path: str | Path) -> str:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not UTF-8, or compressed data that is broken or no text by its size.
+        ValueError: not UTF-8, or compressed data that is corrupt or expands too much to be text.
     """
     path = Path(path)
     if not path.is_file():
@@ -166,7 +175,12 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value of a JSON file. Raises FileNotFoundError, and ValueError with the line of what is wrong."""
+    """The value of a JSON file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not JSON; the message names the line.
+    """
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -180,7 +194,7 @@ def read_records(path: str | Path) -> Iterator[Record]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another ending, or a record that cannot be read, by file and line.
+        ValueError: another ending, or a record that cannot be read; the message names file and line.
     """
     path = Path(path)
     if not path.is_file():
@@ -263,7 +277,7 @@ def _object(where: str, value: Any) -> dict[str, Any]:
 
 
 def _check_pairs(where: str, value: Any) -> None:
-    """ValueError for half of a surrogate pair, which JSON can write but no text can hold."""
+    """Raise ValueError for half of a surrogate pair, which JSON can hold but UTF-8 cannot."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -272,7 +286,7 @@ def _check_pairs(where: str, value: Any) -> None:
 
 @contextlib.contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
-    """Errors of decompression as a ValueError that names the file."""
+    """Turn errors of decompression into a ValueError that names the file."""
     try:
         yield
     except CORRUPT as error:

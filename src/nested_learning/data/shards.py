@@ -1,11 +1,11 @@
-"""Token shards on disk: reading them as one long array, memory-mapped, that knows where documents start.
+"""Token shards on disk, read as one long memory-mapped array that knows where documents start.
 
 A folder of shards holds `mixture.json` (the last file written: without it the folder is not complete),
 `tokenizer.model` unless tokens are bytes, and a folder for every source with, for each split in `SPLITS`,
     SPLIT-00000.bin …   token ids, little-endian, `shard_tokens` in each but the last
     SPLIT.starts        uint64, where each document starts, in tokens of the split
-    SPLIT.hashes        16 bytes per document, `dedup.document_digest`
-Every document ends with the end token; documents may reach over shards.
+    SPLIT.hashes        16 bytes per document, `pipeline.dedup.document_digest`
+Every document ends with the end token; a document may span several shards.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nested_learning.data.dedup import DIGEST_BYTES
+from nested_learning.checks import one_of
 from nested_learning.data.records import read_json
 from nested_learning.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
@@ -30,14 +30,19 @@ SPLITS = ("train", "valid", "long")
 MANIFEST = "mixture.json"
 TOKENIZER_FILE = "tokenizer.model"
 SHARD_VERSION = 1
+DIGEST_BYTES = 16  # of the hash of a document
 
 
 class Tokens:
-    """Arrays one behind the other, read as one: `len(tokens)` and `tokens[a:b]`, a copy only where it crosses
-    from one to the next."""
+    """Arrays that are read as if they were concatenated: `len(tokens)` and `tokens[a:b]`.
+
+    A slice is copied only where it spans several arrays.
+
+    Args:
+        parts: the arrays, perhaps none.
+    """
 
     def __init__(self, parts: Sequence[TokenArray | Tokens]) -> None:
-        """`parts`: may be empty."""
         self._parts = list(parts)
         self._ends = list(accumulate(len(part) for part in self._parts))
 
@@ -45,7 +50,11 @@ class Tokens:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, item: slice) -> TokenArray:
-        """Tokens `[stop - start]`; only slices without a step."""
+        """Tokens `[stop - start]`.
+
+        Raises:
+            ValueError: a slice with a step.
+        """
         start, stop, step = item.indices(len(self))
         if step != 1:
             raise ValueError(f"tokens can be sliced with step 1 only, got {step}")
@@ -59,13 +68,22 @@ class Tokens:
 
 
 class ShardSet(Tokens):
-    """The shards of one split of one source; see `Tokens`.
+    """The shards of one split of one source.
 
-    starts: `[documents]` uint64, memory-mapped. hashes: `[documents, 16]` uint8, memory-mapped.
+    `starts [documents]` uint64 and `hashes [documents, 16]` uint8 are memory-mapped too.
+
+    Args:
+        folder: of the source.
+        split: one of `SPLITS`.
+        dtype: of the tokens, such as "<u2".
+        shard_sizes: tokens of each shard.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file has another size than expected.
     """
 
     def __init__(self, folder: Path, split: str, dtype: str, shard_sizes: Sequence[int]) -> None:
-        """Raises FileNotFoundError for a missing file, ValueError for one of another size than expected."""
         self._arguments = (folder, split, dtype, list(shard_sizes))
         files = [shard_file(folder, split, number) for number in range(len(shard_sizes))]
         super().__init__([_map(f, dtype, size) for f, size in zip(files, shard_sizes, strict=True)])
@@ -78,13 +96,17 @@ class ShardSet(Tokens):
 
 
 class ShardFolder:
-    """A complete folder of shards.
+    """A complete folder of shards, with its `manifest` and the `weights` of its sources by name.
 
-    manifest: what `mixture.json` holds. weights: source name → its weight.
+    Args:
+        path: of the folder.
+
+    Raises:
+        FileNotFoundError: there is no complete folder.
+        ValueError: its manifest is damaged or of another version.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Raises FileNotFoundError if there is no complete folder, ValueError for one of another format."""
         self.path = Path(path).expanduser()
         file = self.path / MANIFEST
         if not file.is_file():
@@ -96,7 +118,11 @@ class ShardFolder:
         self.weights = {name: float(entry["weight"]) for name, entry in self.manifest["sources"].items()}
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer the shards were made with. Raises ValueError if its file was replaced."""
+        """The tokenizer that the shards were made with.
+
+        Raises:
+            ValueError: its file was replaced.
+        """
         wanted = self.manifest["tokenizer"]["fingerprint"]
         if wanted == ByteTokenizer.fingerprint:
             return ByteTokenizer()
@@ -106,9 +132,12 @@ class ShardFolder:
         return tokenizer
 
     def open(self, split: str) -> dict[str, ShardSet]:
-        """The tokens of a split by source name, sources without any left out."""
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        """The tokens of a split by source name. Sources without tokens are left out.
+
+        Raises:
+            ValueError: an unknown split.
+        """
+        one_of("split", split, SPLITS)
         found = {}
         for name, entry in self.manifest["sources"].items():
             sizes = entry["splits"][split]["shards"]
@@ -117,7 +146,11 @@ class ShardFolder:
         return found
 
     def unigrams(self) -> npt.NDArray[np.float64]:
-        """How often each token occurs in a training batch, `[V]`, summing to 1: counts by source weight."""
+        """The share of each token in training batches `[V]`, summing to 1: counts weighted by source.
+
+        Raises:
+            ValueError: a file of counts is damaged.
+        """
         share: npt.NDArray[np.float64] = np.zeros(self.manifest["tokenizer"]["vocab_size"])
         for name in self.open("train"):
             file = self.path / name / "unigrams.npy"
@@ -131,7 +164,11 @@ class ShardFolder:
 
 
 def read_manifest(file: Path) -> dict[str, Any]:
-    """What a `mixture.json` holds. Raises ValueError for one of another version, and for a damaged one."""
+    """Read a `mixture.json`.
+
+    Raises:
+        ValueError: it is damaged or of another version.
+    """
     manifest = read_json(file)
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if version != SHARD_VERSION:
@@ -146,7 +183,7 @@ def read_manifest(file: Path) -> dict[str, Any]:
 
 
 def _describes_shards(manifest: dict[str, Any]) -> bool:
-    """Whether names and types are those of a manifest. A source is a folder beside it, nowhere else."""
+    """Whether names and types are those of a manifest. The name of a source must be that of a subfolder."""
     np.dtype(manifest["dtype"])
     sources = manifest["sources"]
     sizes = [n for s in sources.values() for split in SPLITS for n in s["splits"][split]["shards"]]
@@ -160,7 +197,7 @@ def _describes_shards(manifest: dict[str, Any]) -> bool:
 
 
 def shard_file(folder: Path, split: str, number: int) -> Path:
-    """Where shard `number` of a split is."""
+    """The path of shard `number` of a split."""
     return folder / f"{split}-{number:05d}.bin"
 
 

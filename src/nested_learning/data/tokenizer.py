@@ -1,8 +1,7 @@
-"""Tokenizers: raw bytes, or SentencePiece with byte fallback. Text in, token ids out, and back exactly."""
+"""Tokenizers: raw bytes, or SentencePiece with byte fallback. Decoding returns the encoded text unchanged."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import itertools
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nested_learning.aliases import our_path
+from nested_learning.data.config import TokenizerConfig
 
 MODEL_TYPES = ("bpe", "unigram")
 DEFAULT_VOCAB_SIZE = 4096
@@ -23,7 +23,7 @@ WHOLE_CHARS = 1 << 20
 
 
 class Tokenizer(Protocol):
-    """What the rest of the library asks of a tokenizer. `eos_id` ends every document."""
+    """The interface of a tokenizer. `eos_id` ends every document."""
 
     @property
     def vocab_size(self) -> int:
@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Short string, equal for two tokenizers exactly when they encode alike."""
+        """Short string that is equal for two tokenizers exactly if they encode alike."""
         ...
 
     @property
@@ -52,11 +52,15 @@ class Tokenizer(Protocol):
 
     @property
     def segment_chars(self) -> int:
-        """Longer texts may be encoded in segments (see `text_segments`) of at most so many characters."""
+        """Longer texts may be encoded in segments (see `text_segments`) of at most this many characters."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without a final `eos_id`. Raises ValueError for half of a surrogate pair."""
+        """Token ids of `text`, without a final `eos_id`.
+
+        Raises:
+            ValueError: the text holds half of a surrogate pair.
+        """
         ...
 
     def decode(self, ids: list[int]) -> str:
@@ -79,13 +83,18 @@ class ByteTokenizer:
     byte_ids = frozenset(range(256))
 
     def encode(self, text: str) -> list[int]:
-        """The UTF-8 bytes of `text`. Raises ValueError for half of a surrogate pair."""
+        """The UTF-8 bytes of `text`.
+
+        Raises:
+            ValueError: the text holds half of a surrogate pair.
+        """
         return list(_valid(text).encode("utf-8"))
 
     def decode(self, ids: list[int]) -> str:
-        """Text of `ids`; bytes that are not UTF-8 (a sampled sequence may hold some) become U+FFFD.
+        """Text of `ids`; bytes that are not UTF-8, which a sampled sequence may hold, become U+FFFD.
 
-        Raises ValueError for an id outside 0-256.
+        Raises:
+            ValueError: an id is not from 0 to 256.
         """
         for token in ids:
             if not 0 <= token < self.vocab_size:
@@ -98,16 +107,19 @@ class ByteTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model held as bytes, so that it travels inside a checkpoint.
+    """A SentencePiece model, stored as bytes so that a checkpoint can contain it.
 
-    `unknown_ids` and `byte_ids` are the pieces for what no piece covers, and for single bytes.
+    With a model from `train_sentencepiece`, `decode(encode(x)) == x` for every text, newlines and runs of
+    spaces included, with one exception: U+2581, SentencePiece's own sign for a space, becomes a space.
 
-    A model from `train_sentencepiece` gives `decode(encode(x)) == x` for every text, newlines and runs of
-    spaces included, with one exception: U+2581, SentencePiece's own sign for a space, comes back as a space.
+    Args:
+        model: the serialised model.
+
+    Raises:
+        ValueError: it is not a model, or has no end token.
     """
 
     def __init__(self, model: bytes) -> None:
-        """`model`: the serialised model. Raises ValueError if it is not one, or if it has no end token."""
         import sentencepiece
 
         processor = sentencepiece.SentencePieceProcessor()
@@ -128,15 +140,20 @@ class SentencePieceTokenizer:
         self.segment_chars = SEGMENT_CHARS if self._cuts_exactly() else WHOLE_CHARS
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`. Control pieces such as `</s>` written out in the text are plain text.
+        """Token ids of `text`. Control pieces such as `</s>` that occur in the text are plain text.
 
-        Raises ValueError for half of a surrogate pair.
+        Raises:
+            ValueError: the text holds half of a surrogate pair.
         """
         ids: list[int] = self._processor.encode(_valid(text))
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Text of `ids`. Raises ValueError for an id outside the vocabulary."""
+        """Text of `ids`.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
         for token in ids:
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token id {token} is outside the vocabulary, 0 to {self.vocab_size - 1}")
@@ -144,7 +161,7 @@ class SentencePieceTokenizer:
         return text
 
     def _cuts_exactly(self) -> bool:
-        """Whether segments encode as they do inside a text; not so for models that put a space before it."""
+        """Whether segments encode alone as they do inside a text; models that prepend a space do not."""
         parts = ["one two\n", "three  four\n", "  five", " six\n"]
         return self.encode("".join(parts)) == [token for part in parts for token in self.encode(part)]
 
@@ -153,39 +170,32 @@ class SentencePieceTokenizer:
         return {"kind": "sentencepiece", "model": self._model}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerSpec:
-    """Which tokenizer to train: `byte` (nothing to train), or a SentencePiece `bpe` or `unigram`.
+def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that `config` asks for: trained on `texts`, unless there is nothing to train.
 
-    `vocab_size` counts all pieces, the 256 bytes included; None means 257 for `byte`, else 4096.
+    Raises:
+        ValueError: see `train_sentencepiece`.
+        FileNotFoundError: there is no file `config.path`.
     """
-
-    kind: str = "bpe"
-    vocab_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("byte", *MODEL_TYPES):
-            raise ValueError(f"tokenizer kind={self.kind!r} is unknown; allowed: byte, bpe, unigram")
-        if self.kind == "byte" and self.vocab_size not in (None, ByteTokenizer.vocab_size):
-            raise ValueError(f"vocab_size={self.vocab_size} with kind='byte'; allowed: 257 or none")
-
-    def train(self, texts: Iterable[str]) -> Tokenizer:
-        """The tokenizer this spec describes, trained on `texts` where there is something to train."""
-        if self.kind == "byte":
-            return ByteTokenizer()
-        return train_sentencepiece(texts, self.vocab_size or DEFAULT_VOCAB_SIZE, self.kind)
+    if config.path is not None:
+        return load_tokenizer(config.path)
+    if config.kind == "byte":
+        return ByteTokenizer()
+    return train_sentencepiece(texts, config.vocab_size, config.kind)
 
 
 def train_sentencepiece(
     texts: Iterable[str], vocab_size: int = DEFAULT_VOCAB_SIZE, model_type: str = "bpe"
 ) -> SentencePieceTokenizer:
-    """Train a lossless SentencePiece model: the same texts give the same model, bit for bit.
+    """Train a lossless SentencePiece model. The same texts give the same model, bit for bit.
 
-    texts: whole documents or lines; newlines end a training sentence and are encoded as a byte.
-    vocab_size: number of pieces: `<unk>`, `</s>`, 256 bytes, and the learned ones.
-    model_type: `bpe` or `unigram` (Kudo & Richardson, 2018).
+    Args:
+        texts: whole documents or lines. Newlines end a training sentence and are encoded as a byte.
+        vocab_size: number of pieces: `<unk>`, `</s>`, 256 bytes, and the learned ones.
+        model_type: "bpe" or "unigram" (Kudo & Richardson, 2018).
 
-    Raises ValueError for an unknown type, empty text, and a vocabulary the text is too small or too rich for.
+    Raises:
+        ValueError: an unknown type, no text, or a vocabulary too large or too small for the text.
     """
     import sentencepiece
 
@@ -210,7 +220,7 @@ def train_sentencepiece(
             bos_id=-1,
             pad_id=-1,
             num_threads=1,  # the sums of unigram training depend on the number of threads
-            max_sentence_length=1 << 30,  # longer lines would be dropped without a word
+            max_sentence_length=1 << 30,  # longer lines would be dropped silently
             minloglevel=3,
         )
     except RuntimeError as error:
@@ -219,11 +229,11 @@ def train_sentencepiece(
 
 
 def text_segments(text: str, limit: int) -> Iterator[str]:
-    """`text` in pieces of at most `limit` characters, cut behind a newline if there is one, else before a
-    space, else anywhere. Encoding takes time (BPE) and memory by the length of a text; pieces keep both low.
+    """Split `text` into segments of at most `limit` characters: encoding them takes less time and memory.
 
-    Tokens of a model from `train_sentencepiece` never reach over a newline nor from a word to the next, so
-    only a run of more than `limit` characters without white space is encoded otherwise than as a whole.
+    Segments end after a newline if possible, otherwise before a space, otherwise anywhere. Tokens of a model
+    from `train_sentencepiece` never span a newline or two words, so only a run of more than `limit`
+    characters without white space is encoded differently than in the whole text.
     """
     start = 0
     while len(text) - start > limit:
@@ -244,7 +254,7 @@ def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
 
 
 def encode_document(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """Token ids of a document and `eos_id` behind them, `[N]` of `token_dtype`; memory by its tokens only."""
+    """Token ids of a document and its `eos_id`, `[N]` of `token_dtype`; memory is proportional to N."""
     dtype = token_dtype(tokenizer.vocab_size)
     if isinstance(tokenizer, ByteTokenizer):
         data = np.frombuffer(_valid(text).encode("utf-8"), np.uint8)
@@ -259,7 +269,9 @@ def encode_document(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.unsignedi
 def load_tokenizer(source: Mapping[str, Any] | str | Path) -> Tokenizer:
     """Rebuild a tokenizer from `Tokenizer.state()`, or read a SentencePiece `.model` file.
 
-    Raises FileNotFoundError for a missing file and ValueError for an unknown state or an unreadable model.
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: an unknown state, or a model that cannot be read.
     """
     if isinstance(source, Mapping):
         kind = source.get("kind")
@@ -278,14 +290,18 @@ def load_tokenizer(source: Mapping[str, Any] | str | Path) -> Tokenizer:
 
 
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:
-    """Lines without their end, one at a time: a list of short ones is many times the text."""
+    """Lines without their end. An iterator, since a list of short lines takes many times the memory."""
     # Only "\n" is cut at: str.splitlines() would also cut at characters that must stay inside a piece.
     lines = (line for text in texts for line in io.StringIO(_valid(text), newline="\n"))
     return (line.removesuffix("\n") for line in lines if line.strip())
 
 
 def _valid(text: str) -> str:
-    """`text` itself; ValueError for half of a surrogate pair in it, which no encoding of text can hold."""
+    """`text` itself.
+
+    Raises:
+        ValueError: it holds half of a surrogate pair, which UTF-8 cannot encode.
+    """
     try:
         if not text.isascii():
             text.encode("utf-8")
@@ -297,7 +313,7 @@ def _valid(text: str) -> str:
 
 
 def _training_error(vocab_size: int, message: str) -> ValueError:
-    """Say in one sentence what SentencePiece's own message says about the vocabulary size."""
+    """SentencePiece's message about the vocabulary size as one sentence."""
     if most := re.search(r"too high.*<= (\d+)", message):
         return ValueError(
             f"vocab_size={vocab_size} is more than this text supports: at most {most[1]}, or use more text"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from nested_learning.checks import within
-from nested_learning.config import OptimConfig
 from nested_learning.eval.forgetting import forgetting
 from nested_learning.eval.intents import Example, Task
 from nested_learning.eval.learners import ClassMeans, FineTuned, FineTuning, InContext, Learner, Memorizing
@@ -32,6 +31,7 @@ from nested_learning.eval.results import (
     versions,
     write_result,
 )
+from nested_learning.optim.config import OptimConfig
 
 METHODS = ("naive", "replay", "ewc", "means", "in_context")
 MEMORIZE = "memorize"

@@ -110,7 +110,7 @@ def compare(results: Sequence[Result]) -> str:
     Raises:
         ValueError: nothing to compare, or results of the same evaluation with other settings.
     """
-    from nested_learning.reproduce.report import markdown_table  # experiments use this package
+    from nested_learning.report import markdown_table
 
     if not results:
         raise ValueError("no results to compare")

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from nested_learning.config import RunConfig
 from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint import CheckpointError
 from nested_learning.train.checkpoint.run_file import read_run, saved_config
 from nested_learning.train.checkpoint.single_file import read_description
+from nested_learning.train.config import RunConfig
 
 SHOWN = 4  # differences in an error
 

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nested_learning.config import OptimConfig
 from nested_learning.data.padding import IGNORE
 from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.eval.answer import encode, read
@@ -25,8 +24,9 @@ from nested_learning.eval.intents import Example
 from nested_learning.eval.loading import Loaded
 from nested_learning.eval.memorize import Memorize
 from nested_learning.models.lm import HopeLM
-from nested_learning.reproduce.training import Batch, Loop, train_steps
+from nested_learning.optim.config import OptimConfig
 from nested_learning.train.elastic import Anchor, anchor, penalty_of
+from nested_learning.train.plain_loop import Batch, Loop, train_steps
 
 QUERY = "Query: {text}\nIntent:"
 

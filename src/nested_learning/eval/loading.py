@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from nested_learning.aliases import UNTRAINED, our_path
-from nested_learning.config import RunConfig, load_config, set_seed
+from nested_learning.config import load_config
 from nested_learning.data.tokenizer import Tokenizer, load_tokenizer
-from nested_learning.device import pick_device
 from nested_learning.eval.fit import check_fit
 from nested_learning.models.lm import HopeLM
+from nested_learning.runtime import pick_device, set_seed
 from nested_learning.train.checkpoint import (
     CheckpointError,
     CheckpointStore,
@@ -23,6 +23,7 @@ from nested_learning.train.checkpoint import (
     load_checkpoint,
 )
 from nested_learning.train.checkpoint.manifest import MANIFEST
+from nested_learning.train.config import RunConfig
 
 BEST = ":best"
 OUTPUT = Path("outputs/eval")

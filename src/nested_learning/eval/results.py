@@ -191,7 +191,7 @@ def summarise(paths: Sequence[str | Path]) -> str:
     Raises:
         ValueError: no files, or one that is no result file.
     """
-    from nested_learning.reproduce.report import markdown_table  # experiments use this module
+    from nested_learning.report import markdown_table
 
     if not paths:
         raise ValueError("no result files given")

@@ -1,7 +1,8 @@
-"""What the optimizers here share: the step around their rule, options in groups, exact state, shards."""
+"""The base class of the optimizers: steps, options in groups, exact state, sharded parameters."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, fields
@@ -32,6 +33,13 @@ class DeepOptimizer(Optimizer):
 
     rule: type[Any]
     takes_shards: ClassVar[bool] = True
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls) -> None:
+        """Show the fields of `rule` as keyword arguments in `help`, with their types and defaults."""
+        super().__init_subclass__()
+        if "rule" in vars(cls):
+            cls.__signature__ = signature_with_options(cls)
 
     def __init__(self, params: Any, lr: float, weight_decay: float, options: dict[str, Any]) -> None:
         chosen = self.rule(**options)
@@ -45,7 +53,7 @@ class DeepOptimizer(Optimizer):
                 raise ValueError(f"{name} must be at least 0 and finite, got {full[name]}")
         self.rule(**{field.name: full[field.name] for field in fields(self.rule)})
         super().add_param_group(param_group)
-        if not self.takes_shards and any(is_spread(p) for p in self.param_groups[-1]["params"]):
+        if not self.takes_shards and any(is_sharded(p) for p in self.param_groups[-1]["params"]):
             name = type(self).__name__
             raise NotImplementedError(
                 f"{name} needs whole matrices and does not take sharded parameters (FSDP)"
@@ -78,6 +86,16 @@ class DeepOptimizer(Optimizer):
         """Load a state as it was saved: in its own precision, also beside parameters of a lower one."""
         super().load_state_dict(state_dict)
         restore_precision(self, state_dict)
+
+
+def signature_with_options(kind: type[DeepOptimizer]) -> inspect.Signature:
+    """The signature of an optimizer's constructor, with the fields of `kind.rule` in place of `**options`."""
+    _, *given = inspect.signature(kind.__init__, eval_str=False).parameters.values()
+    options = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for f in fields(kind.rule)
+    ]
+    return inspect.Signature([*(p for p in given if p.kind is not p.VAR_KEYWORD), *options])
 
 
 def run_closure(closure: Callable[[], Any] | None) -> Any:
@@ -163,21 +181,21 @@ def apply(parameter: Tensor, step: Tensor, group: dict[str, Any]) -> None:
     parameter.copy_(decayed.add_(step))
 
 
-def is_spread(tensor: Tensor) -> bool:
-    """Whether a tensor is spread over processes: a `DTensor`, whose import would cost two seconds."""
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is sharded over processes: a `DTensor`, whose import would take two seconds."""
     return hasattr(tensor, "placements") and hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that is spread over processes; other tensors as they are."""
+    """The full tensor of one that is sharded over processes; other tensors unchanged."""
     sharded: Any = tensor
-    full: Tensor = sharded.full_tensor() if is_spread(tensor) else tensor
+    full: Tensor = sharded.full_tensor() if is_sharded(tensor) else tensor
     return full
 
 
-def spread_like(full: Tensor, example: Tensor) -> Tensor:
-    """`full`, known to every process, spread as `example` is; nothing is sent."""
-    if not is_spread(example):
+def shard_like(full: Tensor, example: Tensor) -> Tensor:
+    """`full`, which every process has, sharded as `example` is, without communication."""
+    if not is_sharded(example):
         return full
     from torch.distributed.tensor import distribute_tensor
 

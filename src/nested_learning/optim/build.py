@@ -1,19 +1,26 @@
-"""From a configuration to an optimizer. A new optimizer is one more entry in `OPTIMIZERS`."""
+"""From a configuration to an optimizer.
+
+To add a rule for matrices: write its class, its options as a dataclass and a field of `OptimConfig` (both in
+`optim.config`), and one entry in `MATRIX_OPTIMIZERS` under the name of that field.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from nested_learning.optim.base import is_spread
+from nested_learning.checks import one_of
+from nested_learning.optim.base import is_sharded
 from nested_learning.optim.combined import Combined
+from nested_learning.optim.config import OptimConfig
 from nested_learning.optim.deep_momentum import DeepMomentum
-from nested_learning.optim.delta_gd import DeltaGradientDescent
+from nested_learning.optim.delta_gd import DeltaGradientDescent, InputAware
 from nested_learning.optim.delta_momentum import DeltaMomentum
 from nested_learning.optim.m3 import M3
 from nested_learning.optim.multi_frequency import MultiFrequencyOptimizer
@@ -21,56 +28,36 @@ from nested_learning.optim.param_groups import param_groups
 from nested_learning.optim.schedules import constant, cosine
 from nested_learning.optim.wrapper import split_by_level
 
-if TYPE_CHECKING:
-    from nested_learning.config import OptimConfig
-
 Groups = list[dict[str, Any]]
-Rule = Callable[["OptimConfig", Groups, nn.Module], Optimizer]
+Rule = Callable[[OptimConfig, Groups], Optimizer]
 SlowLevels = Mapping[str, tuple[int, Sequence[str]]]
 FUSED_DEVICES = ("cpu", "cuda")
 
 
-def _adamw(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
+def _adamw(config: OptimConfig, groups: Groups) -> Optimizer:
     fused = _can_fuse(groups)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
-def _sgd(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
-    is_sharded = any(is_spread(p) for group in groups for p in group["params"])  # torch cannot fuse those
-    fused = _can_fuse(groups) and not is_sharded
+def _sgd(config: OptimConfig, groups: Groups) -> Optimizer:
+    sharded = any(is_sharded(p) for group in groups for p in group["params"])  # torch cannot fuse those
+    fused = _can_fuse(groups) and not sharded
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
-
-
-def _muon(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
-    return torch.optim.Muon(groups, lr=config.lr, adjust_lr_fn="match_rms_adamw", **asdict(config.muon))
-
-
-def _m3(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
-    return M3(groups, lr=config.lr, **asdict(config.m3))
-
-
-def _dgd(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
-    return DeltaGradientDescent(model, lr=config.lr, params=groups, **asdict(config.dgd))
-
-
-def _delta_momentum(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
-    return DeltaMomentum(groups, lr=config.lr, **asdict(config.delta_momentum))
-
-
-def _deep_momentum(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
-    return DeepMomentum(groups, lr=config.lr, **asdict(config.deep_momentum))
 
 
 OPTIMIZERS: dict[str, Rule] = {"adamw": _adamw, "sgd": _sgd}
 """Rules for all parameters."""
-MATRIX_OPTIMIZERS: dict[str, Rule] = {
-    "muon": _muon,
-    "m3": _m3,
-    "dgd": _dgd,
-    "delta_momentum": _delta_momentum,
-    "deep_momentum": _deep_momentum,
+MATRIX_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "muon": partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw"),
+    "m3": M3,
+    "dgd": DeltaGradientDescent,
+    "delta_momentum": DeltaMomentum,
+    "deep_momentum": DeepMomentum,
 }
-"""Rules for 2-D weights; AdamW takes embeddings, heads, norms, filters and initial memories."""
+"""Rules for 2-D weights; AdamW takes embeddings, heads, norms, filters and initial memories.
+
+They are called with `params`, `lr` and the fields of their options; an `InputAware` one with `model` too.
+"""
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module, slow: SlowLevels | None = None) -> Optimizer:
@@ -110,14 +97,17 @@ def _find(model: nn.Module, names: Iterable[str]) -> list[nn.Parameter]:
 
 def _build(config: OptimConfig, groups: Groups, model: nn.Module) -> Optimizer:
     if config.name in OPTIMIZERS:
-        return OPTIMIZERS[config.name](config, groups, model)
-    if config.name not in MATRIX_OPTIMIZERS:
-        allowed = ", ".join((*OPTIMIZERS, *MATRIX_OPTIMIZERS))
-        raise ValueError(f"optim.name must be one of {allowed}, got {config.name!r}")
-    matrices, others = _split(groups, model if config.name == "dgd" else None)
-    parts = [MATRIX_OPTIMIZERS[config.name](config, matrices, model)] if matrices else []
+        return OPTIMIZERS[config.name](config, groups)
+    one_of("optim.name", config.name, (*OPTIMIZERS, *MATRIX_OPTIMIZERS))
+    rule = MATRIX_OPTIMIZERS[config.name]
+    watched = {"model": model} if isinstance(rule, type) and issubclass(rule, InputAware) else {}
+    matrices, others = _split(groups, watched.get("model"))
+    parts = []
+    if matrices:
+        options = asdict(getattr(config, config.name))
+        parts.append(rule(params=matrices, lr=config.lr, **watched, **options))
     if others:
-        parts.append(_adamw(config, [{**g, "lr_scale": config.adamw_lr_scale} for g in others], model))
+        parts.append(_adamw(config, [{**g, "lr_scale": config.adamw_lr_scale} for g in others]))
     return Combined(parts)
 
 

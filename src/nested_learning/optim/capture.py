@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nested_learning.optim.base import is_spread, wide
+from nested_learning.optim.base import is_sharded, wide
 
 
 class Use:
@@ -146,7 +146,7 @@ def local_rows(tensor: Tensor) -> Tensor:
     Raises:
         NotImplementedError: it is spread by columns.
     """
-    if not is_spread(tensor):
+    if not is_sharded(tensor):
         return tensor
     sharded: Any = tensor
     if any(placement.is_shard() and not placement.is_shard(0) for placement in sharded.placements):

@@ -14,12 +14,12 @@ from nested_learning.optim.base import is_rehearsal, restart_counters, restore_p
 class Combined(Optimizer):
     """One optimizer made of several, each with parameter groups of its own.
 
-    Groups and state are those of one ordinary optimizer: a scheduler that writes `lr` into every group, a
-    checkpoint, a wrapper need to know nothing of the parts. A group's `lr_scale` multiplies its learning
+    Groups and state are those of one ordinary optimizer, so schedulers, checkpoints and wrappers need no code
+    for the parts. A group's `lr_scale` multiplies its learning
     rate, so that one schedule can serve groups of different speed.
 
     Args:
-        parts: optimizers that share no parameter; they belong to this one from now on.
+        parts: optimizers that share no parameter. They must not be used on their own afterwards.
 
     Raises:
         ValueError: no part, or a parameter in two of them.
@@ -45,7 +45,7 @@ class Combined(Optimizer):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Of every part: some forget more than gradients."""
+        """Zero all parts; some also clear captured inputs."""
         self._bind()
         for part in self.parts:
             part.zero_grad(set_to_none)
@@ -56,13 +56,14 @@ class Combined(Optimizer):
         restore_precision(self, state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """For the parts' groups only. Raises ValueError later on: no part would own the new group."""
+        """Used by the constructor only. Raises ValueError afterwards, because no part would own the new
+        group."""
         if len(self.param_groups) == sum(self._counts):
             raise ValueError("add a parameter group to a part before it is combined")
         super().add_param_group(param_group)
 
     def _bind(self) -> None:
-        """Lend every part its groups, at their own learning rate, and the common state."""
+        """Point each part at its groups, with `lr_scale` applied, and at the common state."""
         first = 0
         for part, count in zip(self.parts, self._counts, strict=True):
             part.state = self.state

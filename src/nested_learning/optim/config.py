@@ -1,11 +1,12 @@
-"""What can be chosen about every optimizer: validated where it is made, defaults written once.
+"""Options of the optimizers, each with its default and its checks.
 
-The optimizers take these fields as keyword arguments; `OptimConfig` holds one of each for files.
+The optimizers take these fields as keyword arguments. `OptimConfig` is the `optim` section of a configuration
+and holds the options of every optimizer that a configuration can name.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 
 from nested_learning.checks import at_least, check_types, one_of, positive, within
 
@@ -53,7 +54,7 @@ class M3Config:
         adjust: scale of a matrix's step before the learning rate: "rms", its root mean square made 0.2
             (about AdamW's); "match_rms_adamw" and "original" as in torch's Muon; "none", as printed.
         adamw: this group is for AdamW, matrices included.
-        adamw_betas, adamw_eps: of AdamW, which takes what is no matrix.
+        adamw_betas, adamw_eps: of AdamW, which updates every parameter that is not a matrix.
     """
 
     betas: tuple[float, float, float] = (0.95, 0.95, 0.9)
@@ -112,6 +113,24 @@ class DGDConfig:
         one_of("dgd.step", self.step, ("exact", "paper"))
         one_of("dgd.target", self.target, ("gradient", "relative"))
         one_of("dgd.reduction", self.reduction, ("mean", "sum"))
+
+
+@dataclass(kw_only=True, slots=True)
+class GeneralizedConfig:
+    """Options of `GeneralizedGradientDescent` (Eq. 59).
+
+    Args:
+        objective: "dot", "l2" or "huber".
+        inner_steps: gradient steps towards the minimum of the objective.
+    """
+
+    objective: str = "huber"
+    inner_steps: int = 5
+
+    def __post_init__(self) -> None:
+        check_types(self, "generalized")
+        one_of("generalized.objective", self.objective, ("dot", "l2", "huber"))
+        at_least("generalized.inner_steps", self.inner_steps, 1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -185,3 +204,55 @@ class DeepMomentumConfig:
         within("deep_momentum.seed", self.seed, f"[0, {2**63})")
         one_of("deep_momentum.objective", self.objective, ("l2", "dot"))
         one_of("deep_momentum.output", self.output, ("identity", "newton_schulz"))
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """Optimizer and schedule of the outer loop.
+
+    Args:
+        name: "adamw", "sgd", or a rule for matrices: "muon", "m3", "dgd", "delta_momentum" or
+            "deep_momentum". With a rule for matrices, AdamW updates every parameter that is not a matrix (see
+            `optim.build`).
+        lr: highest learning rate.
+        betas, eps: of AdamW.
+        adamw_lr_scale: with a rule for matrices, the learning rate of AdamW is `adamw_lr_scale * lr`.
+        momentum: of "sgd".
+        muon, m3, dgd, delta_momentum, deep_momentum: options of the rule of that name.
+        weight_decay: on matrices and heads only (see `optim.param_groups`).
+        clip_norm: limit of the global norm of the gradient; None = no limit.
+        schedule: "cosine" (to `min_lr_ratio * lr` at the last step) or "constant", after the warm-up.
+        warmup_steps: steps of linear warm-up.
+        min_lr_ratio: last learning rate over the highest.
+    """
+
+    name: str = "adamw"
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    adamw_lr_scale: float = 1.0
+    momentum: float = 0.9
+    muon: MuonConfig = field(default_factory=MuonConfig)
+    m3: M3Config = field(default_factory=M3Config)
+    dgd: DGDConfig = field(default_factory=DGDConfig)
+    delta_momentum: DeltaMomentumConfig = field(default_factory=DeltaMomentumConfig)
+    deep_momentum: DeepMomentumConfig = field(default_factory=DeepMomentumConfig)
+    weight_decay: float = 0.1
+    clip_norm: float | None = 1.0
+    schedule: str = "cosine"
+    warmup_steps: int = 20
+    min_lr_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_types(self, "optim")
+        rules = [f.name for f in fields(self) if is_dataclass(getattr(self, f.name))]
+        one_of("optim.name", self.name, ("adamw", "sgd", *rules))
+        one_of("optim.schedule", self.schedule, ("cosine", "constant"))
+        for name in ("lr", "eps", "adamw_lr_scale", "clip_norm"):
+            positive(f"optim.{name}", getattr(self, name))
+        for name in ("weight_decay", "warmup_steps"):
+            at_least(f"optim.{name}", getattr(self, name), 0)
+        for beta in self.betas:
+            within("optim.betas", beta, "[0, 1)")
+        within("optim.momentum", self.momentum, "[0, 1)")
+        within("optim.min_lr_ratio", self.min_lr_ratio, "[0, 1]")

@@ -6,7 +6,6 @@ Shapes: W `[o, d]`, gradient G `[o, d]`, inputs x `[N, d]`, S = mean of x xᵀ `
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +21,7 @@ from nested_learning.optim.capture import (
     second_moment,
     watch,
 )
-from nested_learning.optim.config import DGDConfig
+from nested_learning.optim.config import DGDConfig, GeneralizedConfig
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 TINY = 1e-30
@@ -196,20 +195,6 @@ def _huber(prediction: Tensor, target: Tensor) -> Tensor:
 
 OBJECTIVES: dict[str, Objective] = {"dot": _dot, "l2": _l2, "huber": _huber}
 """Of predictions and targets `[N, o]`, `[N]`; all of them curve by at most 1."""
-
-
-@dataclass(kw_only=True, slots=True)
-class GeneralizedConfig:
-    """Options of `GeneralizedGradientDescent`: the objective, and the gradient steps towards its minimum."""
-
-    objective: str = "huber"
-    inner_steps: int = 5
-
-    def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
-        if self.inner_steps < 1:
-            raise ValueError(f"inner_steps must be at least 1, got {self.inner_steps}")
 
 
 class GeneralizedGradientDescent(InputAware):

@@ -89,7 +89,7 @@ class LearnedRates(OptimizerWrapper):
         return dot / (of_grads * of_updates + TINY).sqrt()  # type: ignore[union-attr]
 
     def _unless_skipped(self, agreement: Tensor | float) -> Tensor | float:
-        """0 where the inner optimizer is told to leave out this update, whose gradients are not finite."""
+        """0 where `found_inf` tells the inner optimizer to skip this update, else 1."""
         found: Tensor | None = getattr(self, "found_inf", None)
         return agreement if found is None else torch.where(found.bool(), 0.0, agreement)
 

@@ -14,7 +14,7 @@ from nested_learning.optim.base import (
     DeepOptimizer,
     apply,
     gradient,
-    spread_like,
+    shard_like,
     whole,
     wide,
     wide_type,
@@ -92,7 +92,7 @@ class M3(DeepOptimizer):
             state["step"] += 1
 
     def _update_slow(self, group: dict[str, Any], states: list[dict[str, Any]], grads: list[Tensor]) -> None:
-        """M₂ gathers the gradients of the running block; nobody reads it before the block is over."""
+        """M₂ gathers the gradients of the running block; it is not read before the block is over."""
         beta, every = group["betas"][2], group["slow_every"]
         ema = group["accumulation"] == "ema"
         due = [s for s in states if s["step"] and s["step"] % every == 0]
@@ -153,10 +153,10 @@ def _ns_dtype(group: dict[str, Any]) -> torch.dtype | None:
 
 
 def _orthogonal(momenta: list[Tensor], like: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-    """Newton–Schulz of every momentum, in `ns_dtype`, spread over processes as `like` is."""
+    """Newton–Schulz of every momentum, in `ns_dtype`, sharded as `like` is."""
     gathered = [whole(m) for m in momenta]
     results = newton_schulz_all(gathered, group["ns_steps"], group["polynomial"], _ns_dtype(group))
-    return [spread_like(result, example) for result, example in zip(results, like, strict=True)]
+    return [shard_like(result, example) for result, example in zip(results, like, strict=True)]
 
 
 def _add_slow(steps: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from nested_learning.optim.wrapper import OptimizerWrapper
 
 
 class MultiFrequencyOptimizer(OptimizerWrapper):
-    """Wraps any optimizer: a level with chunk size C is updated at steps C, 2C, … only.
+    """Wraps any optimizer: a level with period C is updated at steps C, 2C, … only.
 
     Use it like the optimizer inside: `zero_grad`, `backward`, clip, `step`. `.grad` is always the gradient
     of this step; what a level has gathered since its last update is kept here, so clipping limits each
@@ -29,9 +29,9 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
 
     Args:
         optimizer: see `OptimizerWrapper`. Its parameters outside of all levels are updated at every step.
-        chunk_sizes: name of a level → steps between two of its updates.
+        periods: name of a level → steps between two of its updates.
         levels: name of a level → its parameters; the same names.
-        scale_lr: divide a level's learning rate by its chunk size.
+        scale_lr: divide a level's learning rate by its period.
         average: use the mean of the gathered gradients in place of their sum.
 
     Raises:
@@ -49,24 +49,24 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
     def __init__(
         self,
         optimizer: Optimizer,
-        chunk_sizes: Mapping[str, int],
+        periods: Mapping[str, int],
         levels: Mapping[str, Iterable[Tensor]],
         *,
         scale_lr: bool = True,
         average: bool = False,
     ) -> None:
-        self.scheduler = ChunkedUpdateScheduler(chunk_sizes)
-        if set(chunk_sizes) != set(levels):
+        self.scheduler = ChunkedUpdateScheduler(periods)
+        if set(periods) != set(levels):
             raise ValueError(
-                f"chunk_sizes and levels must have the same names, got {list(chunk_sizes)} and {list(levels)}"
+                f"periods and levels must have the same names, got {list(periods)} and {list(levels)}"
             )
         if _looks_at_inputs(optimizer):
             raise ValueError("an optimizer that looks at the inputs of one step cannot update slow levels")
         super().__init__(optimizer, levels)
         self.scale_lr, self.average = scale_lr, average
-        for name, size in chunk_sizes.items():
+        for name, period in periods.items():
             for group in self.groups_of(name):
-                group["chunk_size"] = size
+                group["period"] = period
         self._set_clock(0)
 
     @property
@@ -75,7 +75,7 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
         return int(self.param_groups[0]["clock"])
 
     def statistics(self) -> dict[str, dict[str, int]]:
-        """Per level: `chunk_size`, number of `updates`, step of the `last_update`."""
+        """Per level: `period`, number of `updates`, step of the `last_update`."""
         return self.scheduler.statistics()
 
     @torch.no_grad()
@@ -100,7 +100,7 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
         for group in slow:
             self._gather(group, group["level"] in due)
             if self.scale_lr:
-                group["lr"] = group["lr"] / _chunk_size(group)
+                group["lr"] = group["lr"] / _period(group)
         try:
             self._update()
         finally:
@@ -114,7 +114,7 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
         return loss
 
     def _hold_places(self, parameters: list[Tensor]) -> None:
-        """Have the inner optimizer make the state of `parameters`, before their first update.
+        """Make the inner optimizer create the state of `parameters` before their first update.
 
         As in `torch.distributed.checkpoint`, by a step with zero gradients and learning rates. Its counters
         and momenta may not be those of a fresh parameter, so the first update starts without it.
@@ -142,7 +142,8 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
             self.state[p].update({**gathering, "updates": 0})
 
     def _gather(self, group: dict[str, Any], due: bool) -> None:
-        """Add this step's gradients to those kept; show the inner optimizer the sum, or nothing."""
+        """Add this step's gradients to the stored ones; give the inner optimizer their sum if `due`, else
+        None."""
         found: Tensor | None = getattr(self, "found_inf", None)
         for p in group["params"]:
             state = self.state[p]
@@ -152,11 +153,11 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
                 state["gathered"] += 1
             p.grad = None
             if due and state.get("gathered"):
-                total = state["accumulated"] / _chunk_size(group) if self.average else state["accumulated"]
+                total = state["accumulated"] / _period(group) if self.average else state["accumulated"]
                 p.grad = total.to(p.dtype)
 
     def _update(self) -> None:
-        """Step the inner optimizer where it is shown gradients, and start their windows anew."""
+        """Step the inner optimizer on the parameters that have gradients, and clear what they gathered."""
         moving = [p for p in _parameters(self.param_groups) if p.grad is not None]
         for p in moving:
             state = self.state[p]
@@ -171,10 +172,10 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
                 state["gathered"] = 0
 
     def _slow_groups(self) -> list[dict[str, Any]]:
-        return [group for group in self.param_groups if _chunk_size(group) > 1]
+        return [group for group in self.param_groups if _period(group) > 1]
 
     def _set_clock(self, step: int) -> None:
-        """The clock is part of the groups, so that it is saved by all that saves an optimizer."""
+        """Store the number of steps in the groups, so that every way to save an optimizer saves it."""
         for group in self.param_groups:
             group["clock"] = step
 
@@ -185,23 +186,21 @@ class MultiFrequencyOptimizer(OptimizerWrapper):
             self._set_clock(self.steps)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`, in the middle of a window too.
+        """Resume from a `state_dict`, also between two updates of a level.
 
         Raises:
             ValueError: other parameter groups or levels.
         """
         saved, present = _plan(state_dict["param_groups"]), _plan(self.param_groups)
         if saved != present:
-            raise ValueError(
-                f"level and chunk size of the groups must be {present}, the saved ones are {saved}"
-            )
+            raise ValueError(f"level and period of the groups must be {present}, the saved ones are {saved}")
         super().load_state_dict(state_dict)
-        sizes = self.scheduler.chunk_sizes
+        periods = self.scheduler.periods
         self.scheduler.load_state_dict(
             {
-                "chunk_sizes": sizes,
-                "updates": {name: self.steps // size for name, size in sizes.items()},
-                "last_update": {name: self.steps // size * size for name, size in sizes.items()},
+                "periods": periods,
+                "updates": {name: self.steps // period for name, period in periods.items()},
+                "last_update": {name: self.steps // period * period for name, period in periods.items()},
             }
         )
 
@@ -215,9 +214,9 @@ def _parameters(groups: list[dict[str, Any]]) -> list[Tensor]:
     return [parameter for group in groups for parameter in group["params"]]
 
 
-def _chunk_size(group: dict[str, Any]) -> int:
-    return int(group.get("chunk_size", 1))
+def _period(group: dict[str, Any]) -> int:
+    return int(group.get("period", group.get("chunk_size", 1)))  # the latter in states of earlier versions
 
 
 def _plan(groups: list[dict[str, Any]]) -> list[tuple[str | None, int]]:
-    return [(group.get("level"), _chunk_size(group)) for group in groups]
+    return [(group.get("level"), _period(group)) for group in groups]

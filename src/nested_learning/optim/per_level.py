@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from nested_learning.aliases import our_keywords
+from nested_learning.checks import one_of
 from nested_learning.optim.learned_rates import LearnedRates
 
 TYPES: dict[str, Callable[..., Optimizer]] = {
@@ -18,18 +20,19 @@ TYPES: dict[str, Callable[..., Optimizer]] = {
 }
 
 
+@our_keywords
 def setup_optimizers(
     model: nn.Module,
-    chunk_sizes: Mapping[str, int],
+    periods: Mapping[str, int],
     base_lr: float = 1e-4,
     optimizer_type: str = "adamw",
     learn_rates: float | None = None,
 ) -> dict[str, Optimizer]:
-    """One optimizer for every level of `model.levels`, with learning rate `base_lr / chunk size`.
+    """One optimizer for every level of `model.levels`, with learning rate `base_lr / period`.
 
     Args:
         model: has `levels`, an `nn.ModuleDict` that holds all of its trainable parameters.
-        chunk_sizes: name of a level → steps between two of its updates.
+        periods: name of a level → steps between two of its updates.
         base_lr: learning rate of a level that is updated at every step.
         optimizer_type: "adam", "adamw" or "sgd".
         learn_rates: learn a factor on each level's learning rate, by at most this part per update (see
@@ -39,26 +42,25 @@ def setup_optimizers(
         Name of a level → its optimizer.
 
     Raises:
-        ValueError: an unknown type, names that differ from those of the levels, a rate or chunk size
+        ValueError: an unknown type, names that differ from those of the levels, a rate or period
             that is not positive, or parameters outside of all levels, which nothing would update.
     """
     levels: Any = model.levels
-    if optimizer_type not in TYPES:
-        raise ValueError(f"optimizer_type must be one of {', '.join(TYPES)}, got {optimizer_type!r}")
+    one_of("optimizer_type", optimizer_type, TYPES)
     if base_lr <= 0:
         raise ValueError(f"base_lr must be positive, got {base_lr}")
-    if set(chunk_sizes) != set(levels):
-        raise ValueError(f"chunk_sizes must name the levels {list(levels)}, got {list(chunk_sizes)}")
+    if set(periods) != set(levels):
+        raise ValueError(f"periods must name the levels {list(levels)}, got {list(periods)}")
     held = set(levels.parameters())
     outside = [name for name, p in model.named_parameters() if p.requires_grad and p not in held]
     if outside:
         raise ValueError(f"parameters outside of model.levels would never be updated: {', '.join(outside)}")
     optimizers: dict[str, Optimizer] = {}
-    for name, size in chunk_sizes.items():
-        if size < 1:
-            raise ValueError(f"chunk_sizes[{name!r}] must be at least 1, got {size}")
+    for name, period in periods.items():
+        if period < 1:
+            raise ValueError(f"periods[{name!r}] must be at least 1, got {period}")
         parameters = [p for p in levels[name].parameters() if p.requires_grad]
-        optimizer = TYPES[optimizer_type](parameters, lr=base_lr / size)
+        optimizer = TYPES[optimizer_type](parameters, lr=base_lr / period)
         if learn_rates is not None:
             optimizer = LearnedRates(optimizer, {name: parameters}, learn_rates)
         optimizers[name] = optimizer

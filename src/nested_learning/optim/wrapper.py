@@ -1,4 +1,4 @@
-"""An optimizer around another one, level by level. It looks like the inner one to all who use it."""
+"""A wrapper around an optimizer that treats each level separately and has the interface of the inner one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class OptimizerWrapper(Optimizer):
 
     Every group holds parameters of one level only, whose name is `group["level"]` (absent outside of
     levels); groups that hold several are split. What a subclass keeps per parameter are entries called `keys`
-    in the common state, which the inner optimizer does not see; so checkpoints need to know nothing.
+    in the common state, which the inner optimizer does not see, so checkpoints need no code for them.
 
     Args:
         optimizer: any torch optimizer that works parameter by parameter and skips those without a
@@ -59,7 +59,7 @@ class OptimizerWrapper(Optimizer):
             super().add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of the last step, as the inner optimizer does; not what is gathered."""
+        """Clear gradients as the inner optimizer does. What a wrapper has gathered is kept."""
         self.optimizer.zero_grad(set_to_none)
 
     @property
@@ -71,7 +71,7 @@ class OptimizerWrapper(Optimizer):
         return [group for group in self.param_groups if group.get("level") == level]
 
     def _step_inner(self) -> None:
-        """One step of the inner optimizer, which is told of a gradient that is not finite if this one is."""
+        """One step of the inner optimizer. Forwards `found_inf` to it."""
         if getattr(self, "grad_scale", None) is not None:
             raise ValueError("gradients must not be scaled: call scaler.unscale_(optimizer) before the step")
         inner: Any = self.optimizer
@@ -92,7 +92,7 @@ class OptimizerWrapper(Optimizer):
         return {name: entries.pop(name) for name in self.keys if name in entries}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict` of the same wrappers around the same optimizer.
+        """Load a `state_dict` of the same wrappers around the same optimizer.
 
         Raises:
             ValueError: other parameter groups.

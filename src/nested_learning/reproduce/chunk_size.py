@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
+from nested_learning.report import highest, mean, show
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, positive
-from nested_learning.reproduce.report import Plot, Report, highest, mean, show
+from nested_learning.reproduce.report import Plot, Report
 from nested_learning.reproduce.runner import Run
 from nested_learning.reproduce.tasks import pilot_run
 

@@ -13,8 +13,9 @@ from nested_learning.layers.mlp import swiglu_width
 from nested_learning.levels import LevelSpec
 from nested_learning.models.bill import count_parameters
 from nested_learning.models.config import MIXERS, HopeConfig
+from nested_learning.report import highest, mean, show
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, positive
-from nested_learning.reproduce.report import Plot, Report, highest, mean, show
+from nested_learning.reproduce.report import Plot, Report
 from nested_learning.reproduce.runner import Result, Run
 from nested_learning.reproduce.tasks import TextRun, pilot_run
 

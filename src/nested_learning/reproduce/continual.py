@@ -13,7 +13,6 @@ from statistics import fmean
 
 import torch
 
-from nested_learning.config import OptimConfig, set_seed
 from nested_learning.data.loader import TokenLoader, sequential_batches
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.eval.forgetting import (
@@ -29,6 +28,8 @@ from nested_learning.levels import LevelSpec
 from nested_learning.models.bill import count_parameters
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
+from nested_learning.optim.config import OptimConfig
+from nested_learning.report import interval
 from nested_learning.reproduce.cms import with_plain_mlp
 from nested_learning.reproduce.domains import (
     DOMAINS,
@@ -38,11 +39,12 @@ from nested_learning.reproduce.domains import (
     training_batches,
 )
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, positive
-from nested_learning.reproduce.report import Report, interval
+from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run, Tick
-from nested_learning.reproduce.training import Batch, Loop, train_steps
+from nested_learning.runtime import set_seed
 from nested_learning.train.elastic import Anchor, anchor, penalty_of
 from nested_learning.train.objective import next_token_loss
+from nested_learning.train.plain_loop import Batch, Loop, train_steps
 
 EWC = 1.0  # of 0, 1, 10, 100 the one with the lowest loss at the end, on seed 100
 SEQ_LEN = 128

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 from omegaconf import OmegaConf
 
-from nested_learning.config import run_config
 from nested_learning.models.config import HopeConfig
+from nested_learning.report import highest, mean, show
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, positive
-from nested_learning.reproduce.report import Report, highest, mean, show
+from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run, settings_of
 from nested_learning.reproduce.tasks import RecallRun, TextRun, pilot_run
+from nested_learning.train.config import run_config
 
 DEFAULT = "default"
 SETTINGS: tuple[str, ...] = (

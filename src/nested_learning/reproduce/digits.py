@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nested_learning.config import OptimConfig, set_seed
 from nested_learning.extras import MissingExtraError
+from nested_learning.optim.config import OptimConfig
 from nested_learning.reproduce.runner import Result, Tick
-from nested_learning.reproduce.training import Batch, Loop, finite_or_none, train_steps
+from nested_learning.runtime import set_seed
 from nested_learning.train.objective import next_token_loss
+from nested_learning.train.plain_loop import Batch, Loop, finite_or_none, train_steps
 
 PIXELS, PATCH, CLASSES = 8, 2, 10
 VALID, TEST = 297, 300  # of 1,797; the rest is for training

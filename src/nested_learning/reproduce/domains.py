@@ -15,7 +15,7 @@ import numpy.typing as npt
 from nested_learning.data.corpus import bundled_files, split_validation
 from nested_learning.data.loader import TokenLoader
 from nested_learning.data.records import read_text
-from nested_learning.reproduce.training import Batch
+from nested_learning.train.plain_loop import Batch
 
 DOMAINS = ("scripture", "plays", "cipher", "novel")
 VALID = 0.05

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nested_learning.optim.config import DeltaMomentumConfig
 from nested_learning.optim.delta_momentum import forget
+from nested_learning.report import new_figure
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, positive
 from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run, Tick
@@ -215,16 +216,12 @@ def _notes(options: Options) -> list[str]:
 
 def _draw(paths: dict[str, list[list[float]]], path: Path) -> None:
     """Contours of ψ at the reference setting, and the paths that stay inside."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     axis = torch.linspace(-4.5, 4.5, 200, dtype=torch.float64)
     r, theta = torch.meshgrid(axis, axis, indexing="xy")
     points = torch.stack([r.reshape(-1), theta.reshape(-1)], -1)[:, None]
     terrain = {name: torch.tensor(REFERENCE[name], dtype=torch.float64) for name in ("k", "omega", "a")}
     height, _ = valley(points, **terrain)
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 6)
     axes = figure.add_subplot()
     axes.contourf(axis, axis, (1 + height).log10().view_as(r), 30, cmap="Greys")
     for label, steps in paths.items():

@@ -19,12 +19,14 @@ from torch import Tensor
 from nested_learning.adapt import AdaptConfig, checksum, memorize, restart, score
 from nested_learning.adapt.config import PATHS
 from nested_learning.config import load_config
+from nested_learning.data.corpus import load_corpus
 from nested_learning.data.loader import sequential_batches
+from nested_learning.report import new_figure
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, output_folder, positive
 from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run, Tick
 from nested_learning.train.checkpoint import find_checkpoint, load_checkpoint
-from nested_learning.train.launch import launch, load_corpus
+from nested_learning.train.launch import launch
 
 NAME = "memorize"
 NONE = "nothing"
@@ -252,11 +254,7 @@ def _cells(numbers: dict[str, Any]) -> list[str]:
 
 def draw_memory(numbers: list[dict[str, Any]], path: Path) -> None:
     """Draw the losses by reading and, for all settings, what was gained against what was lost, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 4)
     first, second, third = figure.subplots(1, 3)
     colours = {row["path"]: f"C{i}" for i, row in enumerate(r for r in numbers if r["part"] == "measure")}
     for row in numbers:

@@ -15,17 +15,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from nested_learning.config import OptimConfig, set_seed
 from nested_learning.data.synthetic.needle import ANSWER, DIGITS, WORDS, needle_batch, needle_sample
 from nested_learning.eval.plots import draw_maps
 from nested_learning.eval.results import wilson
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
+from nested_learning.optim.config import OptimConfig
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, positive
 from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run, Tick
 from nested_learning.reproduce.tasks import recall_optim
-from nested_learning.reproduce.training import Batch, Loop, train_steps
+from nested_learning.runtime import set_seed
+from nested_learning.train.plain_loop import Batch, Loop, train_steps
 
 MODELS = {
     "HOPE (self_mod)": "self_mod",

@@ -14,11 +14,12 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nested_learning.config import OptimConfig
+from nested_learning.optim.config import OptimConfig
+from nested_learning.report import interval
 from nested_learning.reproduce.digits import DigitsRun, digits
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, Plan, positive
 from nested_learning.reproduce.orthogonal import best_lr
-from nested_learning.reproduce.report import Plot, Points, Report, interval
+from nested_learning.reproduce.report import Plot, Points, Report
 from nested_learning.reproduce.runner import Result, Run
 from nested_learning.reproduce.tasks import pilot_run
 

@@ -21,10 +21,11 @@ from torch.optim import Optimizer
 from nested_learning.optim.deep_momentum import DeepMomentum
 from nested_learning.optim.delta_momentum import DeltaMomentum
 from nested_learning.optim.m3 import M3
+from nested_learning.report import interval, new_figure
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, Plan, positive
-from nested_learning.reproduce.report import Report, interval
+from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run, Tick
-from nested_learning.reproduce.training import finite_or_none
+from nested_learning.train.plain_loop import finite_or_none
 
 TASKS, RANK, INPUTS, OUTPUTS, BATCH = 6, 4, 32, 16, 16
 TUNING_SEED = 100
@@ -196,11 +197,7 @@ def _notes(options: Options) -> list[str]:
 
 def _draw(matrices: dict[str, list[list[float]]], path: Path) -> None:
     """The forgetting matrices: row = tasks trained so far, column = task whose loss is shown."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3 * len(matrices), 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3 * len(matrices), 3.2)
     axes = figure.subplots(1, len(matrices))
     for ax, (name, matrix) in zip(axes, matrices.items(), strict=True):
         image = ax.imshow(matrix, vmin=0, vmax=1, cmap="viridis")

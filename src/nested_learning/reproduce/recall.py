@@ -6,8 +6,9 @@ import argparse
 from dataclasses import replace
 
 from nested_learning.models.config import READS, HopeConfig
+from nested_learning.report import mean, show
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, positive
-from nested_learning.reproduce.report import Plot, Report, mean, show
+from nested_learning.reproduce.report import Plot, Report
 from nested_learning.reproduce.runner import Result, Run
 from nested_learning.reproduce.tasks import SOLVED, RecallRun, recall_model
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5 % quantiles of Student's t with 1, 2, … degrees of freedom."""
+from nested_learning.report import markdown_table, new_figure
+
 Points = list[tuple[float, float | None]]
 
 
@@ -63,61 +61,9 @@ class Report:
             self.picture(folder / "results.png")
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, first column left-aligned, the others right-aligned, padded to read well as text."""
-    for row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"a row has {len(row)} cells, the header has {len(header)}: {list(row)}")
-    widths = [max(3, *(len(line[i]) for line in (header, *rows))) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cells[0].ljust(widths[0]),
-            *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True)),
-        ]
-        return "| " + " | ".join(padded) + " |\n"
-
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    return "".join(line(cells) for cells in (header, rule, *rows))
-
-
-def show(value: float | None, digits: int = 4) -> str:
-    """A number for a table; None, which stands for one that is not finite, as words."""
-    return "not finite" if value is None else f"{value:.{digits}f}"
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """Mean, or None if one of the values is None."""
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if len(known) == len(values) else None
-
-
-def highest(values: Sequence[float | None]) -> float | None:
-    """The highest of those that are not None; None if all are."""
-    return max((value for value in values if value is not None), default=None)
-
-
-def interval(values: Sequence[float | None], style: str = ".4f") -> str:
-    """Mean ± half the width of its 95 % interval (Student's t); the mean alone for a single value."""
-    average = mean(values)
-    if average is None:
-        return show(None)
-    if len(values) < 2:
-        return f"{average:{style}}"
-    known = [value for value in values if value is not None]
-    free = len(known) - 1
-    quantile = STUDENT[free - 1] if free <= len(STUDENT) else 1.96 + 2.7 / free
-    half = quantile * statistics.stdev(known) / math.sqrt(len(known))
-    return f"{average:{style}} ± {half:{style}}"
-
-
 def draw(plot: Plot, path: Path) -> None:
     """Draw `plot` as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 4.5)
     axes = figure.add_subplot()
     colours: dict[str, str] = {}
     for label, points in plot.lines:

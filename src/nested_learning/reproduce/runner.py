@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 import torch
 
-from nested_learning.allocator import keep_freed_memory
 from nested_learning.lock import LOCK, locked
 from nested_learning.log_lines import read_log
+from nested_learning.runtime import keep_freed_memory
 from nested_learning.train.checkpoint import write_atomic
 
 Result = dict[str, Any]

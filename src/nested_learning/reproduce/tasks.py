@@ -11,16 +11,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from nested_learning.config import DataConfig, OptimConfig, load_config, set_seed
+from nested_learning.config import load_config
+from nested_learning.data.config import DataConfig
+from nested_learning.data.corpus import load_corpus
 from nested_learning.data.loader import TokenLoader, sequential_batches
 from nested_learning.data.padding import IGNORE
 from nested_learning.data.synthetic.recall import recall_batch
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
+from nested_learning.optim.config import OptimConfig
 from nested_learning.reproduce.runner import Result, Tick
-from nested_learning.reproduce.training import Batch, Loop, finite_or_none, train_steps
-from nested_learning.train.launch import load_corpus
+from nested_learning.runtime import set_seed
 from nested_learning.train.objective import next_token_loss
+from nested_learning.train.plain_loop import Batch, Loop, finite_or_none, train_steps
 
 SOLVED = 0.95
 """Accuracy from which recall counts as learned."""

@@ -54,5 +54,5 @@ def elastic_penalty(anchors: list[Anchor], strength: float, model: nn.Module) ->
 
 
 def penalty_of(anchors: list[Anchor], strength: float) -> partial[Tensor] | None:
-    """`elastic_penalty` for a training loop; None while there is nothing to hold."""
+    """`elastic_penalty` as a function of the model, for a training loop; None without anchors."""
     return partial(elastic_penalty, list(anchors), strength) if anchors and strength else None

@@ -1,4 +1,4 @@
-"""From a configuration to a finished run: everything is built here, in one order."""
+"""From a configuration to a finished run: all parts are built here, in one order."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from nested_learning.allocator import keep_freed_memory
-from nested_learning.config import DataConfig, RunConfig, run_config, set_seed
-from nested_learning.data.corpus import Corpus, open_corpus, prepare_corpus, text_files
-from nested_learning.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
+from nested_learning.data.corpus import Corpus, load_corpus
+from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.lock import LOCK, locked
 from nested_learning.models.bill import fast_weight_bill
 from nested_learning.models.lm import HopeLM
+from nested_learning.runtime import keep_freed_memory, set_seed
 from nested_learning.train.checkpoint import (
     CheckpointStore,
     find_checkpoint,
     load_checkpoint,
 )
+from nested_learning.train.config import RunConfig, run_config
 from nested_learning.train.memory import check_memory
 from nested_learning.train.origin import Origin, find_origin
 from nested_learning.train.plots import plot_losses
-from nested_learning.train.strategy import SingleStrategy, build_strategy
+from nested_learning.train.strategy import Strategy, build_strategy
 from nested_learning.train.trainer import Trainer, TrainResult
 from nested_learning.train.trial import describe_trial, fit_trial, names_no_data, with_sample
 
@@ -55,63 +55,64 @@ def launch(config: RunConfig, strategy: str = "single") -> TrainResult:
     origin = find_origin(config.to_dict())
     if origin is not None:
         config = run_config(origin.adopt(config.to_dict()))
-    spread = build_strategy(strategy, config)
+    chosen = build_strategy(strategy, config)
     try:
-        return run(config, spread, origin)
+        return run(config, chosen, origin)
     finally:
-        spread.close()
+        chosen.close()
 
 
-def run(config: RunConfig, spread: SingleStrategy, origin: Origin | None = None) -> TrainResult:
-    """Train as `config` says, in the processes of `spread`; see `launch`."""
-    say: Callable[[str], None] = print if spread.is_main else _silent
+def run(config: RunConfig, strategy: Strategy, origin: Origin | None = None) -> TrainResult:
+    """Train as `config` says, in the processes of `strategy`; see `launch`."""
+    say: Callable[[str], None] = print if strategy.is_main else _silent
     if config.train.resume not in (None, "auto"):
         find_checkpoint(config.train.resume)
     own = None if origin is None else origin.tokenizer
     trial = names_no_data(config.data)
     if trial:
-        for prepare in (with_sample, partial(fit_trial, spread=spread)):
+        for prepare in (with_sample, partial(fit_trial, strategy=strategy)):
             config, line = prepare(config)
             say(line)
-    with spread.local_main_first():
+    with strategy.local_main_first():
         corpus = load_corpus(config.data, say, own)
     check_vocabulary(config, corpus.tokenizer)
     if trial:
         say(describe_trial(config, len(corpus.train)))
-    check_memory(config, spread)
+    check_memory(config, strategy)
     with ExitStack() as held:
-        spread.on_main(lambda: hold_run_dir(config.run_dir, held))
-        return run_in_folder(config, corpus, spread, say, origin)
+        strategy.on_main(lambda: hold_run_dir(config.run_dir, held))
+        return run_in_folder(config, corpus, strategy, say, origin)
 
 
 def run_in_folder(
     config: RunConfig,
     corpus: Corpus,
-    spread: SingleStrategy,
+    strategy: Strategy,
     say: Callable[[str], None],
     origin: Origin | None = None,
 ) -> TrainResult:
-    """Train in a run directory that no other process writes to. What it held stays until all is built."""
+    """Train in a run directory that no other process uses. Its content stays until all parts are built."""
     set_seed(config.seed)  # after the data, so that a cached corpus changes nothing; before the model
-    resume = spread.on_main(lambda: find_resume(config))
+    resume = strategy.on_main(lambda: find_resume(config))
     start = origin if resume is None else None
-    model = build_model(config, spread.device, start)
-    lines = describe(config, model, corpus, spread)
-    trainer = Trainer(config, model, corpus, spread, resume)
-    spread.on_main(lambda: begin(config, trainer.store, resume))
+    model = build_model(config, strategy.device, start)
+    lines = describe(config, model, corpus, strategy)
+    trainer = Trainer(config, model, corpus, strategy, resume)
+    strategy.on_main(lambda: begin(config, trainer.store, resume))
     say(lines)
     anew = f"starting with the weights, model and tokenizer of {start.path}" if start else "starting anew"
     say(f"resumed from {resume} at step {trainer.step}" if resume else anew)
     result = trainer.fit()
-    if spread.is_main:
-        finish(config, sample_model(config, model, spread), corpus, result)
+    if strategy.is_main:
+        finish(config, sample_model(config, model, strategy), corpus, result)
     return result
 
 
 def hold_run_dir(folder: Path, held: ExitStack) -> None:
     """Make the run directory and keep other processes out of it until `held` is closed.
 
-    If it is empty then, for the run could not begin, it goes, with the folders around it made here.
+    When `held` is closed, the directory is removed if it is empty because the run could not begin, together
+    with the parent folders that were made here.
 
     Raises:
         InUseError: another process is in it.
@@ -129,55 +130,22 @@ def hold_run_dir(folder: Path, held: ExitStack) -> None:
 
 
 def remove_empty(folders: Sequence[Path]) -> None:
-    """Remove those of `folders` that are there and empty, in this order."""
+    """Remove those of `folders` that exist and are empty, in this order."""
     for folder in folders:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 
-def sample_model(config: RunConfig, model: HopeLM, spread: SingleStrategy) -> HopeLM:
-    """The model that writes the sample: the trained one, or the checkpoint's if it is cut over ranks."""
-    if spread.shards_parameters and config.train.sample_tokens:
+def sample_model(config: RunConfig, model: HopeLM, strategy: Strategy) -> HopeLM:
+    """The model that writes the sample: the trained one, or one loaded from the checkpoint if parameters are
+    sharded."""
+    if strategy.shards_parameters and config.train.sample_tokens:
         return load_checkpoint(config.run_dir)[0]
     return model
 
 
-def load_corpus(
-    config: DataConfig, say: Callable[[str], None] = print, own: Tokenizer | None = None
-) -> Corpus:
-    """Tokenized text of a run: its shards if it names any, else its files.
-
-    Args:
-        config: names them.
-        say: is told what folders hold.
-        own: a tokenizer to use instead of the configured one.
-
-    Raises:
-        ValueError: no files given, or one that cannot be used; shards of another tokenizer than `own`.
-        FileNotFoundError: a file is not there, or the shards are not complete.
-    """
-    if config.shards is not None:
-        corpus = open_corpus(config.shards)
-        if own is not None and corpus.tokenizer.fingerprint != own.fingerprint:
-            raise ValueError(
-                f"data.shards = {config.shards} were made with another tokenizer than that of "
-                "train.init_from; give their text as data.files, or make them with its tokenizer"
-            )
-        return corpus
-    if not config.files:
-        raise ValueError("data.files is empty: give text, as in data.files=[a.txt,b.txt], or data.shards")
-    files = text_files(config.files, "data.files", say)
-    wanted = config.tokenizer
-    tokenizer: Tokenizer | TokenizerSpec = TokenizerSpec(kind=wanted.kind, vocab_size=wanted.vocab_size)
-    if own is not None:
-        tokenizer = own
-    elif wanted.path is not None:
-        tokenizer = load_tokenizer(wanted.path)
-    return prepare_corpus(files, tokenizer, config.cache_dir, config.valid_fraction)
-
-
 def check_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> None:
-    """Model and tokenizer must have the same vocabulary, or it is a ValueError."""
+    """Raise ValueError if the vocabularies of the model and the tokenizer differ in size."""
     if config.model.vocab_size != tokenizer.vocab_size:
         raise ValueError(
             f"model.vocab_size is {config.model.vocab_size} but the tokenizer has {tokenizer.vocab_size} "
@@ -200,7 +168,7 @@ def build_model(config: RunConfig, device: torch.device, origin: Origin | None =
 
 
 def checkpoint_blocks(model: HopeLM) -> None:
-    """Let every block keep only its inputs and compute the rest again in the backward pass."""
+    """Make every block store only its inputs and recompute the rest in the backward pass."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     for i, block in enumerate(model.blocks):
@@ -208,25 +176,25 @@ def checkpoint_blocks(model: HopeLM) -> None:
 
 
 def find_resume(config: RunConfig) -> Path | None:
-    """The checkpoint to go on from; None = start anew."""
+    """The checkpoint to resume from; None = start from the beginning."""
     store = CheckpointStore(config.run_dir / "checkpoints", config.train.keep_last)
     store.clean()
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and store.folders():
-        return store.newest_whole()  # torchrun started us again: whatever was asked for has begun
+        return store.newest_whole()  # a restart by torchrun: the run that was asked for has already begun
     if config.train.resume is None:
         return None
     return store.newest_whole() if config.train.resume == "auto" else find_checkpoint(config.train.resume)
 
 
 def begin(config: RunConfig, store: CheckpointStore, resume: Path | None) -> None:
-    """Put this run in the place of what the directory held; its settings are known to work by now."""
+    """Replace what the run directory held. By now the settings of the run are known to work."""
     if resume is None and config.train.resume is None:
         store.clear()
     OmegaConf.save(OmegaConf.create(config.to_dict()), config.run_dir / "config.yaml")
 
 
-def describe(config: RunConfig, model: nn.Module, corpus: Corpus, spread: SingleStrategy) -> str:
-    """What is about to run, in a few lines."""
+def describe(config: RunConfig, model: nn.Module, corpus: Corpus, strategy: Strategy) -> str:
+    """A description of the run in a few lines."""
     train, levels = config.train, config.model.levels
     parameters = sum(p.numel() for p in model.parameters())
     periods = [f"{level.name} ({level.chunk_size})" if level.chunk_size else level.name for level in levels]
@@ -238,10 +206,10 @@ def describe(config: RunConfig, model: nn.Module, corpus: Corpus, spread: Single
         f"data: {len(corpus.train):,} training and {len(corpus.valid):,} validation tokens, "
         f"vocabulary {corpus.tokenizer.vocab_size}",
         f"training: {train.steps} steps of {train.batch_size} x {train.seq_len} tokens "
-        f"on {spread.world_size} x {spread.device.type} ({spread.name}), {train.precision}",
+        f"on {strategy.world_size} x {strategy.device.type} ({strategy.name}), {train.precision}",
     ]
     if floats:
-        rows = train.batch_size // train.accumulation // spread.world_size
+        rows = train.batch_size // train.accumulation // strategy.world_size
         size = floats * rows * 4 / 2**20
         lines.append(f"fast levels: {floats:,} floats per sequence, {size:.0f} MiB per micro-batch")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from nested_learning.log_lines import read_log
 from nested_learning.train.checkpoint.store import write_atomic
 
 if TYPE_CHECKING:
-    from nested_learning.config import RunConfig
+    from nested_learning.train.config import RunConfig
 
 Record = dict[str, float]
 T = TypeVar("T")

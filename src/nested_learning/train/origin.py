@@ -1,4 +1,4 @@
-"""The checkpoint that a new run begins with: its weights, model and tokenizer (`train.init_from`)."""
+"""The checkpoint that gives a new run its weights, model and tokenizer (`train.init_from`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from nested_learning.config import RunConfig
 from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.levels import kind_of
 from nested_learning.models.lm import HopeLM
@@ -24,9 +23,10 @@ from nested_learning.train.checkpoint import (
     saved_config,
     saved_tokenizer,
 )
+from nested_learning.train.config import RunConfig
 
 MODEL_GROUPS = ("model", "size", "levels", "experiment")
-"""Groups of `configs/` whose choices are of a model."""
+"""Groups of `configs/` whose entries set fields of the model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ class Origin:
     tokenizer: Tokenizer
 
     def adopt(self, values: dict[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
-        """The plain `values` of a run, with the checkpoint's model and tokenizer in the place of theirs.
+        """The plain `values` of a run, with its model and tokenizer replaced by those of the checkpoint.
 
         `train.seq_len` stays the run's own, where no level becomes another kind of level by it.
 
@@ -71,7 +71,7 @@ class Origin:
         put_weights(model, weights, self.path)
 
     def _check_length(self, length: int) -> None:
-        """Refuse a length of sequences with which a level would have other parameters, or another clock."""
+        """Refuse a sequence length that would change the kind of a level."""
         before = self.config.model.seq_len
         for level in self.config.model.levels:
             was, becomes = kind_of(level, before), kind_of(level, before and length)
@@ -82,7 +82,7 @@ class Origin:
                 )
 
     def _check_overrides(self, overrides: Iterable[str], differing: dict[str, Any]) -> None:
-        """Refuse an override of what has another value in the checkpoint: `differing`, by name."""
+        """Refuse an override of a field in `differing`: name → its value in the checkpoint."""
         parser = OverridesParser.create()
         for override in map(parser.parse_override, overrides):
             key = override.key_or_group
@@ -96,10 +96,10 @@ class Origin:
 
 
 def find_origin(values: dict[str, Any]) -> Origin | None:
-    """What a run begins with, by the plain values of its configuration; None without `train.init_from`.
+    """The origin of a run, by the plain values of its configuration; None without `train.init_from`.
 
-    A run that goes on has model and tokenizer in its own checkpoints; where `train.init_from` was is then
-    only compared.
+    A resumed run takes model and tokenizer from its own checkpoints; then `train.init_from` is only compared
+    with the value it had.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it cannot be read.
@@ -120,7 +120,7 @@ def find_origin(values: dict[str, Any]) -> Origin | None:
 
 
 def _own_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
-    """The newest checkpoint with a description among those that the run would go on from."""
+    """The newest checkpoint with a description among those that the run would resume from."""
     if resume is None:
         return None
     if resume != "auto":
@@ -128,14 +128,14 @@ def _own_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
     for folder in CheckpointStore(run_dir / "checkpoints", 1).newest_first():
         try:
             read_description(folder)
-        except CheckpointError:  # the search for a whole one, which comes later, speaks of it
+        except CheckpointError:  # reported by the later search for a whole one
             continue
         return folder
     return None
 
 
 def _flat(values: dict[str, Any], name: str = "") -> dict[str, Any]:
-    """Dotted names → values that are no dictionaries; lists as lists."""
+    """Dotted names → values, without the dictionaries themselves; tuples become lists."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from nested_learning.report import new_figure
 from nested_learning.train.metrics import read_metrics
 
 
@@ -16,12 +17,8 @@ def plot_losses(metrics: Path, output: Path, unigram_entropy: float) -> None:
         output: the file to write.
         unigram_entropy: nats per token that guessing by token frequency costs: the line to get below.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = read_metrics(metrics)
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4)
     axes = figure.add_subplot()
     for key, label, style in (("loss", "training", "-"), ("valid_loss", "validation", "o-")):
         points = [(row["step"], row[key]) for row in rows if key in row]
@@ -41,11 +38,7 @@ def plot_jobs(runs: Mapping[str, Path], output: Path) -> None:
         runs: label → a `metrics.jsonl`.
         output: the file to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4)
     axes = figure.add_subplot()
     for label, metrics in runs.items():
         points = [(row["step"], row["valid_loss"]) for row in read_metrics(metrics) if "valid_loss" in row]

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees and does: progress bar, clock, Ctrl-C."""
+"""The terminal: progress bar, speed, and signals such as Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 
 class Clock:
-    """Steps per second between looks, without the pauses (validation, saving)."""
+    """Measures steps per second, without the pauses for validation and saving."""
 
     def __init__(self, step: int) -> None:
         self.start = time.perf_counter()
@@ -41,7 +41,7 @@ class Clock:
 class Progress:
     """A progress bar with loss, tokens per second, memory and time left. Silent where it is not shown.
 
-    A terminal that is gone is no reason to lose a run: the bar goes silent.
+    If the terminal is closed, the bar becomes silent and the run continues.
     """
 
     def __init__(self, steps: int, done: int, shown: bool) -> None:
@@ -55,12 +55,12 @@ class Progress:
         )
 
     def reach(self, steps: float) -> None:
-        """So many steps made; parts of one count, as a step may take hours."""
+        """Show that `steps` steps are done; a fraction counts too, because a step may take hours."""
         with self._while_there():
             self.bar.update(steps - self.bar.n)
 
     def show(self, record: dict[str, float]) -> None:
-        """Put the numbers of a metrics record behind the bar."""
+        """Show the numbers of a metrics record after the bar."""
         with self._while_there():
             self.bar.set_postfix_str(
                 f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tok/s, "
@@ -68,13 +68,13 @@ class Progress:
             )
 
     def print(self, line: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if not self.bar.disable:
             with self._while_there():
                 self.bar.write(line)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar and leave it on the screen."""
         with self._while_there():
             self.bar.close()
 
@@ -89,13 +89,13 @@ class Progress:
 class StopSignals:
     """SIGINT, SIGTERM and SIGHUP ask for a stop after the current step; a second one stops at once.
 
-    A signal that the process was started to ignore (`nohup`) stays ignored. SIGHUP says that the terminal is
-    gone; from then on, what would be printed there is dropped, as writing to it is an error. Signals are
-    Python's only in the main thread; in another one this does nothing.
+    A signal that the process was started to ignore (`nohup`) stays ignored. After SIGHUP, which says that the
+    terminal is closed, output to it is dropped, because writing there would be an error. Python handles
+    signals in the main thread only; in another thread this class does nothing.
 
     Args:
-        insist: whether a second signal stops at once. Not under `torchrun`, which hands a Ctrl-C on to
-            processes that have had it from the terminal already; it kills them if they take too long.
+        insist: whether a second signal stops at once. False under `torchrun`, which forwards a Ctrl-C to
+            processes that have already received it from the terminal, and kills them if they take too long.
     """
 
     def __init__(self, insist: bool = True) -> None:
@@ -124,7 +124,7 @@ class StopSignals:
             self._leave_terminals()
         if not self.insist:
             return
-        for name, handler in self.former.items():  # the next one is not ours
+        for name, handler in self.former.items():  # a second signal goes to the previous handler
             signal.signal(name, handler)
 
     def _leave_terminals(self) -> None:

@@ -1,4 +1,4 @@
-"""The training loop. Built from parts that know nothing of each other; started by `train.launch`.
+"""The training loop. `train.launch` builds its parts and starts it.
 
 Shapes: a batch is tokens `[B, T+1]` int64; inputs and targets by `split_batch`.
 """
@@ -14,8 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nested_learning.adapt.online import online_loss
-from nested_learning.config import RunConfig
 from nested_learning.data.corpus import Corpus
 from nested_learning.data.loader import TokenLoader, sequential_batches, split_batch
 from nested_learning.data.packing import split_documents
@@ -23,20 +21,27 @@ from nested_learning.models.compile import compile_model
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer, lr_at
-from nested_learning.train.checkpoint import Checkpointer, CheckpointStore, Training
+from nested_learning.train.checkpoint import CheckpointStore
+from nested_learning.train.checkpointer import Checkpointer, Training
+from nested_learning.train.config import RunConfig
 from nested_learning.train.guard import NonFiniteError, UpdateGuard, find_nonfinite, first_nonfinite
 from nested_learning.train.metrics import build_writer, memory_gib
 from nested_learning.train.objective import count_targets, next_token_loss
+from nested_learning.train.online import online_loss
 from nested_learning.train.progress import Clock, Progress, StopSignals
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.strategy import Strategy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """What a run ends with.
+    """The result of a run.
 
-    step: updates made. valid_loss: nats per token, None before the first validation.
-    bits_per_byte: the same, by byte of text. interrupted: stopped by a signal, to be resumed.
+    Args:
+        step: number of updates made.
+        valid_loss: nats per token; None before the first validation.
+        bits_per_byte: the same loss in bits per byte of text.
+        interrupted: whether a signal stopped the run, so that it can be resumed.
+        run_dir: its directory.
     """
 
     step: int
@@ -54,8 +59,8 @@ class Trainer:
         model: `logits, state = model(tokens)`, on its device. The run's seed must have been set before
             it was built.
         corpus: token arrays, tokenizer and statistics.
-        strategy: how the run is spread over processes.
-        resume: checkpoint to go on from.
+        strategy: the processes and devices of the run.
+        resume: the checkpoint to resume from.
     """
 
     def __init__(
@@ -63,7 +68,7 @@ class Trainer:
         config: RunConfig,
         model: nn.Module,
         corpus: Corpus,
-        strategy: SingleStrategy,
+        strategy: Strategy,
         resume: Path | None = None,
     ) -> None:
         self.config, self.model, self.corpus, self.strategy = config, model, corpus, strategy
@@ -115,23 +120,23 @@ class Trainer:
     def fit(self) -> TrainResult:
         """Train to the last step, or until SIGINT, SIGTERM or SIGHUP; either way the last step is saved.
 
-        A validation that a signal interrupts is not counted, and made when the run goes on.
+        A validation that a signal interrupts is not recorded; a resumed run makes it.
 
         Raises:
             NonFiniteError: a loss, a gradient, or a tensor to be saved is not finite. Nothing is saved, and
                 the last checkpoint stays as it is. After a bad loss or gradient no update is made.
-            OSError: no room for the metrics.
+            OSError: the metrics cannot be written.
         """
         train = self.config.train
         self.writer = build_writer(self.config, self.step, self.strategy.is_main)
-        self.clock = Clock(self.step)  # what came before is not training
+        self.clock = Clock(self.step)  # set-up is not training time
         shown = self.config.logging.progress and self.strategy.is_main
         self.progress = progress = Progress(train.steps, self.step, shown)
         try:
             with self.signals, self.strategy.watched():
                 if self._lacks_validation():
                     progress.print(self._validate())
-                    self.saved_step = -1  # its checkpoint is to have the result
+                    self.saved_step = -1  # so that its checkpoint is written again with the result
                     if self._due(train.save_every):
                         self.save()
                 while self.step < train.steps and not self._stopping():
@@ -175,7 +180,7 @@ class Trainer:
         return loss, norm
 
     def _accumulate(self, tokens: Tensor) -> Tensor:
-        """Gradient of the mean loss over `tokens [B, T+1]`, micro-batch by micro-batch; that loss."""
+        """Accumulate the gradient of the mean loss over `tokens [B, T+1]`, and return that loss."""
         count = int(
             self.strategy.sum(count_targets(split_batch(tokens)[1]))
         )  # on the host: no wait for the device
@@ -207,7 +212,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> float | None:
-        """Loss on the held-out part, nats per token; every rank does its rows of every batch.
+        """Loss on the held-out part in nats per token. Every rank computes its rows of every batch.
 
         None if a signal asked for a stop before the last batch. Reads one number from the device, at the end.
         """
@@ -215,7 +220,7 @@ class Trainer:
         self.model.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         tokens = 0
-        size = train.batch_size // train.accumulation  # what fits the devices
+        size = train.batch_size // train.accumulation  # as many rows as training puts on the devices
         stopped = False
         for batch in sequential_batches(self.corpus.valid, train.seq_len, size, train.eval_batches):
             if stopped := self._stopping():
@@ -227,7 +232,7 @@ class Trainer:
         return None if stopped else float(strategy.sum(total)) / tokens
 
     def save(self) -> None:
-        """Write a checkpoint of the current step, unless there is one. NonFiniteError if it would be bad."""
+        """Write a checkpoint unless this step has one. Raises NonFiniteError for a bad tensor."""
         if self.saved_step == self.step:
             return
         self._check_tensors()
@@ -237,7 +242,7 @@ class Trainer:
         self.saved_step = self.step
 
     def _check_tensors(self) -> None:
-        """Stop at numbers that must not be saved; an update can break weights though its loss was finite."""
+        """Stop if a tensor is not finite: an update can damage weights even if its loss was finite."""
         if not self.guard.check():
             self._stop_nonfinite()
         tensors = self.strategy.saved_tensors(self.model, self.optimizer)
@@ -295,7 +300,7 @@ class Trainer:
         )
 
     def _stop_nonfinite(self) -> None:
-        """Run the batch to blame again, with hooks, to name what went wrong first (in one process only)."""
+        """Run the failed batch again with hooks and name the first bad tensor (one process only)."""
         step = self.first_step + int(self.guard.made)
         if self.strategy.world_size > 1:
             cause = "to be named by train.py, from the last checkpoint with the same settings"
@@ -308,7 +313,7 @@ class Trainer:
 
     def _diagnose(self, tokens: Tensor) -> str | None:
         count, packed = tokens[:, 1:].numel(), self.config.data.loader.packing
-        with torch.compiler.set_stance("force_eager"):  # hooks see nothing of a compiled module
+        with torch.compiler.set_stance("force_eager"):  # hooks do not run inside a compiled module
             for part in tokens.chunk(self.config.train.accumulation):
                 if found := find_nonfinite(self.model, partial(self._loss, self.model, part, count, packed)):
                     return found

@@ -1,7 +1,7 @@
-"""A run that names no data: what it trains on, what it would want, and how it fits where it was started.
+"""A trial of a run that names no data: the text it trains on, and settings that fit this machine.
 
-On a GPU only accumulation and activation checkpointing change besides, which leave the gradient as it is.
-On a CPU a step is cut to one row: with the hundreds of rows that it is meant to have it would take hours.
+On a GPU only accumulation and activation checkpointing change, which do not change the gradient. On a CPU a
+step reads one row, because a step with the configured number of rows would take hours.
 """
 
 from __future__ import annotations
@@ -11,12 +11,20 @@ from dataclasses import replace
 
 import torch
 
-from nested_learning.config import DataConfig, RunConfig
+from nested_learning.data.config import DataConfig
 from nested_learning.data.corpus import BUNDLED
 from nested_learning.data.shards import ShardFolder
-from nested_learning.plan import GIB, Hardware, count_blocks, count_parameters, make_plan, optimizer_numbers
+from nested_learning.train.config import RunConfig
 from nested_learning.train.memory import host_bytes
-from nested_learning.train.strategy import SingleStrategy
+from nested_learning.train.plan import (
+    GIB,
+    Hardware,
+    count_blocks,
+    count_parameters,
+    make_plan,
+    optimizer_numbers,
+)
+from nested_learning.train.strategy import Strategy
 
 SAMPLES = ("outputs/data/sample_hub", "outputs/data/sample")
 """Where `scripts/data/run_sample.sh` puts its shards."""
@@ -27,13 +35,16 @@ H100 = Hardware(gpus=1, memory_gb=80, peak_tflops=989, mfu=0.2, sharded=True)  #
 
 
 def names_no_data(data: DataConfig) -> bool:
-    """Whether neither text nor shards are named."""
+    """Whether a configuration names neither text nor shards."""
     return not data.files and data.shards is None
 
 
 def with_sample(config: RunConfig) -> tuple[RunConfig, str]:
-    """The run on the sample shards if there are some of its vocabulary, else on the bundled text; and a line
-    that says so."""
+    """The run on the sample shards if there are shards of its vocabulary, else on the bundled text.
+
+    Returns:
+        The run, and a line that says what it trains on.
+    """
     wanted = config.data.tokenizer.vocab_size
     passed = []
     for folder in SAMPLES:
@@ -49,9 +60,9 @@ def with_sample(config: RunConfig) -> tuple[RunConfig, str]:
     return replace(config, data=replace(config.data, files=(BUNDLED,))), line
 
 
-def fit_trial(config: RunConfig, spread: SingleStrategy) -> tuple[RunConfig, str]:
-    """The run cut into micro-batches that fit the devices it was started on, and a line with the machine that
-    `nl plan` has for it.
+def fit_trial(config: RunConfig, strategy: Strategy) -> tuple[RunConfig, str]:
+    """The run in micro-batches that fit the devices it was started on, and a line with the estimate
+    of `nl plan` for a GPU.
 
     On a CPU a step reads one row per process instead of `train.batch_size`, and the line says so.
 
@@ -66,11 +77,14 @@ def fit_trial(config: RunConfig, spread: SingleStrategy) -> tuple[RunConfig, str
         "at 20 % of its peak)"
     )
     here = replace(
-        H100, gpus=spread.world_size, memory_gb=ROOM * device_gib(spread), sharded=spread.shards_parameters
+        H100,
+        gpus=strategy.world_size,
+        memory_gb=ROOM * device_gib(strategy),
+        sharded=strategy.shards_parameters,
     )
-    if spread.device.type == "cpu" and config.train.batch_size > spread.world_size:
+    if strategy.device.type == "cpu" and config.train.batch_size > strategy.world_size:
         rows = config.train.batch_size
-        train = replace(config.train, batch_size=spread.world_size, accumulation=1)
+        train = replace(config.train, batch_size=strategy.world_size, accumulation=1)
         config = replace(config, train=train)
         line += f"; on a CPU, a step of this trial reads {train.batch_size} of {rows} rows"
     for checkpointing in dict.fromkeys((config.parallel.activation_checkpointing, True)):
@@ -81,19 +95,19 @@ def fit_trial(config: RunConfig, spread: SingleStrategy) -> tuple[RunConfig, str
             return replace(config, parallel=parallel, train=replace(config.train, accumulation=parts)), line
     raise ValueError(
         f"{config.name} needs {plan.memory / GIB:.1f} GiB even with one row at a time, and "
-        f"{here.memory_gb:.1f} of {device_gib(spread):.1f} GiB can be used on {spread.device}; {line}"
+        f"{here.memory_gb:.1f} of {device_gib(strategy):.1f} GiB can be used on {strategy.device}; {line}"
     )
 
 
-def device_gib(spread: SingleStrategy) -> float:
-    """Memory for one process: of its GPU, or its share of the machine's."""
-    if spread.device.type == "cuda":
-        return torch.cuda.get_device_properties(spread.device).total_memory / GIB
+def device_gib(strategy: Strategy) -> float:
+    """GiB of memory for one process: that of its GPU, or its share of the machine's."""
+    if strategy.device.type == "cuda":
+        return torch.cuda.get_device_properties(strategy.device).total_memory / GIB
     return host_bytes() / GIB / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def describe_trial(config: RunConfig, tokens: int) -> str:
-    """How many tokens there are against how many the run wants."""
+    """A line that compares the number of tokens with the number that the run needs."""
     parameters, train = count_parameters(config), config.train
     read = train.steps * train.batch_size * train.seq_len
     return (

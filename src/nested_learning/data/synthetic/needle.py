@@ -1,7 +1,7 @@
-"""A needle in a haystack, word by word: the grammar of RULER's single and multi-key tasks for small models.
+"""A needle in a haystack with one token per word: RULER's single-key and multi-key tasks for small models.
 
-After Hsieh et al., "RULER" (arXiv 2404.06654): a text that repeats itself, sentences that tie a number to a
-key, and at the end the question for one of them. The model answers by going on with the text.
+After Hsieh et al., "RULER" (arXiv 2404.06654): a repetitive text, sentences that assign a number to a key,
+and at the end the question for one of the numbers. The model answers by continuing the text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KEYS = (
 )
 DIGITS = tuple("0123456789")
 ANSWER = 3
-"""Digits of a number, one token each: guessing is right once in 1000 times."""
+"""Digits of a number, one token each: a guess is right once in 1000 times."""
 
 
 def _words(sentence: str) -> list[str]:
@@ -45,7 +45,11 @@ _NOISE = [[_IDS[word] for word in sentence.split()] for sentence in NOISE]
 
 
 def encode_words(text: str) -> list[int]:
-    """Tokens of words separated by spaces. A word outside of `WORDS` is a KeyError."""
+    """Tokens of words separated by spaces.
+
+    Raises:
+        KeyError: a word is not in `WORDS`.
+    """
     return [_IDS[word] for word in text.split()]
 
 
@@ -59,12 +63,15 @@ def needle_sample(
 ) -> tuple[list[int], list[int]]:
     """A prompt and its answer of `ANSWER` tokens, together `length` tokens.
 
-    The haystack ends with a whole sentence, and needles stand between sentences.
+    The haystack ends with a whole sentence, and needles are inserted between sentences.
 
     Args:
-        depth: where the needle asked for stands, from 0 (at the start) to 1 (right before the question):
-            at the nearest end of a sentence. None = at any, all equally likely.
-        needles: sentences with a number, of different keys; all but one are distractors at random places.
+        length: tokens of prompt and answer.
+        rng: draws keys, numbers and places.
+        depth: position of the needle that is asked for, from 0 (at the start) to 1 (right before the
+            question), moved to the nearest end of a sentence. None = a random end of a sentence.
+        needles: number of sentences with a number, of different keys; all but one are distractors at random
+            places.
 
     Raises:
         ValueError: a length without room for the needles, a depth outside of [0, 1], or too many needles.
@@ -88,7 +95,7 @@ def needle_sample(
 
 
 def _haystack(size: int, rng: random.Random) -> list[list[int]]:
-    """Sentences of the endless noise up to a random one; the first is cut to make `size` tokens."""
+    """Sentences of the repeated noise up to a random one; the first is cut to make `size` tokens."""
     last, sentences = rng.randrange(len(_NOISE)), list[list[int]]()
     while size > 0:
         sentences.append(_NOISE[last][-size:])
@@ -100,7 +107,7 @@ def _haystack(size: int, rng: random.Random) -> list[list[int]]:
 def _insert(
     hay: list[list[int]], facts: list[list[int]], depth: float | None, rng: random.Random
 ) -> list[int]:
-    """The haystack as one list, the first fact at `depth` and the others at random, one at a place."""
+    """The haystack as one list with the first fact at `depth` and the others at random places."""
     ends = [sum(map(len, hay[:i])) for i in range(len(hay) + 1)]
     if depth is None:
         place = rng.randrange(len(ends))
@@ -112,11 +119,11 @@ def _insert(
 
 
 def needle_batch(batch_size: int, length: int, rng: random.Random, needles: int = 1) -> tuple[Tensor, Tensor]:
-    """`batch_size` samples to train on, needles at random depths.
+    """`batch_size` training samples with needles at random depths.
 
     Returns:
-        `tokens [B, length - 1]` and `targets` of the same shape, int64: the next token where the answer
-        stands, else -100.
+        `tokens [B, length - 1]` and `targets` of the same shape, int64: the next token at positions of the
+        answer, otherwise -100.
     """
     samples = [needle_sample(length, rng, None, needles) for _ in range(batch_size)]
     rows = torch.tensor([prompt + answer for prompt, answer in samples])

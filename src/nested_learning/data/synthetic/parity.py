@@ -1,4 +1,4 @@
-"""Running parity: the smallest task that needs a state which is carried through every token."""
+"""Running parity: the smallest task that needs a state that every token updates."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from torch import Tensor
 def parity_batch(
     batch_size: int, length: int, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Fair random bits `[B, T]` and, at every position, the parity of all bits up to and with it `[B, T]`.
+    """Random bits `[B, T]` and, at every position, the parity of the bits up to and including it `[B, T]`.
 
-    Both int64 with values 0 and 1, on the generator's device; T = `length`. Raises ValueError for length < 1.
+    Both are int64 with values 0 and 1, on the generator's device; T = `length`.
+
+    Raises:
+        ValueError: `length` is below 1.
     """
     if length < 1:
         raise ValueError(f"length={length} must be at least 1")

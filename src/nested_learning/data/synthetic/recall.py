@@ -11,22 +11,25 @@ from nested_learning.data.padding import IGNORE
 def recall_batch(
     batch_size: int, num_pairs: int = 8, vocab_size: int = 64, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sequences that state P key-value pairs and then ask for each of them once.
+    """Sequences that state P key-value pairs and then query each of them once.
 
     With P = `num_pairs` and T = 4P, each row of `tokens [B, T]` is
 
         k1 v1 k2 v2 ... kP vP   q1 a1 q2 a2 ... qP aP
 
     where the keys are distinct ids from `0 .. vocab_size // 2 - 1`, the values are independent draws (repeats
-    allowed, so that earlier answers say nothing about later ones) from `vocab_size // 2 .. vocab_size - 1`,
+    allowed, so that earlier answers do not reveal later ones) from `vocab_size // 2 .. vocab_size - 1`,
     `q` is a random order of the keys, and `a` are their values.
 
     `targets [B, T]` is already shifted: at the position of a query it holds that query's value, the token
-    that follows; everywhere else -100. So `logits[:, t]` is compared with `targets[:, t]`, and blind guessing
+    that follows; elsewhere -100. So `logits[:, t]` is compared with `targets[:, t]`, and blind guessing
     among the values is right once in `vocab_size / 2` times.
 
-    Zoology spaces its queries by a power law among filler tokens; here they follow each other at once.
-    Both tensors are int64, on the generator's device. Raises ValueError if the keys do not suffice.
+    Zoology distributes its queries by a power law among filler tokens; here they follow one another.
+    Both tensors are int64, on the generator's device.
+
+    Raises:
+        ValueError: more pairs than keys.
     """
     num_keys = vocab_size // 2
     if not 1 <= num_pairs <= num_keys:

@@ -13,7 +13,6 @@ Nothing in a checkpoint is run when it is read: what is pickled is read by unpic
 plain values only.
 """
 
-from nested_learning.train.checkpoint.checkpointer import Checkpointer, Training
 from nested_learning.train.checkpoint.errors import CheckpointError
 from nested_learning.train.checkpoint.export import export_checkpoint
 from nested_learning.train.checkpoint.manifest import verify
@@ -29,8 +28,6 @@ from nested_learning.train.checkpoint.store import CheckpointStore, find_checkpo
 __all__ = [
     "CheckpointError",
     "CheckpointStore",
-    "Checkpointer",
-    "Training",
     "export_checkpoint",
     "find_checkpoint",
     "load_checkpoint",

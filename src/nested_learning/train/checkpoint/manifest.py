@@ -91,7 +91,8 @@ def verify(folder: str | Path) -> list[str]:
 
 
 def foreign(folder: str | Path) -> list[str]:
-    """Files in a checkpoint that are not of it, such as what a file manager leaves; nobody reads them.
+    """Files in a checkpoint folder that do not belong to it, such as those of a file manager. They are not
+    read.
 
     Raises:
         CheckpointError: no manifest, or an unreadable one.

@@ -1,8 +1,8 @@
-"""Reading torch's `.metadata`, a pickle that says which tensors a checkpoint holds and where, as mere data.
+"""Read torch's `.metadata`, a pickle that lists the tensors of a checkpoint, without running code.
 
-torch's own reader unpickles it, and a pickle may call anything. Here the names in it stand for a few objects
-of ours that do nothing, any other name is an error, and torch's description is built anew from what was read,
-once it is known to be one. (Imported late: torch.distributed.checkpoint is slow to import.)
+torch's own reader unpickles it, and a pickle may call any function. Here the allowed names stand for a few
+objects that do nothing, and any other name is an error. What was read is checked, and torch's description
+is built from it. (Imported late: torch.distributed.checkpoint is slow to import.)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nested_learning.train.checkpoint.run_file import METADATA
 
 
 class MetadataReader(FileSystemReader):
-    """torch's reader of a folder of tensors, that knows the metadata without unpickling.
+    """torch's reader of a folder of tensors, with metadata that is read without unpickling.
 
     Raises:
         CheckpointError: see `read_metadata`.
@@ -85,7 +85,7 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 class _Record:
-    """Stands for an instance of any class of torch's metadata: `state` is what was saved of it."""
+    """Stands for an instance of any class of torch's metadata; `state` holds its saved fields."""
 
     state: Any = None
 
@@ -94,7 +94,7 @@ class _Record:
 
 
 def _nothing(*arguments: Any) -> None:
-    """Stands for what the description holds and nobody needs: paths, layouts, memory formats."""
+    """Stands for values in the description that are not needed: paths, layouts, memory formats."""
 
 
 _CLASSES = (
@@ -116,7 +116,7 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a name; anything else in the world is out of reach."""
+        """The stand-in for a name. Raises UnpicklingError for a name that is not allowed."""
         if (module, name) not in _STAND_INS:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place in it")
         return _STAND_INS[module, name]

@@ -1,4 +1,4 @@
-"""Reading checkpoints, for evaluation and for those who are curious. One process, no optimizer."""
+"""Load checkpoints in one process, without an optimizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nested_learning.config import RunConfig
 from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.checkpoint.errors import CheckpointError
@@ -17,6 +16,7 @@ from nested_learning.train.checkpoint.single_file import read_description as rea
 from nested_learning.train.checkpoint.single_file import read_single_file
 from nested_learning.train.checkpoint.store import damage, find_checkpoint, other_whole
 from nested_learning.train.checkpoint.tensors import read_weights
+from nested_learning.train.config import RunConfig
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         path: a checkpoint folder, an exported file, or a run directory for its latest checkpoint.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or of another format.
+        CheckpointError: there is no checkpoint, or it is damaged or of another format.
     """
     path = find_checkpoint(path)
     if path.is_file():
@@ -47,8 +47,8 @@ def load_checkpoint(
 
     Args:
         path: a checkpoint folder, a file made by `nl export`, or a run directory for its latest checkpoint.
-        device: where the model goes.
-        config, tokenizer: instead of those in the checkpoint.
+        device: the device of the model.
+        config, tokenizer: used instead of those in the checkpoint.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or of another format; its weights do not fit its
@@ -69,7 +69,7 @@ def load_checkpoint(
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """What a checkpoint folder or an exported file says of its run, without its tensors.
+    """The description of the run in a checkpoint folder or an exported file, without its tensors.
 
     Raises:
         CheckpointError: it cannot be read, or is of another format.
@@ -78,7 +78,7 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def put_weights(model: HopeLM, weights: dict[str, Tensor], path: Path, assign: bool = False) -> None:
-    """Give `model` the weights of the checkpoint at `path`; `assign`: the tensors themselves, no copies.
+    """Load the weights of the checkpoint at `path` into `model`; with `assign`, without copying them.
 
     Raises:
         CheckpointError: other names or shapes.

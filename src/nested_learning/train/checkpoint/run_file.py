@@ -1,4 +1,4 @@
-"""Files of tensors and plain values, and `run.pt`, which describes the run that a checkpoint is of."""
+"""Files of tensors and plain values, and `run.pt`, which describes the run of a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from omegaconf.errors import OmegaConfBaseException
 
-from nested_learning.config import RunConfig, run_config
 from nested_learning.data.tokenizer import Tokenizer, load_tokenizer
 from nested_learning.train.checkpoint.errors import CheckpointError, cause
+from nested_learning.train.config import RunConfig, run_config
 
 VERSION = 2
 RUN = "run.pt"
@@ -65,7 +65,7 @@ def check_kinds(run: dict[str, Any], kinds: dict[str, type], path: Path) -> None
 
 
 def saved_config(run: dict[str, Any], path: Path) -> RunConfig:
-    """The configuration in the description of a run; CheckpointError if this code does not take it."""
+    """The configuration in the description of a run; CheckpointError if this version does not accept it."""
     try:
         return run_config(run["config"])
     except WRONG_VALUES as error:
@@ -73,7 +73,7 @@ def saved_config(run: dict[str, Any], path: Path) -> RunConfig:
 
 
 def saved_tokenizer(run: dict[str, Any], path: Path) -> Tokenizer:
-    """The tokenizer in the description of a run; CheckpointError if there is none that can be used."""
+    """The tokenizer in the description of a run; CheckpointError if it cannot be used."""
     try:
         return load_tokenizer(run["tokenizer"])
     except WRONG_VALUES as error:

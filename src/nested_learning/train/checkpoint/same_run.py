@@ -1,30 +1,30 @@
-"""Whether a run may go on from a checkpoint: what both must share."""
+"""Whether a run may resume from a checkpoint: what both must share."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from nested_learning.config import RunConfig
 from nested_learning.data.tokenizer import Tokenizer
-from nested_learning.resume_with import FIXED, is_in
 from nested_learning.train.checkpoint.errors import CheckpointError
 from nested_learning.train.checkpoint.run_file import saved_config, saved_tokenizer
+from nested_learning.train.config import RunConfig
+from nested_learning.train.resume_with import FIXED, is_in
 
 
 def check_same_run(
     run: dict[str, Any], path: Path, config: RunConfig, tokenizer: Tokenizer, text: str
 ) -> None:
-    """Refuse to mix two runs: one goes on as if it had never stopped, but for `train.resume_with`.
+    """Refuse to mix two runs: except for `train.resume_with`, a run resumes as if it had never stopped.
 
     Args:
         run: the description in the checkpoint at `path`.
-        config, tokenizer, text: of the run that is to go on; `text` is the corpus's fingerprint.
+        config, tokenizer, text: of the run that resumes; `text` is the corpus's fingerprint.
 
     Raises:
         CheckpointError: they differ, with all differences in one line.
     """
-    old, new = (_what_decides(c) for c in (saved_config(run, path), config))
+    old, new = (_deciding_values(c) for c in (saved_config(run, path), config))
     wanted = [
         (name, f"{name} is {new_value!r}, was {old_value!r}")
         for name, old_value, new_value in _differences(old, new)
@@ -45,7 +45,7 @@ def check_same_run(
         )
 
 
-def _what_decides(config: RunConfig) -> dict[str, Any]:
+def _deciding_values(config: RunConfig) -> dict[str, Any]:
     """The part of a configuration that a resumed run must share."""
     values = config.to_dict()
     train = {key: values["train"][key] for key in ("inner", "grad_through_write", "init_from")}

@@ -1,4 +1,4 @@
-"""The checkpoints of one run on disk: which is the latest, which the best, which are whole, which may go."""
+"""The checkpoints of one run on disk: the latest, the best, the undamaged, and those to delete."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CheckpointStore:
 
     A checkpoint is written into `step_….tmp`, gets its manifest, and is renamed, so a kill at any time leaves
     the former ones whole. One process of a run commits and deletes; all may ask for the latest. `index.json`
-    names the latest and the best; if it cannot be read, the checkpoints themselves are asked.
+    names the latest and the best; if it cannot be read, it is rebuilt from the checkpoints.
     """
 
     def __init__(self, directory: Path, keep_last: int) -> None:
@@ -37,7 +37,7 @@ class CheckpointStore:
         self.keep_last = keep_last
 
     def clean(self) -> None:
-        """Make the directory, and delete what a killed process left half written.
+        """Make the directory, and delete incomplete checkpoints of a killed process.
 
         Raises:
             CheckpointError: it cannot be made or written to.
@@ -96,12 +96,12 @@ class CheckpointStore:
         return sorted(reversed(self.folders()), key=lambda folder: folder.name != latest)
 
     def newest_whole(self) -> Path | None:
-        """The newest checkpoint that a run can go on from, None if there are none at all.
+        """The newest checkpoint that a run can resume from; None if there are no checkpoints.
 
         If that is not the latest, stderr says what is wrong with the latest.
 
         Raises:
-            CheckpointError: there are checkpoints, and a run can go on from none of them.
+            CheckpointError: there are checkpoints, but a run cannot resume from any of them.
         """
         problem: str | None = None
         for folder in self.newest_first():
@@ -135,18 +135,20 @@ class CheckpointStore:
             self._delete(old)
 
     def folders(self) -> list[Path]:
-        """Oldest first. By time, not by step: a run may have gone back to an earlier step."""
+        """All checkpoint folders, oldest first by time, because a run may have returned to an earlier
+        step."""
         found = [p for p in self.directory.glob("step_*") if NAME.fullmatch(p.name) and p.is_dir()]
         return sorted(found, key=lambda p: (_written(p), p.name))
 
     def _delete(self, old: Path) -> None:
-        """Rename before deleting: half a checkpoint must not look like one."""
+        """Delete a checkpoint. It is renamed first, so that a partly deleted one is not taken for a
+        checkpoint."""
         doomed = old.with_name(old.name + ".old" + SCRAP)
         old.rename(doomed)
         shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
 
     def _index(self) -> dict[str, Any]:
-        """What `index.json` says; what it would say, if it is not there or says what it cannot."""
+        """The content of `index.json`, rebuilt from the checkpoints if it is missing or not valid."""
         try:
             index = json.loads((self.directory / INDEX).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -169,7 +171,7 @@ class CheckpointStore:
 
 
 def unfit(folder: Path) -> str | None:
-    """Why a run cannot go on from a checkpoint folder, in a line; None if it can."""
+    """Why a run cannot resume from a checkpoint folder, in one line; None if it can."""
     try:
         if problem := damage(folder):
             return problem
@@ -181,9 +183,9 @@ def unfit(folder: Path) -> str | None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint folder, in a line; None if they are as they were written.
+    """What is wrong with the files of a checkpoint folder, in one line; None if they are as written.
 
-    Files that are not of it are named on stderr.
+    Files that do not belong to the checkpoint are named on stderr.
     """
     try:
         problems = [f"{name} is missing" for name in (RUN, METADATA) if name not in read_manifest(folder)]
@@ -197,7 +199,7 @@ def damage(folder: Path) -> str | None:
 
 
 def other_whole(folder: Path) -> Path | None:
-    """Beside a checkpoint folder that is of no use, the newest one that a run can go on from."""
+    """The newest checkpoint beside `folder` that a run can resume from."""
     others = CheckpointStore(folder.parent, 1).newest_first()
     return next((other for other in others if other.name != folder.name and unfit(other) is None), None)
 
@@ -219,7 +221,7 @@ def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint meant by `path`: itself (a folder or an exported file), or the latest of a run.
 
     Raises:
-        CheckpointError: there is none, or `path` is a file in a checkpoint folder.
+        CheckpointError: there is no checkpoint, or `path` is a file in a checkpoint folder.
     """
     path = Path(path)
     if path.is_file():
@@ -237,7 +239,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def _folder_of(file: Path) -> Path | None:
-    """The checkpoint, or the checkpoints of a run, that a file is in."""
+    """The checkpoint folder, or the folder of a run's checkpoints, that holds a file."""
     for folder in file.absolute().parents:
         if NAME.fullmatch(folder.name) or (folder / RUN).is_file():
             return folder

@@ -37,7 +37,7 @@ def write_tensors(
     """Write tensors to `folder`; every rank of `group` calls this and writes its part.
 
     Returns:
-        With `background`, once the tensors are copied and training may go on: what to wait for.
+        With `background`, a future of the writing. The tensors are already copied, so training may continue.
 
     Raises:
         CheckpointError: a rank cannot write.
@@ -56,7 +56,7 @@ def write_tensors(
 
 
 def load_tensors(folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str, Any]) -> None:
-    """Put weights and optimizer state back in place, each rank its part, however they were cut when saved.
+    """Load weights and optimizer state in place, each rank its part, however they were sharded when saved.
 
     Args:
         folder: a checkpoint; all ranks call this.
@@ -149,9 +149,10 @@ def _numbered(model: nn.Module, optimizer: Optimizer) -> dict[int, str]:
 
 
 def _dcp() -> Any:
-    """The package, imported late as it is slow to import, untyped as it exports nothing explicitly.
+    """The package torch.distributed.checkpoint, imported late because that is slow.
 
-    From here on without its warning, also from its threads, that a single process is a single process.
+    It is untyped because it exports nothing explicitly. Its warning about a single process is filtered here,
+    because its threads raise it too.
     """
     import torch.distributed.checkpoint as dcp
 
@@ -160,7 +161,7 @@ def _dcp() -> Any:
 
 
 def _reader(folder: Path) -> MetadataReader:
-    """What is in a checkpoint and reads it; CheckpointError if that cannot be known."""
+    """The reader of a checkpoint folder. Raises CheckpointError if its metadata cannot be read."""
     from nested_learning.train.checkpoint.metadata import MetadataReader
 
     return MetadataReader(folder)
@@ -179,7 +180,7 @@ def _parts(key: str) -> list[str]:
 
 
 def _weights(folder: Path, model: nn.Module, saved: dict[str, Any]) -> dict[str, Tensor]:
-    """The model's own tensors by key, once they are known to fit those saved."""
+    """The model's own tensors by key. Raises CheckpointError if the saved ones do not fit them."""
     wanted = {f"model/{name}": value for name, value in model.state_dict().items()}
     there = {key for key in saved if key.startswith("model/")}
     problems = [f"missing {key[6:]}" for key in wanted.keys() - there]
@@ -195,7 +196,7 @@ def _weights(folder: Path, model: nn.Module, saved: dict[str, Any]) -> dict[str,
 
 
 def _empty_moments(model: nn.Module, saved: dict[str, Any]) -> dict[str, Tensor]:
-    """Room for the saved optimizer state: sharded like the parameter where it has the parameter's shape."""
+    """Empty tensors for the saved optimizer state, sharded like the parameter if they have its shape."""
     parameters = {name.replace(WRAPPER, ""): p for name, p in model.named_parameters()}
     moments: dict[str, Tensor] = {}
     for key, entry in saved.items():
@@ -210,7 +211,7 @@ def _empty_moments(model: nn.Module, saved: dict[str, Any]) -> dict[str, Tensor]
 
 
 def _read(reader: MetadataReader, tensors: dict[str, Tensor], alone: bool) -> None:
-    """Fill `tensors`. torch reads each of them with `weights_only`, so nothing in the files is run."""
+    """Fill `tensors`. torch reads each of them with `weights_only`, so no code in the files is run."""
     dcp = _dcp()
     try:
         dcp.load(tensors, storage_reader=reader, no_dist=alone)

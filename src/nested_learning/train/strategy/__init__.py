@@ -1,18 +1,19 @@
-"""How a run is spread over processes: one process, DDP, FSDP2 or DeepSpeed, behind one interface."""
+"""Strategies of training: one process, DDP, FSDP2 or DeepSpeed, behind one interface."""
 
 from __future__ import annotations
 
-from nested_learning.config import RunConfig
-from nested_learning.device import pick_device
-from nested_learning.train.strategy.base import SingleStrategy
+from nested_learning.checks import one_of
+from nested_learning.runtime import pick_device
+from nested_learning.train.config import RunConfig
+from nested_learning.train.strategy.base import OneProcess, Strategy
 
 STRATEGIES = ("single", "ddp", "fsdp", "deepspeed")
 
-__all__ = ["STRATEGIES", "SingleStrategy", "build_strategy"]
+__all__ = ["STRATEGIES", "OneProcess", "Strategy", "build_strategy"]
 
 
-def build_strategy(name: str, config: RunConfig) -> SingleStrategy:
-    """The strategy called `name`; those of several processes join their process group here.
+def build_strategy(name: str, config: RunConfig) -> Strategy:
+    """The strategy called `name`. One of several processes joins its process group here.
 
     Args:
         name: one of `STRATEGIES`.
@@ -22,8 +23,9 @@ def build_strategy(name: str, config: RunConfig) -> SingleStrategy:
         ValueError: an unknown name; a device that is not there; a batch that does not divide over the
             processes; settings that the strategy does not support.
     """
+    one_of("strategy", name, STRATEGIES)
     if name == "single":
-        return SingleStrategy(pick_device(config.train.device, "train.device"))
+        return OneProcess(pick_device(config.train.device, "train.device"))
     if name == "ddp":
         from nested_learning.train.strategy.ddp import DDPStrategy
 
@@ -32,8 +34,6 @@ def build_strategy(name: str, config: RunConfig) -> SingleStrategy:
         from nested_learning.train.strategy.fsdp import FSDPStrategy
 
         return FSDPStrategy(config)
-    if name == "deepspeed":
-        from nested_learning.train.strategy.deepspeed import DeepSpeedStrategy
+    from nested_learning.train.strategy.deepspeed import DeepSpeedStrategy
 
-        return DeepSpeedStrategy(config)
-    raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {name!r}")
+    return DeepSpeedStrategy(config)

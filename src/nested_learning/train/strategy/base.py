@@ -1,4 +1,4 @@
-"""What the trainer asks of a way to spread a run, and the simplest answer: one process, one device."""
+"""What the trainer asks of a strategy, and the simplest one: one process, one device."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ T = TypeVar("T")
 CPU = torch.device("cpu")
 
 
-class SingleStrategy:
-    """One process, one device; the base of the others, which override what differs.
+class Strategy:
+    """Runs a training on one or several devices. What stands here is right for one process.
 
     A loss is always divided by the number of targets of the whole step, over all micro-batches and ranks,
-    and gradients are summed: so the update does not depend on how the batch is cut.
+    and gradients are summed, so the update does not depend on how the batch is split.
 
     Args:
         device: where the model is.
     """
 
-    name = "single"
+    name: str
     rank = 0
     local_rank = 0
     world_size = 1
@@ -39,18 +39,18 @@ class SingleStrategy:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files of the run, and prints."""
+        """Whether this process writes the files of the run and prints."""
         return self.rank == 0
 
     def prepare(
         self, model: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer]
     ) -> tuple[nn.Module, Optimizer]:
-        """The module to call in training, and the optimizer; `model` stays the one to save."""
+        """The module to call in training, and the optimizer. Checkpoints are made of `model` itself."""
         return model, make_optimizer(model)
 
     @contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:
-        """Around forward and backward pass of a micro-batch: only the last of a step reduces gradients."""
+        """Encloses the passes of a micro-batch. Only the last one of a step reduces gradients."""
         yield
 
     def backward(self, loss: Tensor) -> None:
@@ -58,7 +58,7 @@ class SingleStrategy:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def clip(self, model: nn.Module, max_norm: float | None) -> Tensor:
-        """Global norm of the gradient, a scalar; scales it down to `max_norm` if that is not None."""
+        """Global norm of the gradient, a scalar. Scales gradients down to `max_norm` unless it is None."""
         limit = float("inf") if max_norm is None else max_norm
         return torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
 
@@ -75,7 +75,7 @@ class SingleStrategy:
         return value
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """What `action` returns on the main rank, on every rank; its error is raised on every rank."""
+        """Run `action` on the main rank. Its result is returned, or its error raised, on every rank."""
         return action()
 
     def first(self, value: T | None) -> T | None:
@@ -87,7 +87,7 @@ class SingleStrategy:
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
-        """The first process of every machine goes through alone, then the others do."""
+        """The body runs in the first process of every machine, and after it in the others."""
         yield
 
     @contextmanager
@@ -96,7 +96,7 @@ class SingleStrategy:
         yield
 
     def saved_tensors(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-        """This rank's part of all that `save_parts` would write, by key; nothing is copied."""
+        """The tensors that `save_parts` writes, by key: this rank's part, without copies."""
         return pack(model, optimizer)[0]
 
     def save_parts(
@@ -105,7 +105,7 @@ class SingleStrategy:
         """Write weights and optimizer state to `folder`, every rank its part.
 
         Returns:
-            Plain values that belong to them, and what to wait for if the writing goes on in the background.
+            Plain values to save with them, and a future if they are written in the background.
         """
         tensors, values = pack(model, optimizer)
         return values, write_tensors(folder, tensors, background=background)
@@ -113,8 +113,14 @@ class SingleStrategy:
     def load_parts(
         self, folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str, Any]
     ) -> None:
-        """Inverse of `save_parts`. CheckpointError if the checkpoint does not fit."""
+        """Load what `save_parts` wrote. Raises CheckpointError if the checkpoint does not fit."""
         load_tensors(folder, model, optimizer, values)
 
     def close(self) -> None:
         """Leave the group of processes."""
+
+
+class OneProcess(Strategy):
+    """One process on one device."""
+
+    name = "single"

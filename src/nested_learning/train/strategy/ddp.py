@@ -13,7 +13,7 @@ from nested_learning.train.strategy.distributed import DistributedStrategy
 
 
 class DDPStrategy(DistributedStrategy):
-    """Gradients are all-reduced while the backward pass of a step's last micro-batch goes on."""
+    """Gradients are all-reduced during the backward pass of a step's last micro-batch."""
 
     name = "ddp"
 
@@ -27,7 +27,7 @@ class DDPStrategy(DistributedStrategy):
 
     @contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:
-        """Around forward and backward pass of a micro-batch: only the last of a step reduces gradients."""
+        """See `Strategy.micro_step`."""
         if last:
             yield
         else:

@@ -1,6 +1,7 @@
 """DeepSpeed: ZeRO stages 1 to 3, by its own JSON configuration.
 
-The objective, optimizer, schedule and clipping are the run's own; the JSON decides what is cut over ranks.
+The objective, optimizer, schedule and clipping are the run's own; the JSON decides what is sharded over
+ranks.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nested_learning.config import RunConfig
 from nested_learning.extras import MissingExtraError
 from nested_learning.train.checkpoint.errors import CheckpointError, cause
 from nested_learning.train.checkpoint.tensors import WRAPPER, write_tensors
+from nested_learning.train.config import RunConfig
 from nested_learning.train.strategy.distributed import DistributedStrategy
 
 OWN = {
@@ -44,8 +45,8 @@ NEVER = 1_000_000_000
 class DeepSpeedStrategy(DistributedStrategy):
     """The engine of DeepSpeed around model and optimizer.
 
-    Checkpoints hold DeepSpeed's own files for going on (with DeepSpeed, on the same number of ranks) besides
-    the whole weights, which every other reader understands.
+    Checkpoints hold DeepSpeed's own files, from which DeepSpeed can resume on the same number of ranks, and
+    the full weights, which every other reader understands.
 
     Raises:
         MissingExtraError: DeepSpeed is not installed.
@@ -80,7 +81,7 @@ class DeepSpeedStrategy(DistributedStrategy):
 
         settings = read_settings(self.config, self.world_size)
         blocks = getattr(model, "blocks", ())
-        if blocks:  # gathered whole, as with FSDP: memories read their parameters outside of a forward pass
+        if blocks:  # gathered as units, as with FSDP: memories read parameters outside of a forward pass
             deepspeed.utils.set_z3_leaf_modules(model, [type(blocks[0])])
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=make_optimizer(model), config=settings, dist_init_required=False
@@ -112,7 +113,7 @@ class DeepSpeedStrategy(DistributedStrategy):
         return torch.where(norm < 0, torch.nan, norm).to(self.device)  # DeepSpeed's sign of overflow is −1
 
     def saved_tensors(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-        """Weights (of stage 3, the parts on this rank), and the optimizer state by the number of the part."""
+        """Weights (for stage 3, this rank's shards), and the optimizer state by number of the part."""
         weights = {f"model/{name}": getattr(p, "ds_tensor", p) for name, p in model.named_parameters()}
         inner = self.engine.optimizer.optimizer
         moments = {
@@ -126,7 +127,7 @@ class DeepSpeedStrategy(DistributedStrategy):
     def save_parts(
         self, folder: Path, model: nn.Module, optimizer: Optimizer, background: bool
     ) -> tuple[dict[str, Any], Future[Any] | None]:
-        """DeepSpeed's files, and the whole weights written by the main rank."""
+        """Write DeepSpeed's files, and the full weights on the main rank."""
         self.engine.save_checkpoint(str(folder / FOLDER), tag=TAG, save_latest=False)
         write_tensors(folder, self._whole_weights(model))
         return {"deepspeed": self.world_size}, None
@@ -134,7 +135,7 @@ class DeepSpeedStrategy(DistributedStrategy):
     def load_parts(
         self, folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str, Any]
     ) -> None:
-        """Go on from DeepSpeed's files.
+        """Resume from DeepSpeed's files.
 
         Raises:
             CheckpointError: there are none, they are for another number of ranks, or hold more than tensors.
@@ -153,7 +154,7 @@ class DeepSpeedStrategy(DistributedStrategy):
             raise CheckpointError(f"a file in {folder / FOLDER} cannot be read: {cause(error)}") from error
 
     def _whole_weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """Every parameter, gathered one by one to the main rank's CPU memory; elsewhere nothing."""
+        """Every parameter, gathered one by one to the CPU memory of the main rank; nothing on other ranks."""
         from deepspeed.runtime.zero import GatheredParameters
 
         weights: dict[str, Tensor] = {}
@@ -165,7 +166,7 @@ class DeepSpeedStrategy(DistributedStrategy):
 
 
 class EngineOptimizer(Optimizer):
-    """DeepSpeed's engine with the face of an optimizer, for a trainer that sets rates and steps."""
+    """Adapts the DeepSpeed engine to the Optimizer interface, for a trainer that sets rates and steps."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -177,7 +178,7 @@ class EngineOptimizer(Optimizer):
         return groups
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """The engine forgets gradients in its step."""
+        """Does nothing: the engine clears gradients in its step."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Clip and update."""
@@ -186,7 +187,7 @@ class EngineOptimizer(Optimizer):
 
 @contextmanager
 def tensors_only() -> Iterator[None]:
-    """Inside, a file that is loaded may hold tensors, plain values and what DeepSpeed's state consists of.
+    """Inside, a loaded file may hold tensors, plain values and the three classes of DeepSpeed's state only.
 
     DeepSpeed asks torch to unpickle anything; this variable of torch's overrules that.
     """
@@ -206,11 +207,11 @@ def tensors_only() -> Iterator[None]:
 
 
 def read_settings(config: RunConfig, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's configuration: the JSON file, with what the run's configuration decides filled in.
+    """DeepSpeed's configuration: the JSON file, completed by the values of the run's configuration.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it sets one of those itself, or no stage of ZeRO.
+        ValueError: the file sets one of those values, or has no valid stage of ZeRO.
     """
     path = Path(config.parallel.deepspeed)
     if not path.is_file():

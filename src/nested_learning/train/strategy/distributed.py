@@ -1,4 +1,4 @@
-"""Several processes: who they are, how they agree, and how they find out who is gone.
+"""Several processes: ranks, collectives, and reporting of dead ranks.
 
 Started by `torchrun`, which sets RANK, WORLD_SIZE and LOCAL_RANK; without it, a world of one process.
 """
@@ -21,10 +21,10 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.optim import Optimizer
 
-from nested_learning.config import RunConfig
-from nested_learning.device import pick_device
+from nested_learning.runtime import pick_device
 from nested_learning.train.checkpoint.tensors import pack, write_tensors
-from nested_learning.train.strategy.base import SingleStrategy
+from nested_learning.train.config import RunConfig
+from nested_learning.train.strategy.base import Strategy
 
 T = TypeVar("T")
 ANSWER_WITHIN = timedelta(seconds=5)
@@ -33,7 +33,7 @@ ANSWER_WITHIN = timedelta(seconds=5)
 left_groups: list[Any] = []
 
 
-class DistributedStrategy(SingleStrategy):
+class DistributedStrategy(Strategy):
     """Base of all strategies with several processes, each with its device and its rows of the batch.
 
     Memory states belong to rows, so they never leave their rank. The backend is gloo for CPU tensors, nccl
@@ -107,7 +107,7 @@ class DistributedStrategy(SingleStrategy):
         return box[0]
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """What `action` returns on the main rank, on every rank; its error is raised on every rank."""
+        """Run `action` on the main rank. Its result is returned, or its error raised, on every rank."""
         result: T | None = None
         error: Exception | None = None
         if self.is_main:
@@ -132,8 +132,8 @@ class DistributedStrategy(SingleStrategy):
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
-        """The first process of every machine goes through alone, then the others do, even if it fails: what
-        is wrong with the data, they find out too, and not only that the first one has gone."""
+        """See `Strategy.local_main_first`. If the body fails in the first process, the others run it too,
+        so that they report the fault itself and not only the end of the first process."""
         if self.local_rank != 0:
             self.barrier()
         try:
@@ -157,7 +157,7 @@ class DistributedStrategy(SingleStrategy):
     def save_parts(
         self, folder: Path, model: nn.Module, optimizer: Optimizer, background: bool
     ) -> tuple[dict[str, Any], Future[Any] | None]:
-        """See `SingleStrategy.save_parts`. In the background, on a process group of its own."""
+        """See `Strategy.save_parts`. In the background, on a process group of its own."""
         if background and self.saving is None:
             self.saving = dist.new_group(backend="gloo")
         tensors, values = pack(model, optimizer)
@@ -179,16 +179,16 @@ def _check_batch(config: RunConfig, world_size: int) -> None:
 
 
 def report_failure(rank: int, world_size: int, error: Exception) -> None:
-    """Say on stderr which ranks failed, and how: by their own account, or none if they were killed.
+    """Print on stderr which ranks failed, and their errors; a killed rank has left none.
 
-    Every rank leaves its error in the store that the processes met in, and looks for those of the others.
-    The lowest rank that is left speaks.
+    Every rank writes its error to the common store and looks for those of the others. The lowest rank that
+    still runs prints them.
     """
     store = dist.distributed_c10d._get_default_store()
     try:
         store.set(f"failure/{rank}", f"{type(error).__name__}: {error}".splitlines()[0])
         silent = [other for other in range(world_size) if not _answers(store, other)]
-    except (RuntimeError, OSError):  # the store has gone with the rank that held it
+    except (RuntimeError, OSError):  # the store ended with the rank that held it
         silent = [0]
     if rank == min(set(range(world_size)) - set(silent), default=rank):
         for other in silent:

@@ -1,4 +1,4 @@
-"""Fully sharded data parallel (FSDP2): parameters, gradients and optimizer state cut over the ranks."""
+"""Fully sharded data parallel (FSDP2): parameters, gradients and optimizer state sharded over the ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from nested_learning.config import ParallelConfig
+from nested_learning.train.config import ParallelConfig
 from nested_learning.train.strategy.distributed import DistributedStrategy
 
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # none is written to
@@ -26,7 +26,7 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 class FSDPStrategy(DistributedStrategy):
     """`fully_shard` on every block, then on the rest (embedding, norm, head).
 
-    A block starts its memories from its parameters inside its own forward pass, where they are whole.
+    A block starts its memories from its parameters inside its own forward pass, where they are gathered.
     """
 
     name = "fsdp"
@@ -48,19 +48,19 @@ class FSDPStrategy(DistributedStrategy):
 
     @contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:
-        """Around forward and backward pass of a micro-batch: only the last of a step reduces gradients."""
+        """See `Strategy.micro_step`."""
         self.wrapped.set_requires_gradient_sync(last)
         yield
 
     def saved_tensors(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-        """See `SingleStrategy.saved_tensors`: shards."""
+        """See `Strategy.saved_tensors`: shards."""
         self._reshard()
         return super().saved_tensors(model, optimizer)
 
     def save_parts(
         self, folder: Path, model: nn.Module, optimizer: Optimizer, background: bool
     ) -> tuple[dict[str, Any], Future[Any] | None]:
-        """See `SingleStrategy.save_parts`: every rank writes its shards."""
+        """See `Strategy.save_parts`: every rank writes its shards."""
         self._reshard()
         return super().save_parts(folder, model, optimizer, background)
 
@@ -72,13 +72,13 @@ class FSDPStrategy(DistributedStrategy):
         super().load_parts(folder, model, optimizer, values)
 
     def _reshard(self) -> None:
-        """Put shards in the place of parameters that a forward pass without a backward pass left whole."""
+        """Reshard parameters that a forward pass without a backward pass left gathered."""
         for module in self.wrapped.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
     def clip(self, model: nn.Module, max_norm: float | None) -> Tensor:
-        """Global norm of the gradient, over all shards; see `SingleStrategy.clip`."""
+        """Global norm of the gradient, over all shards; see `Strategy.clip`."""
         norm = super().clip(model, max_norm)
         whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return whole.to(self.device)

@@ -1,0 +1,134 @@
+"""A plain training loop for experiments that take minutes, without checkpoints, ranks or log files.
+
+Shapes: a batch is `inputs [B, T]` and `targets [B, T]`, int64; a target of -100 is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from nested_learning.models.lm import HopeLM
+from nested_learning.optim.build import build_optimizer, lr_at
+from nested_learning.optim.config import OptimConfig
+from nested_learning.train.objective import next_token_loss
+from nested_learning.train.trainer import slow_levels
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(kw_only=True, slots=True)
+class Loop:
+    """How long to train and when to evaluate.
+
+    Args:
+        steps: largest number of updates.
+        eval_every: steps between two evaluations; the last step is always evaluated.
+        stop_at: stop as soon as an evaluation gives at least this; None = never.
+    """
+
+    steps: int
+    eval_every: int
+    stop_at: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(slots=True)
+class History:
+    """Loss and gradient norm (before clipping) of every step, `(step, value)` of every evaluation."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    nonfinite: int = 0
+    seconds: float = 0.0
+
+    def to_result(self) -> dict[str, Any]:
+        """The history as plain values for JSON; a number that is not finite becomes None."""
+        finite = [norm for norm in self.norms if math.isfinite(norm)]
+        return {
+            "steps": len(self.losses),
+            "nonfinite": self.nonfinite,
+            "max_norm": max(finite, default=None),
+            "median_norm": statistics.median(finite) if finite else None,
+            "seconds": round(self.seconds, 1),
+            "losses": [finite_or_none(loss) for loss in self.losses],
+            "norms": [finite_or_none(norm) for norm in self.norms],
+            "curve": [(step, finite_or_none(value)) for step, value in self.curve],
+        }
+
+
+def train_steps(
+    model: nn.Module,
+    batches: Iterator[Batch],
+    optim: OptimConfig,
+    loop: Loop,
+    evaluate: Callable[[nn.Module], float],
+    tick: Callable[[int], object],
+    penalty: Callable[[nn.Module], Tensor] | None = None,
+) -> History:
+    """Train `logits, state = model(inputs)` on `batches`; slow levels of a `HopeLM` at their own pace.
+
+    A step whose loss or gradient norm is not finite is counted and does not change the parameters.
+
+    Args:
+        evaluate: returns the number to follow; it is called without gradients.
+        tick: called with the number of steps that are done or no longer needed.
+        penalty: returns a scalar that is added to the loss, such as elastic weight consolidation.
+    """
+    slow = slow_levels(model.config, model) if isinstance(model, HopeLM) else None
+    optimizer = build_optimizer(optim, model, slow)
+    history, start = History(), time.perf_counter()
+    for step in range(loop.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(optim, step, loop.steps)
+        _update(model, next(batches), optimizer, optim.clip_norm, history, penalty)
+        tick(1)
+        if (step + 1) % loop.eval_every == 0 or step + 1 == loop.steps:
+            with torch.no_grad():
+                history.curve.append((step + 1, evaluate(model)))
+            if loop.stop_at is not None and history.curve[-1][1] >= loop.stop_at:
+                tick(loop.steps - step - 1)
+                break
+    history.seconds = time.perf_counter() - start
+    return history
+
+
+def _update(
+    model: nn.Module,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    clip_norm: float | None,
+    history: History,
+    penalty: Callable[[nn.Module], Tensor] | None = None,
+) -> None:
+    inputs, targets = batch
+    optimizer.zero_grad(set_to_none=True)
+    loss = next_token_loss(model(inputs)[0], targets)
+    if penalty is not None:
+        loss = loss + penalty(model)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = float(clip_grad_norm_(model.parameters(), clip_norm if clip_norm is not None else math.inf))
+    history.losses.append(loss.item())  # every step is reported here: an experiment, not the trainer
+    history.norms.append(norm)
+    if math.isfinite(history.losses[-1]) and math.isfinite(norm):
+        optimizer.step()
+    else:
+        history.nonfinite += 1
+
+
+def finite_or_none(value: float) -> float | None:
+    """`value`, or None if it is NaN or infinite."""
+    return value if math.isfinite(value) else None
