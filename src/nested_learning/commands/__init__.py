@@ -1,0 +1,1 @@
+"""The command line: every module here is one command with a `main` that reads `sys.argv`. `nl` finds them."""
