@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,14 @@ from nested_learning.eval.samples import samples_path
 KEEPING = Memorize(adapt=AdaptConfig(reset=False))
 
 
+@dataclass
+class Adding:
+    """Settings."""
+
+    memorize: Memorize | None
+    path: Path = Path("a")
+
+
 class Sums(Evaluation[int]):
     """The sum of all numbers so far: state that every sample hands on to the next."""
 
@@ -22,11 +31,8 @@ class Sums(Evaluation[int]):
     at_once = 2
 
     def __init__(self, loaded, memorize=KEEPING, stop_at=None, most=5):
-        super().__init__(loaded, [(str(i), i) for i in range(most)], memorize)
+        super().__init__(loaded, Adding(memorize), [(str(i), i) for i in range(most)])
         self.total, self.stop_at, self.scored, self.replayed = 0, stop_at, [], []
-
-    def settings(self):
-        return {"memorize": self.memorize.settings() if self.memorize else None}
 
     def score(self, items):
         rows = []
@@ -56,6 +62,7 @@ def test_an_evaluation_leaves_result_log_and_figure(loaded, tmp_path):
     result = evaluate(Sums(loaded), tmp_path / "s.json")
     assert result == read_result(tmp_path / "s.json")
     assert (result.evaluation, result.samples, result.metrics[0].value) == ("sums", 5, 4.0)  # 0 1 3 6 10
+    assert result.settings == {"memorize": KEEPING.settings(), "path": "a"}
     assert result.checkpoint == loaded.describe()
     assert len(samples_path(tmp_path / "s.json").read_text().splitlines()) == 6
     assert (tmp_path / "s.png").read_text() == "5 5"

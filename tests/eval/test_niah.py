@@ -11,7 +11,7 @@ from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.eval import haystack
 from nested_learning.eval.arms import Memorize
 from nested_learning.eval.evaluation import evaluate
-from nested_learning.eval.haystack import Filler, Grid, Place, matches
+from nested_learning.eval.haystack import Filler, Grid, GridPoint, matches
 from nested_learning.eval.loading import Loaded
 from nested_learning.eval.niah import ADJECTIVES, NOUNS, TASKS, Niah, essay_words, needle_prompt
 
@@ -129,11 +129,11 @@ def test_prompts_fill_their_length_and_no_more(task: str) -> None:
             tokenizer,
         )
         for index in range(3):
-            prompt = filler.fill(Place(task, length, index)).prompt
+            prompt = filler.fill(GridPoint(task, length, index)).prompt
             assert length - 60 - 2 * longest < len(prompt.encode()) <= length - 60
-        second = filler.fill(Place(task, length, 1))
-        assert second == filler.fill(Place(task, length, 1))
-        assert second != filler.fill(Place(task, length, 2))
+        second = filler.fill(GridPoint(task, length, 1))
+        assert second == filler.fill(GridPoint(task, length, 1))
+        assert second != filler.fill(GridPoint(task, length, 2))
 
 
 @dataclass

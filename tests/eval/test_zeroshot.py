@@ -98,7 +98,7 @@ def stop_after(monkeypatch, calls):
 CARRYING = {
     "nothing": {},
     "what is learned": {"memorize": Memorize(adapt=AdaptConfig(lr=0.5, reset=False))},
-    "the state": {"policy": "carried"},
+    "the state": {"state": "carried"},
 }
 
 
@@ -125,7 +125,7 @@ def test_an_interrupted_evaluation_gives_the_same_file(loaded, tmp_path, monkeyp
 
 def test_carried_questions_are_one_stream(loaded, tmp_path):
     output = tmp_path / "a.json"
-    evaluate(ZeroShot(loaded, ZeroShotSettings(tasks=("siqa",), local_dir=DATA, policy="carried")), output)
+    evaluate(ZeroShot(loaded, ZeroShotSettings(tasks=("siqa",), local_dir=DATA, state="carried")), output)
     stream: list[int] = []
     for question, line in zip(
         read_questions("siqa", DATA, None), samples_path(output).read_text().splitlines()[1:], strict=True
@@ -136,8 +136,8 @@ def test_carried_questions_are_one_stream(loaded, tmp_path):
         ):
             losses = score(loaded.model, torch.tensor([[*stream, *answer.encode()]]))[0][0, -len(answer) :]
             assert value == pytest.approx(-losses.sum().item(), rel=1e-5)
-    with pytest.raises(ValueError, match="policy must be fresh with memorizing, got 'carried'"):
-        ZeroShotSettings(policy="carried", memorize=Memorize())
+    with pytest.raises(ValueError, match="state must be fresh with memorizing, got 'carried'"):
+        ZeroShotSettings(state="carried", memorize=Memorize())
 
 
 def test_data_from_the_hub_are_lm_eval_s_and_missing_ones_are_explained(monkeypatch):

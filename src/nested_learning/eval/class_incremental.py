@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,27 +146,24 @@ class ClassIncremental(Evaluation[Stage]):
     """
 
     name = "class_incremental"
+    given: ClassIncrementalSettings
 
     def __init__(
         self, loaded: Loaded, tasks: Sequence[ClassTask], settings: ClassIncrementalSettings
     ) -> None:
         learners = settings.learners(loaded)
         items = [(f"{name} {number}", (name, number)) for name in learners for number in range(len(tasks))]
-        super().__init__(loaded, items, settings.memorize)
+        super().__init__(loaded, settings, items)
         self.tasks = tasks
-        self.given = settings
         self.course = Course(tasks, learners, settings.task_aware)
 
     def settings(self) -> dict[str, Any]:
         """See `Evaluation`."""
-        methods = asdict(replace(self.given, memorize=None))
-        del methods["memorize"]  # stands below, as in every result
         return {
-            **methods,
+            **super().settings(),
             "tasks": [list(task.classes) for task in self.tasks],
             "examples": _digest(self.tasks),
             "checkpoint": self.loaded.sha256,
-            "memorize": self.memorize.settings() if self.memorize else None,
         }
 
     def log_settings(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nested_learning.eval.arms import Memorize
-from nested_learning.eval.evaluation import Evaluation, figure_path
+from nested_learning.eval.evaluation import Evaluation, as_json, figure_path
 from nested_learning.eval.forgetting import backward_transfer, forgetting, negated
 from nested_learning.eval.loading import Loaded, load
 from nested_learning.eval.plots import plot_forgetting
@@ -42,7 +42,7 @@ class ContinualSettings:
     memorize: Memorize | None = None
 
 
-class Batch(NamedTuple):
+class SegmentBatch(NamedTuple):
     """A batch `tokens [B, T+1]` of a segment, for a checkpoint; both are given by number."""
 
     checkpoint: int
@@ -78,7 +78,7 @@ class Checkpoints:
         self._reader = TextReader(loaded.model, self.settings.memorize)
 
 
-class Continual(Evaluation[Batch]):
+class Continual(Evaluation[SegmentBatch]):
     """The loss of every checkpoint on every segment.
 
     With as many checkpoints as segments, checkpoint i is the one after learning segment i, and the metrics
@@ -93,9 +93,9 @@ class Continual(Evaluation[Batch]):
     """
 
     name = "continual"
+    given: ContinualSettings
 
     def __init__(self, loaded: Loaded, settings: ContinualSettings) -> None:
-        self.given = settings
         self.checkpoints = Checkpoints(loaded, settings)
         about = [_describe(self.checkpoints.loaded(i)) for i in range(len(settings.checkpoints))]
         if len({entry["tokenizer"] for entry in about}) > 1:
@@ -104,7 +104,7 @@ class Continual(Evaluation[Batch]):
         length = settings.windows.seq_len or loaded.config.train.seq_len
         self.windows = replace(settings.windows, seq_len=length)
         self.batches = self.windows.batches(settings.segments, loaded.tokenizer)
-        super().__init__(loaded, _items(len(settings.checkpoints), self.batches), settings.memorize)
+        super().__init__(loaded, settings, _items(len(settings.checkpoints), self.batches))
 
     def settings(self) -> dict[str, Any]:
         """See `Evaluation`."""
@@ -113,7 +113,7 @@ class Continual(Evaluation[Batch]):
             "texts": [_digest(part) for part in self.batches],
             "checkpoints": [entry["sha256"] for entry in self.about],
             **asdict(self.windows),
-            "memorize": self.memorize.settings() if self.memorize else None,
+            "memorize": as_json(self.memorize),
         }
 
     def log_settings(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Continual(Evaluation[Batch]):
         """Paths and SHA-256 of all checkpoints."""
         return {entry["path"]: entry["sha256"] for entry in self.about}
 
-    def score(self, items: Sequence[Batch]) -> list[Row]:
+    def score(self, items: Sequence[SegmentBatch]) -> list[Row]:
         """For every batch, by arm, the mean loss of every row in nats per token."""
         rows: list[Row] = []
         for item in items:
@@ -132,7 +132,7 @@ class Continual(Evaluation[Batch]):
             rows.append({arm: values.mean(1).tolist() for arm, values in losses.items()})
         return rows
 
-    def learn(self, item: Batch) -> None:
+    def learn(self, item: SegmentBatch) -> None:
         """See `Evaluation`."""
         self.checkpoints.reader(item.checkpoint).learn(self._tokens(item))
 
@@ -149,7 +149,7 @@ class Continual(Evaluation[Batch]):
         for arm in self.arms:
             plot_forgetting(mean_losses(self._matrix(rows, arm)), *self._labels(), figure_path(output, arm))
 
-    def _tokens(self, item: Batch) -> Tensor:
+    def _tokens(self, item: SegmentBatch) -> Tensor:
         return item.tokens.to(self.checkpoints.loaded(item.checkpoint).device)
 
     def _matrix(self, rows: Sequence[Row], arm: str) -> list[list[list[float]]]:
@@ -161,10 +161,10 @@ class Continual(Evaluation[Batch]):
         return checkpoint_labels(self.given.checkpoints), segments
 
 
-def _items(checkpoints: int, batches: list[list[Tensor]]) -> list[tuple[str, Batch]]:
+def _items(checkpoints: int, batches: list[list[Tensor]]) -> list[tuple[str, SegmentBatch]]:
     """Every batch for every checkpoint, checkpoint by checkpoint."""
     return [
-        (f"{i} {j} {b}", Batch(i, j, tokens))
+        (f"{i} {j} {b}", SegmentBatch(i, j, tokens))
         for i in range(checkpoints)
         for j, part in enumerate(batches)
         for b, tokens in enumerate(part)
@@ -185,7 +185,7 @@ def checkpoint_labels(checkpoints: Sequence[str | Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in checkpoints]
 
 
-def loss_matrix(items: Sequence[Batch], rows: Sequence[Row], arm: str) -> list[list[list[float]]]:
+def loss_matrix(items: Sequence[SegmentBatch], rows: Sequence[Row], arm: str) -> list[list[list[float]]]:
     """`[checkpoints][segments][windows]`."""
     cells: dict[tuple[int, int], list[float]] = {}
     for item, row in zip(items, rows, strict=True):

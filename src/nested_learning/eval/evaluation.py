@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, Protocol
 
 from nested_learning.eval.arms import BASELINE, Memorize, arms_of
 from nested_learning.eval.loading import Loaded
@@ -23,17 +24,29 @@ from nested_learning.eval.results import (
     versions,
     write_result,
 )
-from nested_learning.eval.samples import Item, samples_path, score_samples, start_fresh
+from nested_learning.eval.samples import Sample, samples_path, score_samples, start_fresh
 from nested_learning.log_lines import Row
 
 
-class Evaluation(ABC, Generic[Item]):
+class Settings(Protocol):
+    """What the settings of all evaluations have: how the model learns in the adapted arm.
+
+    None stands for the baseline only.
+    """
+
+    @property
+    def memorize(self) -> Memorize | None:
+        """How the model learns."""
+        ...
+
+
+class Evaluation(ABC, Generic[Sample]):
     """A checkpoint under one kind of test, with the state that its samples hand on to each other.
 
     Args:
         loaded: the checkpoint.
+        given: the settings, a dataclass with a field `memorize`.
         items: the samples, each with a key of its own.
-        memorize: how the model learns in the adapted arm; None = the baseline only.
 
     Attributes:
         name: name of the evaluation in its result file.
@@ -45,36 +58,36 @@ class Evaluation(ABC, Generic[Item]):
     at_once: int = 1
     packages: tuple[str, ...] = ()
 
-    def __init__(
-        self, loaded: Loaded, items: Sequence[tuple[str, Item]], memorize: Memorize | None = None
-    ) -> None:
+    def __init__(self, loaded: Loaded, given: Settings, items: Sequence[tuple[str, Sample]]) -> None:
         self.loaded = loaded
+        self.given = given
         self.items = items
-        self.memorize = memorize
+        self.memorize = given.memorize
 
     @property
     def arms(self) -> list[str]:
         """Names of the arms."""
         return arms_of(self.memorize)
 
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Everything that the numbers depend on, as JSON values for the result file."""
+        found: dict[str, Any] = as_json(self.given)
+        return found
 
     @abstractmethod
-    def score(self, items: Sequence[Item]) -> list[Row]:
+    def score(self, items: Sequence[Sample]) -> list[Row]:
         """Score a batch of samples in every arm: a row of JSON values for each."""
 
     @abstractmethod
     def metrics(self, rows: Sequence[Row]) -> list[Metric]:
         """The numbers of the result, from the rows of all samples in the order of `items`."""
 
-    def replay(self, item: Item) -> None:
+    def replay(self, item: Sample) -> None:
         """Catch up with a sample that was scored before an interruption: learn what it hands on."""
         if self.memorize is not None and not self.memorize.adapt.reset:
             self.learn(item)
 
-    def learn(self, item: Item) -> Any:
+    def learn(self, item: Sample) -> Any:
         """Learn from a sample, as `score` does in the adapted arm."""
 
     def draw(self, rows: Sequence[Row], result: EvaluationResult, output: Path) -> None:
@@ -130,6 +143,17 @@ def evaluate(evaluation: Evaluation[Any], output: Path, fresh: bool = False) -> 
     write_result(output, result)
     evaluation.draw(rows, result, output)
     return read_result(output)
+
+
+def as_json(value: Any) -> Any:
+    """A settings dataclass, or a value of one, as JSON values: paths become texts, tuples lists."""
+    if isinstance(value, Memorize):
+        return value.settings()
+    if is_dataclass(value):
+        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple | list):
+        return [as_json(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def figure_path(output: Path, arm: str) -> Path:

@@ -42,7 +42,7 @@ Build = Callable[[str, int, float, random.Random], Haystack]
 """Builds a prompt from task, size, depth and random generator; a ValueError for a size that is too small."""
 
 
-class Place(NamedTuple):
+class GridPoint(NamedTuple):
     """Which sample: its task, its context length, and its number among those of both."""
 
     task: str
@@ -82,18 +82,18 @@ class Grid:
         """Depth of the needle that sample number `index` asks for."""
         return (index % self.depths) / max(1, self.depths - 1)
 
-    def items(self) -> list[tuple[str, Place]]:
-        """Key and place of every sample."""
+    def items(self) -> list[tuple[str, GridPoint]]:
+        """Key and point of every sample."""
         places = [
-            Place(task, length, number)
+            GridPoint(task, length, number)
             for task in self.tasks
             for length in self.context_lengths
             for number in range(self.samples_per_length)
         ]
-        return [(f"{place.task} {place.length} {place.number}", place) for place in places]
+        return [(f"{point.task} {point.length} {point.number}", point) for point in places]
 
 
-class Retrieval(Evaluation[Place]):
+class Retrieval(Evaluation[GridPoint]):
     """Asks for what is hidden in long prompts; the score is the share of the answers in the generated text.
 
     Args:
@@ -105,42 +105,29 @@ class Retrieval(Evaluation[Place]):
     """
 
     metric: ClassVar[str]
+    given: Grid
 
     def __init__(self, loaded: Loaded, grid: Grid) -> None:
-        super().__init__(loaded, grid.items(), grid.memorize)
-        self.grid = grid
+        super().__init__(loaded, grid, grid.items())
         self.filler = Filler(self.build, grid, loaded.tokenizer)
         self.answerer = Answerer(loaded, grid.memorize, grid.max_new_tokens)
         for task in grid.tasks:  # refuse a length without room before anything is scored
-            self.filler.fill(Place(task, min(grid.context_lengths), 0))
+            self.filler.fill(GridPoint(task, min(grid.context_lengths), 0))
 
     @abstractmethod
     def build(self, task: str, size: int, depth: float, rng: random.Random) -> Haystack:
         """A prompt with a haystack of `size`; a ValueError for a size that is too small."""
 
-    def about(self) -> dict[str, Any]:
-        """The settings that do not come from the grid."""
-        return {"evaluation": self.name, "score": self.metric, "chance": 0.0}
-
     def settings(self) -> dict[str, Any]:
         """See `Evaluation`."""
-        return {
-            **self.about(),
-            "tasks": list(self.grid.tasks),
-            "context_lengths": list(self.grid.context_lengths),
-            "samples_per_length": self.grid.samples_per_length,
-            "depths": self.grid.depths,
-            "seed": self.grid.seed,
-            "max_new_tokens": self.grid.max_new_tokens,
-            "checkpoint": self.loaded.sha256,
-            "memorize": self.memorize.settings() if self.memorize else None,
-        }
+        about = {"evaluation": self.name, "score": self.metric, "chance": 0.0}
+        return {**about, **super().settings(), "checkpoint": self.loaded.sha256}
 
-    def score(self, items: Sequence[Place]) -> list[Row]:
+    def score(self, items: Sequence[GridPoint]) -> list[Row]:
         """What each arm said, and which answers it contains."""
-        return [self._ask(self.filler.fill(place)) for place in items]
+        return [self._ask(self.filler.fill(point)) for point in items]
 
-    def learn(self, item: Place) -> None:
+    def learn(self, item: GridPoint) -> None:
         """See `Evaluation`."""
         sample = self.filler.fill(item)
         self.answerer.learn(sample.prompt, ", ".join(sample.answers))
@@ -161,9 +148,9 @@ class Retrieval(Evaluation[Place]):
 
     def _metrics(self, rows: Sequence[Row], arm: str) -> list[Metric]:
         found = []
-        for length in self.grid.context_lengths:
-            own = [(place.task, row) for place, row in self._placed(rows) if place.length == length]
-            groups = {task: [row for name, row in own if name == task] for task in self.grid.tasks}
+        for length in self.given.context_lengths:
+            own = [(point.task, row) for point, row in self._with_points(rows) if point.length == length]
+            groups = {task: [row for name, row in own if name == task] for task in self.given.tasks}
             if len(groups) > 1:
                 groups["all tasks"] = [row for _, row in own]
             for task, group in groups.items():
@@ -175,29 +162,29 @@ class Retrieval(Evaluation[Place]):
 
     def draw(self, rows: Sequence[Row], result: EvaluationResult, output: Path) -> None:
         """A figure per arm, with a map of lengths and depths for every task."""
-        depths = [self.grid.depth(i) for i in range(self.grid.depths)]
+        depths = [self.given.depth(i) for i in range(self.given.depths)]
         for arm in self.arms:
-            maps = {task: self._map(rows, task, arm, depths) for task in self.grid.tasks}
-            draw_maps(maps, self.grid.context_lengths, depths, figure_path(output, arm))
+            maps = {task: self._map(rows, task, arm, depths) for task in self.given.tasks}
+            draw_maps(maps, self.given.context_lengths, depths, figure_path(output, arm))
 
     def _map(
         self, rows: Sequence[Row], task: str, arm: str, depths: Sequence[float]
     ) -> list[list[float | None]]:
         """Share of answers found, `[lengths][depths]`; each answer counts at the depth nearest to its own."""
         cells: dict[tuple[int, int], list[int]] = {}
-        for place, row in self._placed(rows):
-            if place.task != task:
+        for point, row in self._with_points(rows):
+            if point.task != task:
                 continue
             for depth, found in zip(row["depths"], row["found"][arm], strict=True):
                 near = min(range(len(depths)), key=lambda i: abs(depths[i] - depth))
-                cells.setdefault((place.length, near), []).append(found)
+                cells.setdefault((point.length, near), []).append(found)
         return [
             [_mean(cells.get((length, i), [])) for i in range(len(depths))]
-            for length in self.grid.context_lengths
+            for length in self.given.context_lengths
         ]
 
-    def _placed(self, rows: Sequence[Row]) -> list[tuple[Place, Row]]:
-        return list(zip([place for _, place in self.items], rows, strict=True))
+    def _with_points(self, rows: Sequence[Row]) -> list[tuple[GridPoint, Row]]:
+        return list(zip([point for _, point in self.items], rows, strict=True))
 
 
 class Filler:
@@ -215,8 +202,8 @@ class Filler:
         self.tokenizer = tokenizer
         self._sizes: dict[tuple[str, int], int] = {}
 
-    def fill(self, place: Place) -> Haystack:
-        """The prompt of a place: the same one in every evaluation with the same grid and tokenizer.
+    def fill(self, point: GridPoint) -> Haystack:
+        """The prompt of a point: the same one in every evaluation with the same grid and tokenizer.
 
         The size is found by bisection on the first sample of a task and length, and reduced for others until
         they fit, as in RULER.
@@ -224,17 +211,17 @@ class Filler:
         Raises:
             ValueError: a length that the smallest prompt does not fit.
         """
-        first = (place.task, place.length)
+        first = (point.task, point.length)
         if first not in self._sizes:
-            self._sizes[first] = self._largest(Place(*first, 0))
+            self._sizes[first] = self._largest(GridPoint(*first, 0))
         size = self._sizes[first]
-        while not self._fits(sample := self._build(place, size), place.length):
+        while not self._fits(sample := self._build(point, size), point.length):
             size -= max(1, size // 100)
         return sample
 
-    def _build(self, place: Place, size: int) -> Haystack:
-        rng = random.Random(f"{self.grid.seed} {place.task} {place.length} {place.number}")
-        return self.build(place.task, size, self.grid.depth(place.number), rng)
+    def _build(self, point: GridPoint, size: int) -> Haystack:
+        rng = random.Random(f"{self.grid.seed} {point.task} {point.length} {point.number}")
+        return self.build(point.task, size, self.grid.depth(point.number), rng)
 
     def _needed(self, sample: Haystack) -> int:
         return len(encode_long(self.tokenizer, sample.prompt)) + self.grid.max_new_tokens
@@ -242,30 +229,30 @@ class Filler:
     def _fits(self, sample: Haystack, length: int) -> bool:
         return self._needed(sample) <= length
 
-    def _largest(self, place: Place) -> int:
+    def _largest(self, point: GridPoint) -> int:
         """The largest size that fits."""
-        low = self._smallest(place)
-        fits = partial(self._fits, length=place.length)
+        low = self._smallest(point)
+        fits = partial(self._fits, length=point.length)
         high = 2 * low
-        while fits(self._build(place, high)):
+        while fits(self._build(point, high)):
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if fits(self._build(place, middle)) else (low, middle)
+            low, high = (middle, high) if fits(self._build(point, middle)) else (low, middle)
         return low
 
-    def _smallest(self, place: Place) -> int:
+    def _smallest(self, point: GridPoint) -> int:
         for size in range(1, 1000):
             try:
-                sample = self._build(place, size)
+                sample = self._build(point, size)
             except ValueError:
                 continue
-            if self._fits(sample, place.length):
+            if self._fits(sample, point.length):
                 return size
             break
         raise ValueError(
-            f"context_lengths must be at least {self._needed(sample)} for {place.task} with this tokenizer, "
-            f"got {place.length}"
+            f"context_lengths must be at least {self._needed(sample)} for {point.task} with this tokenizer, "
+            f"got {point.length}"
         )
 
 

@@ -124,12 +124,14 @@ class HarnessSettings:
         limit: how many documents of each task to take, from the first on; None = all.
         manager: an `lm_eval.tasks.TaskManager` that knows further tasks.
         scorer: arguments of `Scorer`.
+        memorize: always None; these tasks have the baseline only.
     """
 
     tasks: tuple[str, ...]
     limit: int | None = None
     manager: Any = None
     scorer: dict[str, Any] = field(default_factory=dict)
+    memorize: None = None
 
 
 class Harness(Evaluation[None]):
@@ -144,11 +146,11 @@ class Harness(Evaluation[None]):
     """
 
     name = "lm-eval"
+    given: HarnessSettings
     packages = ("lm-eval",)
 
     def __init__(self, loaded: Loaded, settings: HarnessSettings) -> None:
-        super().__init__(loaded, ())
-        self.given = settings
+        super().__init__(loaded, settings, ())
         self._found: dict[str, Any] = {}
 
     def settings(self) -> dict[str, Any]:

@@ -121,9 +121,9 @@ class Niah(Retrieval):
         """A prompt with a haystack of `size`."""
         return needle_prompt(TASKS[task], self.words, size, depth, rng)
 
-    def about(self) -> dict[str, Any]:
-        """The settings of `Retrieval`, and which text essays are cut from."""
-        return {**super().about(), "haystack": hashlib.sha256(" ".join(self.words).encode()).hexdigest()}
+    def settings(self) -> dict[str, Any]:
+        """See `Evaluation`; "haystack" is the SHA-256 of the text from which essays are cut."""
+        return {**super().settings(), "haystack": hashlib.sha256(" ".join(self.words).encode()).hexdigest()}
 
 
 def essay_words(path: Path | None = None) -> list[str]:

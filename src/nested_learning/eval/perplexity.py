@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise, zip_longest
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,23 +77,13 @@ class LongPerplexity(Evaluation[Ids]):
     """
 
     name = "long_perplexity"
+    given: LongTexts
 
     def __init__(self, loaded: Loaded, settings: LongTexts) -> None:
         documents = read_documents(settings.files, loaded.config.data.valid_fraction)
-        super().__init__(loaded, cut_spans(documents, loaded.tokenizer, settings), settings.memorize)
-        self.texts = settings
+        super().__init__(loaded, settings, cut_spans(documents, loaded.tokenizer, settings))
         self.at_once = settings.batch_size
         self.reader = TextReader(loaded.model, settings.memorize)
-
-    def settings(self) -> dict[str, Any]:
-        """See `Evaluation`."""
-        return {
-            "files": [str(path) for path in self.texts.files],
-            "length": self.texts.length,
-            "max_samples": self.texts.max_samples,
-            "batch_size": self.texts.batch_size,
-            "memorize": self.memorize.settings() if self.memorize else None,
-        }
 
     def score(self, items: Sequence[Ids]) -> list[Row]:
         """For every span its numbers of tokens, bytes and words, and by arm the sums of losses by bin."""
@@ -112,7 +101,7 @@ class LongPerplexity(Evaluation[Ids]):
 
     def metrics(self, rows: Sequence[Row]) -> list[Metric]:
         """Perplexities, and the loss of every bin of positions, by arm."""
-        return [metric for arm in self.arms for metric in span_metrics(rows, arm, self.texts.length)]
+        return [metric for arm in self.arms for metric in span_metrics(rows, arm, self.given.length)]
 
     def draw(self, rows: Sequence[Row], result: EvaluationResult, output: Path) -> None:
         """Loss by position."""

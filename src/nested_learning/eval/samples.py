@@ -12,14 +12,14 @@ from nested_learning.lock import LOCK, locked
 from nested_learning.log_lines import Row, read_log
 from nested_learning.train.checkpoint import write_atomic
 
-Item = TypeVar("Item")
+Sample = TypeVar("Sample")
 
 
-class Samples(Protocol[Item]):
+class Samples(Protocol[Sample]):
     """Samples and how they are scored; every `Evaluation` is an example."""
 
     @property
-    def items(self) -> Sequence[tuple[str, Item]]:
+    def items(self) -> Sequence[tuple[str, Sample]]:
         """The samples, each with a key of its own. Keys that the log holds are not scored again."""
         ...
 
@@ -28,11 +28,11 @@ class Samples(Protocol[Item]):
         """Number of samples that are scored together."""
         ...
 
-    def score(self, items: Sequence[Item]) -> list[Row]:
+    def score(self, items: Sequence[Sample]) -> list[Row]:
         """A row of JSON values for each sample."""
         ...
 
-    def replay(self, item: Item) -> None:
+    def replay(self, item: Sample) -> None:
         """Catch up with a sample that is not scored again, for state that samples hand on to the next."""
         ...
 
@@ -45,7 +45,7 @@ def samples_path(output: Path) -> Path:
 def score_samples(
     log_path: Path,
     settings: Mapping[str, Any],
-    samples: Samples[Item],
+    samples: Samples[Sample],
     description: str = "",
 ) -> list[Row]:
     """Score samples and log every finished one, so that a killed evaluation can be resumed.
@@ -75,7 +75,7 @@ def score_samples(
         return [done[key] for key, _ in samples.items]
 
 
-def _score_missing(log_path: Path, samples: Samples[Item], done: dict[str, Row], description: str) -> None:
+def _score_missing(log_path: Path, samples: Samples[Sample], done: dict[str, Row], description: str) -> None:
     """Score the batches of which `done` lacks a sample, and replay the others."""
     from tqdm import tqdm
 

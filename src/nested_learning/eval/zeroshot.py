@@ -33,7 +33,7 @@ class ZeroShotSettings:
         local_dir: a folder with files of the tasks; None = the hub, through lm-eval.
         max_samples: how many questions of each task to take, from the first on; None = all.
         batch_size: answers scored together.
-        policy: "fresh": every question begins in an empty context; "carried": all questions, without their
+        state: "fresh": every question begins in an empty context; "carried": all questions, without their
             answers, are one stream in their order (see `Scorer`).
         memorize: how the model learns in the adapted arm; None = the baseline only.
     """
@@ -42,15 +42,15 @@ class ZeroShotSettings:
     local_dir: Path | None = None
     max_samples: int | None = None
     batch_size: int = 8
-    policy: str = "fresh"
+    state: str = "fresh"
     memorize: Memorize | None = None
 
     def __post_init__(self) -> None:
         for task in self.tasks:
             one_of("--tasks", task, (*TASKS, "all"))
         at_least("max_samples", self.max_samples, 1)
-        if self.memorize is not None and self.policy != "fresh":
-            raise ValueError(f"policy must be fresh with memorizing, got {self.policy!r}")
+        if self.memorize is not None and self.state != "fresh":
+            raise ValueError(f"state must be fresh with memorizing, got {self.state!r}")
 
 
 class ZeroShot(Evaluation[Question]):
@@ -71,24 +71,12 @@ class ZeroShot(Evaluation[Question]):
         tasks, folder, most = settings.tasks, settings.local_dir, settings.max_samples
         self.questions = {task: read_questions(task, folder, most) for task in tasks}
         items = [(f"{task}/{i}", q) for task, asked in self.questions.items() for i, q in enumerate(asked)]
-        super().__init__(loaded, items, settings.memorize)
-        self.how = settings
+        super().__init__(loaded, settings, items)
         self.packages = () if folder is not None else ("lm-eval",)
         model, tokenizer, size = loaded.model, loaded.tokenizer, settings.batch_size
-        self.scorer = Scorer(model, tokenizer, size, settings.policy, device=loaded.device)
+        self.scorer = Scorer(model, tokenizer, size, settings.state, device=loaded.device)
         self.adapted = Scorer(model, tokenizer, size, device=loaded.device)
         self.memorizer = None if settings.memorize is None else Memorizer(model, settings.memorize)
-
-    def settings(self) -> dict[str, Any]:
-        """See `Evaluation`."""
-        return {
-            "tasks": list(self.how.tasks),
-            "local_dir": None if self.how.local_dir is None else str(self.how.local_dir),
-            "max_samples": self.how.max_samples,
-            "batch_size": self.how.batch_size,
-            "state": self.how.policy,
-            "memorize": self.memorize.settings() if self.memorize else None,
-        }
 
     def score(self, items: Sequence[Question]) -> list[Row]:
         """For every question the number of its right answer, and by arm what `choose` returns."""

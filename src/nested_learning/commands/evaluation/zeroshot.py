@@ -72,7 +72,7 @@ def settings_from(
         local_dir=options.local_dir,
         max_samples=options.max_samples,
         batch_size=options.batch_size,
-        policy=options.state,
+        state=options.state,
         memorize=how,
     )
 
