@@ -72,7 +72,9 @@ MODULES = [
     for module in (entry.commands.values() if isinstance(entry, nl.Group) else [entry])
 ]
 ROOT = Path(__file__).parents[2]
-SCRIPTS = [path for part in ("data", "bench") for path in sorted((ROOT / "scripts" / part).glob("*.py"))]
+SCRIPTS = [
+    path for part in ("data", "bench", "eval") for path in sorted((ROOT / "scripts" / part).glob("*.py"))
+]
 
 
 @pytest.mark.parametrize("module", MODULES)

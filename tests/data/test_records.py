@@ -13,8 +13,8 @@ from nested_learning.data import records as records_module
 from nested_learning.data.config import SourceConfig
 from nested_learning.data.pipeline.sources import Document, UnusableSourceError, read_source
 from nested_learning.data.records import format_of, lookup, read_json, read_records, read_text
-from nested_learning.eval.haystack import essay_words
 from nested_learning.eval.intents import Example, read_examples
+from nested_learning.eval.niah import essay_words
 from nested_learning.eval.perplexity import read_documents
 from nested_learning.eval.questions import read_questions
 

@@ -12,13 +12,15 @@ import torch
 
 from nested_learning import HopeConfig, HopeLM
 from nested_learning.adapt import AdaptConfig, checksum
+from nested_learning.eval.arms import Memorize
 from nested_learning.eval.class_incremental import (
+    ClassIncremental,
+    ClassIncrementalSettings,
     Course,
-    Protocol,
-    evaluate_class_incremental,
     method_metrics,
 )
-from nested_learning.eval.intents import Example, Task, hold_out, read_examples, split_tasks
+from nested_learning.eval.evaluation import evaluate
+from nested_learning.eval.intents import ClassTask, Example, hold_out, read_examples, split_tasks
 from nested_learning.eval.learners import (
     QUERY,
     ClassMeans,
@@ -30,7 +32,6 @@ from nested_learning.eval.learners import (
     label_scores,
     label_text,
 )
-from nested_learning.eval.memorize import Memorize
 from nested_learning.eval.results import wilson
 from nested_learning.optim.config import OptimConfig
 from nested_learning.train.elastic import anchor, elastic_penalty, penalty_of
@@ -53,7 +54,7 @@ def examples(count: int, seed: int) -> list[Example]:
 
 
 @pytest.fixture
-def tasks() -> list[Task]:
+def tasks() -> list[ClassTask]:
     return split_tasks(examples(6, 0), examples(3, 1), 2, seed=0)
 
 
@@ -116,7 +117,7 @@ def optim() -> OptimConfig:
     return OptimConfig(lr=1e-2, weight_decay=0.0, warmup_steps=2)
 
 
-def accuracy(learner, task: Task, candidates) -> float:
+def accuracy(learner, task: ClassTask, candidates) -> float:
     return sum(learner.predict(text, candidates) == label for text, label in task.test) / len(task.test)
 
 
@@ -233,7 +234,7 @@ def test_examples_in_the_context_are_balanced_and_fit(loaded, tasks) -> None:
 
 
 def test_memory_is_kept_from_task_to_task_only_without_reset(loaded, tasks) -> None:
-    def memory(reset: bool, *order: Task):
+    def memory(reset: bool, *order: ClassTask):
         adapt = AdaptConfig(lr=0.5, reset=reset, chunk_size=32)
         learner = Memorizing(loaded, Memorize(adapt=adapt))
         for task in order:
@@ -282,22 +283,18 @@ def test_an_oracle_is_right_and_one_that_forgets_is_half_right(tasks) -> None:
     assert named["all tasks", "latest forgetting"].value == 1.0
 
 
-@pytest.fixture
-def protocol() -> Protocol:
-    return Protocol(epochs=1, batch_size=8, context_tokens=60)
-
-
-def test_the_whole_evaluation_resumes(loaded, tasks, protocol, tmp_path) -> None:
+def test_the_whole_evaluation_resumes(loaded, tasks, tmp_path) -> None:
     output, log = tmp_path / "c.json", tmp_path / "c.samples.jsonl"
     learning = Memorize(adapt=AdaptConfig(chunk_size=32))
-    result = evaluate_class_incremental(loaded, tasks, protocol, output, learning)
+    settings = ClassIncrementalSettings(epochs=1, batch_size=8, context_tokens=60, memorize=learning)
+    result = evaluate(ClassIncremental(loaded, tasks, settings), output)
     assert {metric.name.split()[0] for metric in result.metrics} == {
         *("naive", "replay", "ewc", "means", "in_context", "memorize")
     }
     assert {metric.arm for metric in result.metrics if metric.name == "memorize accuracy"} == {"adapted"}
     first, lines = output.read_bytes(), log.read_text().splitlines(keepends=True)
     log.write_text("".join(lines[:4]) + lines[4][:10])
-    evaluate_class_incremental(loaded, tasks, protocol, output, learning)
+    evaluate(ClassIncremental(loaded, tasks, settings), output)
     assert output.read_bytes() == first and log.read_text() == "".join(lines)
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
@@ -307,8 +304,8 @@ def test_a_model_that_knows_nothing_is_at_chance(loaded, tmp_path) -> None:
     rng = random.Random(5)
     noise = [Example("".join(rng.choices("abcdefgh ", k=12)), f"c{i % 4}") for i in range(400)]
     tasks = split_tasks(noise[:300], noise[300:], 2, seed=0)
-    quick = Protocol(methods=("means",))
-    result = evaluate_class_incremental(loaded, tasks, quick, tmp_path / "r.json")
+    quick = ClassIncrementalSettings(methods=("means",))
+    result = evaluate(ClassIncremental(loaded, tasks, quick), tmp_path / "r.json")
     (metric,) = [m for m in result.metrics if m.task == "4 classes"]
     low, high = wilson(round(metric.value * metric.n), metric.n)
     assert low < 0.25 < high and metric.n == 100
@@ -316,7 +313,7 @@ def test_a_model_that_knows_nothing_is_at_chance(loaded, tmp_path) -> None:
 
 def test_values_that_are_not_allowed() -> None:
     with pytest.raises(ValueError, match="methods must be of naive, .*, got 'best'"):
-        Protocol(methods=("best",))
+        ClassIncrementalSettings(methods=("best",))
     with pytest.raises(ValueError, match=r"replay must be in \[0, 1\)"):
         FineTuning(optim=optim(), replay=1.0)
     with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):

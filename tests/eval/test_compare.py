@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from nested_learning.eval.compare import Plan, compare, gather, result_files, show
+from nested_learning.eval.compare import CompareSettings, compare, gather, result_files, show
 from nested_learning.eval.perplexity import LongTexts
-from nested_learning.eval.results import Metric, Result, proportion, write_result
-from nested_learning.eval.zeroshot import ZeroShot
+from nested_learning.eval.results import EvaluationResult, Metric, proportion, write_result
+from nested_learning.eval.zeroshot import ZeroShotSettings
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(__file__).parent / "data" / "zeroshot"
 
 
 def made(name, metrics, sha256="0" * 64, evaluation="zeroshot", **settings):
-    return Result(
+    return EvaluationResult(
         evaluation=evaluation,
         checkpoint={"name": name, "sha256": sha256},
         settings={"max_samples": 20, **settings},
@@ -81,22 +81,23 @@ def test_files_and_folders_of_results(tmp_path):
     for name in ("b", "a"):
         write_result(tmp_path / f"{name}.json", made(name, [acc(3)]))
     assert [path.name for path in result_files([tmp_path])] == ["a.json", "b.json"]
-    assert [r.checkpoint["name"] for r in gather([str(tmp_path / "b.json"), str(tmp_path)], Plan())] == [
-        *("b", "a", "b")
-    ]
+    assert [
+        r.checkpoint["name"] for r in gather([str(tmp_path / "b.json"), str(tmp_path)], CompareSettings())
+    ] == [*("b", "a", "b")]
     with pytest.raises(FileNotFoundError, match="no result file at"):
         result_files([tmp_path / "c.json"])
 
 
 def test_checkpoints_are_evaluated_and_stand_beside_results(run_folder, exported, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan = Plan(
-        zeroshot=ZeroShot(tasks=("boolq",), local_dir=DATA), perplexity=LongTexts(length=32, max_samples=2)
+    settings = CompareSettings(
+        zeroshot=ZeroShotSettings(tasks=("boolq",), local_dir=DATA),
+        perplexity=LongTexts(length=32, max_samples=2),
     )
     first = str(run_folder / "checkpoints" / "step_00000002")
-    results = gather([first, str(run_folder)], plan)
+    results = gather([first, str(run_folder)], settings)
     assert [r.evaluation for r in results] == ["zeroshot", "long_perplexity"] * 2
-    again = gather([str(path) for path in (tmp_path / "outputs" / "eval").iterdir()], Plan())
+    again = gather([str(path) for path in (tmp_path / "outputs" / "eval").iterdir()], CompareSettings())
     assert sorted(map(repr, again), key=str) == sorted(
         (repr(dataclasses.replace(r, metrics=list(r.metrics))) for r in results), key=str
     )
@@ -104,7 +105,7 @@ def test_checkpoints_are_evaluated_and_stand_beside_results(run_folder, exported
     assert len(table[0]) == 6
     assert all(row[4] and row[5] for row in table[2:])
     with pytest.raises(ValueError, match="say what to run on it"):
-        gather([str(exported)], Plan())
+        gather([str(exported)], CompareSettings())
 
 
 def test_the_script_writes_table_and_picture(run_folder, tmp_path, monkeypatch, capsys):

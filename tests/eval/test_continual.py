@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from nested_learning import HopeLM, load_checkpoint
 from nested_learning.adapt import AdaptConfig
-from nested_learning.eval import continual
-from nested_learning.eval.continual import evaluate_continual
+from nested_learning.commands.evaluation.continual import DEFAULT_SEGMENTS
+from nested_learning.eval.arms import Memorize
+from nested_learning.eval.continual import Continual, ContinualSettings
+from nested_learning.eval.evaluation import evaluate
 from nested_learning.eval.forgetting import (
     backward_transfer,
     final_average,
@@ -21,8 +23,8 @@ from nested_learning.eval.forgetting import (
     learned,
     negated,
 )
-from nested_learning.eval.memorize import Memorize
-from nested_learning.eval.segments import DEFAULT_SEGMENTS, Segment, Segments, Windows
+from nested_learning.eval.loading import load
+from nested_learning.eval.segments import Segment, Segments, Windows
 
 SCORES = [  # by hand: rows after tasks 0, 1, 2
     [0.9, 0.1, 0.2],
@@ -60,6 +62,11 @@ def segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Segments:
 
 
 WINDOWS = Windows(seq_len=24, batch_size=2, max_batches=2)
+
+
+def evaluate_continual(paths, segments, windows, output, memorize=None, first=None):
+    settings = ContinualSettings(checkpoints=paths, segments=segments, windows=windows, memorize=memorize)
+    return evaluate(Continual(first or load(paths[0]), settings), output)
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
@@ -119,12 +126,12 @@ def test_learning_helps_on_text_that_repeats_and_gold_text_more(run_folder, segm
     assert means["adapted, gold text"] < means["adapted"] - 0.01
 
 
-def test_a_random_model_is_at_chance(loaded, segments, tmp_path, monkeypatch) -> None:
+def test_a_random_model_is_at_chance(loaded, segments, tmp_path) -> None:
     """Guessing among all tokens costs ln V; tied logits of unit variance cost about half a nat more."""
     torch.manual_seed(0)
     random_model = HopeLM(loaded.config.model).eval()
-    monkeypatch.setattr(continual, "load", lambda *_, **__: replace(loaded, model=random_model))
-    result = evaluate_continual(["random"], segments, WINDOWS, tmp_path / "r.json")
+    first = replace(loaded, model=random_model)
+    result = evaluate_continual(["random"], segments, WINDOWS, tmp_path / "r.json", first=first)
     chance = torch.log(torch.tensor(257.0)).item()
     assert all(chance - 0.3 < metric.value < chance + 1.5 for metric in result.metrics)
 

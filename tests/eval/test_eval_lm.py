@@ -13,11 +13,13 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from nested_learning.data.tokenizer import ByteTokenizer
-from nested_learning.eval.lm import NestedLM, evaluate_harness, sampling_of
+from nested_learning.eval.evaluation import evaluate
+from nested_learning.eval.lm import Harness, HarnessSettings, NestedLM, sampling_of
 from nested_learning.eval.questions import TASKS, read_questions
-from nested_learning.eval.results import read_result, samples_path
+from nested_learning.eval.results import read_result
+from nested_learning.eval.samples import samples_path
 from nested_learning.eval.scorer import HuggingFaceTokenizer, Sampling
-from nested_learning.eval.zeroshot import ZeroShot, evaluate_zeroshot
+from nested_learning.eval.zeroshot import ZeroShot, ZeroShotSettings
 from nested_learning.levels import LevelSpec
 from nested_learning.models.pretrained import levels_from_pretrained
 
@@ -57,7 +59,7 @@ def harness_folder(tmp_path_factory):
 def test_lm_eval_scores_our_seven_tasks_as_we_do(loaded, harness_folder, tmp_path):
     """Same prompts (every log-likelihood) and same scoring (every accuracy) as lm-eval's own definitions."""
     output = tmp_path / "zeroshot.json"
-    ours = evaluate_zeroshot(loaded, ZeroShot(local_dir=DATA), output)
+    ours = evaluate(ZeroShot(loaded, ZeroShotSettings(local_dir=DATA)), output)
     assert read_result(output) == ours
     theirs = simple_evaluate(
         model=NestedLM(loaded.model, loaded.tokenizer, batch_size=4),
@@ -155,18 +157,20 @@ def test_one_task_gives_equal_numbers_for_both_adapters(hf, harness_folder):
 def test_tasks_by_name_give_a_result_file_and_keep_answers(loaded, harness_folder, tmp_path, monkeypatch):
     manager = TaskManager(include_path=str(harness_folder), include_defaults=False)
     output = tmp_path / "lm.json"
-    result = evaluate_harness(loaded, ["local_piqa", "local_boolq"], output, 3, manager=manager, batch_size=4)
-    assert read_result(output) == result
-    ours = evaluate_zeroshot(
-        loaded, ZeroShot(tasks=("piqa", "boolq"), local_dir=DATA, max_samples=3), tmp_path / "z.json"
+    settings = HarnessSettings(
+        tasks=("local_piqa", "local_boolq"), limit=3, manager=manager, scorer={"batch_size": 4}
     )
+    result = evaluate(Harness(loaded, settings), output)
+    assert read_result(output) == result
+    same = ZeroShotSettings(tasks=("piqa", "boolq"), local_dir=DATA, max_samples=3)
+    ours = evaluate(ZeroShot(loaded, same), tmp_path / "z.json")
     numbers = [(m.task.removeprefix("local_"), m.name, m.value, m.n) for m in result.metrics]
     assert sorted(numbers) == sorted((m.task, m.name, m.value, m.n) for m in ours.metrics)
     assert samples_path(output).read_text().count("\n") == 6
     before = output.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(NestedLM, "loglikelihood", lambda *_: pytest.fail("answers are not kept"))
-        evaluate_harness(loaded, ["local_piqa", "local_boolq"], output, 3, manager=manager, batch_size=4)
+        evaluate(Harness(loaded, settings), output)
     assert output.read_bytes() == before
 
 

@@ -1,18 +1,22 @@
 """The `--memorize` options, and what a state has learned after `Memorize.read`."""
 
 import argparse
+from dataclasses import replace
 
 import pytest
 import torch
 
 from nested_learning.adapt import AdaptConfig, checksum, memorize, score
-from nested_learning.eval.memorize import Memorize, add_options, from_options
+from nested_learning.commands.evaluation.options import add_memorize_options, memorize_from
+from nested_learning.eval.arms import Memorize, Memorizer
+
+FORGETTING = AdaptConfig(lr=0.5)
 
 
 def parse(*arguments):
     parser = argparse.ArgumentParser()
-    add_options(parser)
-    return from_options(parser.parse_args(arguments))
+    add_memorize_options(parser)
+    return memorize_from(parser.parse_args(arguments))
 
 
 @pytest.fixture
@@ -69,7 +73,13 @@ def test_without_a_learning_rate_memory_is_the_plain_model(loaded, tokens):
 
 def test_what_is_carried_depends_on_reset(loaded, tokens):
     how = Memorize(adapt=AdaptConfig(lr=0.5, reset=False))
-    state = how.read(loaded.model, tokens)
-    assert Memorize(adapt=AdaptConfig(lr=0.5)).carried(loaded.model, state) is None
-    carried = how.carried(loaded.model, state)
-    assert how.read(loaded.model, tokens, carried).position == tokens.shape[1]
+    kept, forgotten = Memorizer(loaded.model, how), Memorizer(loaded.model, replace(how, adapt=FORGETTING))
+    first, second = ([one.read(tokens).named_tensors() for _ in range(2)] for one in (kept, forgotten))
+    assert all(torch.equal(second[0][name], second[1][name]) for name in second[0])
+    assert not all(torch.equal(first[0][name], first[1][name]) for name in first[0])
+    assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
+    memory = how.memory(loaded.model, how.read(loaded.model, tokens))
+    again = how.read(loaded.model, tokens, memory)
+    assert again.position == tokens.shape[1]  # a new context
+    for name, tensor in again.named_tensors().items():
+        assert torch.equal(tensor, first[1][name]), name

@@ -8,8 +8,9 @@ import shutil
 import pytest
 import torch
 
+from nested_learning.commands.evaluation.options import add_checkpoint_options, load_from
 from nested_learning.data.tokenizer import train_sentencepiece
-from nested_learning.eval.loading import add_options, from_options, load, locate
+from nested_learning.eval.loading import load, locate
 from nested_learning.train.checkpoint import CheckpointError
 
 
@@ -68,8 +69,8 @@ def test_a_tokenizer_that_does_not_fit_is_refused(run_folder, tmp_path):
 
 def test_options_load_what_they_name(exported, tmp_path):
     parser = argparse.ArgumentParser()
-    add_options(parser)
-    loaded = from_options(parser.parse_args(["--checkpoint", str(exported)]))
+    add_checkpoint_options(parser)
+    loaded = load_from(parser.parse_args(["--checkpoint", str(exported)]))
     assert loaded.describe() == {"name": "tiny", "path": str(exported), "sha256": loaded.sha256}
     assert loaded.output("x").as_posix() == f"outputs/eval/tiny-{loaded.sha256[:8]}/x.json"
     assert loaded.output("x", tmp_path / "y.json") == tmp_path / "y.json"

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import pytest
 
 from nested_learning.data.tokenizer import ByteTokenizer
-from nested_learning.eval import retrieval
-from nested_learning.eval.haystack import ADJECTIVES, NOUNS, TASKS, essay_words, needle_prompt
+from nested_learning.eval import haystack
+from nested_learning.eval.arms import Memorize
+from nested_learning.eval.evaluation import evaluate
+from nested_learning.eval.haystack import Filler, Grid, GridPoint, matches
 from nested_learning.eval.loading import Loaded
-from nested_learning.eval.memorize import Memorize
-from nested_learning.eval.niah import evaluate_niah
-from nested_learning.eval.retrieval import Filler, Grid, matches
+from nested_learning.eval.niah import ADJECTIVES, NOUNS, TASKS, Niah, essay_words, needle_prompt
 
 NEEDLE = re.compile(r"One of the special magic (\w+) for ([\w-]+) is: ([\w-]+)\.")
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -129,10 +129,11 @@ def test_prompts_fill_their_length_and_no_more(task: str) -> None:
             tokenizer,
         )
         for index in range(3):
-            prompt = filler.sample(task, length, index).prompt
+            prompt = filler.fill(GridPoint(task, length, index)).prompt
             assert length - 60 - 2 * longest < len(prompt.encode()) <= length - 60
-        assert filler.sample(task, length, 1) == filler.sample(task, length, 1)
-        assert filler.sample(task, length, 1) != filler.sample(task, length, 2)
+        second = filler.fill(GridPoint(task, length, 1))
+        assert second == filler.fill(GridPoint(task, length, 1))
+        assert second != filler.fill(GridPoint(task, length, 2))
 
 
 @dataclass
@@ -142,7 +143,6 @@ class Oracle:
     loaded: Loaded
     memorize: Memorize | None
     max_new_tokens: int
-    arms = ("baseline",)
 
     def answer(self, prompt: str, right: str) -> dict[str, str]:
         pairs, asked, _ = parse(prompt)
@@ -150,8 +150,9 @@ class Oracle:
 
 
 def test_an_oracle_is_always_right(loaded, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(retrieval, "Answerer", Oracle)
-    result = evaluate_niah(loaded, grid(tasks=tuple(TASKS), context_lengths=(1200,)), tmp_path / "n.json")
+    monkeypatch.setattr(haystack, "Answerer", Oracle)
+    every = grid(tasks=tuple(TASKS), context_lengths=(1200,))
+    result = evaluate(Niah(loaded, every), tmp_path / "n.json")
     assert {metric.task for metric in result.metrics} == {f"{t} at 1200" for t in (*TASKS, "all tasks")}
     assert all(metric.value == 1.0 and metric.n in (3, 24) for metric in result.metrics)
     assert (tmp_path / "n.png").read_bytes().startswith(b"\x89PNG")
@@ -160,23 +161,23 @@ def test_an_oracle_is_always_right(loaded, tmp_path, monkeypatch) -> None:
 def test_a_model_that_knows_nothing_finds_nothing_and_resumes(loaded, tmp_path) -> None:
     """Chance level: no seven digits are guessed. A kill after two samples changes nothing of the result."""
     output, small = tmp_path / "n.json", grid(context_lengths=(600,), max_new_tokens=12)
-    result = evaluate_niah(loaded, small, output)
+    result = evaluate(Niah(loaded, small), output)
     assert [(m.value, m.low, m.chance) for m in result.metrics] == [(0.0, 0.0, 0.0)]
     first, log = output.read_bytes(), tmp_path / "n.samples.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join(lines[:3]) + lines[3][:20])
     output.unlink()
-    evaluate_niah(loaded, small, output)
+    evaluate(Niah(loaded, small), output)
     assert output.read_bytes() == first and log.read_text() == "".join(lines)
 
 
 def test_arms_with_memorize(loaded, tmp_path) -> None:
     adapt = Memorize().adapt
     small = grid(samples_per_length=1, context_lengths=(460,), max_new_tokens=4)
-    result = evaluate_niah(loaded, small, tmp_path / "a.json", memorize=Memorize(adapt=adapt))
+    result = evaluate(Niah(loaded, replace(small, memorize=Memorize(adapt=adapt))), tmp_path / "a.json")
     assert [m.arm for m in result.metrics] == ["baseline", "adapted"]
     gold = Memorize(adapt=adapt, use_correct_answer=True)
-    result = evaluate_niah(loaded, small, tmp_path / "g.json", memorize=gold)
+    result = evaluate(Niah(loaded, replace(small, memorize=gold)), tmp_path / "g.json")
     assert [m.arm for m in result.metrics] == ["baseline", "adapted, gold text"]
     assert (tmp_path / "g.adapted.png").exists()
 
@@ -184,14 +185,14 @@ def test_arms_with_memorize(loaded, tmp_path) -> None:
 def test_what_was_learned_is_carried_over_a_kill(loaded, tmp_path) -> None:
     kept = Memorize(adapt=replace(Memorize().adapt, reset=False, lr=0.5))
     output, log = tmp_path / "n.json", tmp_path / "n.samples.jsonl"
-    small = grid(samples_per_length=3, context_lengths=(460,), max_new_tokens=16)
-    evaluate_niah(loaded, small, output, memorize=kept)
+    small = grid(samples_per_length=3, context_lengths=(460,), max_new_tokens=16, memorize=kept)
+    evaluate(Niah(loaded, small), output)
     whole = log.read_text()
     log.write_text("".join(whole.splitlines(keepends=True)[:3]))
-    evaluate_niah(loaded, small, output, memorize=kept)
+    evaluate(Niah(loaded, small), output)
     assert log.read_text() == whole
     anew = replace(kept, adapt=replace(kept.adapt, reset=True))
-    evaluate_niah(loaded, small, tmp_path / "r.json", memorize=anew)
+    evaluate(Niah(loaded, replace(small, memorize=anew)), tmp_path / "r.json")
     assert said(tmp_path / "r.samples.jsonl")[0] == said(log)[0]
     assert said(tmp_path / "r.samples.jsonl")[1:] != said(log)[1:]  # it matters what was read before
 
@@ -207,9 +208,9 @@ def test_string_match_ignores_case_and_counts_every_answer() -> None:
 
 def test_input_that_is_not_allowed(loaded, tmp_path) -> None:
     with pytest.raises(ValueError, match="--tasks must be one of s1, s2, .*, got 's9'"):
-        evaluate_niah(loaded, grid(tasks=("s9",)), tmp_path / "n.json")
+        Niah(loaded, grid(tasks=("s9",)))
     with pytest.raises(ValueError, match=r"context_lengths must be at least \d+ for s1 .* got 100"):
-        evaluate_niah(loaded, grid(context_lengths=(100,)), tmp_path / "n.json")
+        Niah(loaded, grid(context_lengths=(100,)))
     with pytest.raises(ValueError, match="samples_per_length must be at least 1, got 0"):
         grid(samples_per_length=0)
     with pytest.raises(FileNotFoundError):

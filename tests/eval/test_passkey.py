@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from nested_learning.eval import retrieval
+from nested_learning.eval import haystack
+from nested_learning.eval.arms import Memorize
+from nested_learning.eval.evaluation import evaluate
+from nested_learning.eval.haystack import Grid
 from nested_learning.eval.loading import Loaded
-from nested_learning.eval.memorize import Memorize
-from nested_learning.eval.passkey import evaluate_passkey, passkey_prompt
-from nested_learning.eval.retrieval import Grid
+from nested_learning.eval.passkey import Passkey, passkey_prompt
 
 GRID = Grid(
     tasks=("passkey",), context_lengths=(450, 600), samples_per_length=2, depths=3, seed=0, max_new_tokens=8
@@ -34,7 +35,6 @@ class Oracle:
     loaded: Loaded
     memorize: Memorize | None
     max_new_tokens: int
-    arms = ("baseline",)
 
     def answer(self, prompt: str, right: str) -> dict[str, str]:
         assert len(prompt) <= 600 - self.max_new_tokens
@@ -44,16 +44,16 @@ class Oracle:
 def test_an_oracle_is_always_right_and_a_model_that_knows_nothing_never(
     loaded, tmp_path, monkeypatch
 ) -> None:
-    random_model = evaluate_passkey(loaded, GRID, tmp_path / "p.json")
+    random_model = evaluate(Passkey(loaded, GRID), tmp_path / "p.json")
     assert [(m.task, m.value) for m in random_model.metrics] == [
         ("passkey at 450", 0.0),
         ("passkey at 600", 0.0),
     ]
-    monkeypatch.setattr(retrieval, "Answerer", Oracle)
-    oracle = evaluate_passkey(loaded, GRID, tmp_path / "o.json")
+    monkeypatch.setattr(haystack, "Answerer", Oracle)
+    oracle = evaluate(Passkey(loaded, GRID), tmp_path / "o.json")
     assert [m.value for m in oracle.metrics] == [1.0, 1.0]
 
 
-def test_input_that_is_not_allowed(loaded, tmp_path) -> None:
+def test_input_that_is_not_allowed(loaded) -> None:
     with pytest.raises(ValueError, match="tasks must be passkey, got s1"):
-        evaluate_passkey(loaded, replace(GRID, tasks=("s1",)), tmp_path / "p.json")
+        Passkey(loaded, replace(GRID, tasks=("s1",)))

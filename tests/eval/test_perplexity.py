@@ -14,17 +14,18 @@ import torch
 
 from nested_learning.adapt import AdaptConfig, memorize
 from nested_learning.data.corpus import bundled_files
-from nested_learning.eval import perplexity
+from nested_learning.eval import perplexity, scorer
+from nested_learning.eval.arms import Memorize
+from nested_learning.eval.evaluation import evaluate
 from nested_learning.eval.loading import Loaded
-from nested_learning.eval.memorize import Memorize
 from nested_learning.eval.perplexity import (
+    LongPerplexity,
     LongTexts,
     cut_spans,
-    evaluate_perplexity,
     position_bins,
     read_documents,
 )
-from nested_learning.eval.results import samples_path
+from nested_learning.eval.samples import samples_path
 from nested_learning.models.lm import HopeLM
 
 ROOT = Path(__file__).parents[2]
@@ -49,8 +50,10 @@ def test_bins_cover_every_position_once():
 
 
 def test_numbers_are_those_of_a_loop_over_tokens(loaded, text_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(perplexity, "SEGMENT", 16)
-    result = evaluate_perplexity(loaded, LongTexts(files=(text_file,), length=LENGTH), tmp_path / "a.json")
+    monkeypatch.setattr(scorer, "SEGMENT", 16)
+    result = evaluate(
+        LongPerplexity(loaded, LongTexts(files=(text_file,), length=LENGTH)), tmp_path / "a.json"
+    )
     spans = [TEXT[:40], TEXT[20:60], TEXT[40:80]]  # the first of every document, then the second
     losses = []
     for span in spans:
@@ -93,7 +96,9 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(loaded,
     if model.head is not None:
         model.head.weight.zero_()
     blank = Loaded(model=model, tokenizer=loaded.tokenizer, config=loaded.config, sha256="", path=tmp_path)
-    result = evaluate_perplexity(blank, LongTexts(files=(text_file,), length=LENGTH), tmp_path / "a.json")
+    result = evaluate(
+        LongPerplexity(blank, LongTexts(files=(text_file,), length=LENGTH)), tmp_path / "a.json"
+    )
     values = {m.name: m.value for m in result.metrics}
     assert values["perplexity per token"] == pytest.approx(257, rel=1e-5)
     assert values["loss"] == pytest.approx(math.log(257), rel=1e-5)
@@ -109,7 +114,7 @@ def test_learning_while_reading_scores_before_it_learns(loaded, text_file, tmp_p
             max_samples=1,
             memorize=Memorize(adapt=adapt, use_correct_answer=gold),
         )
-        result = evaluate_perplexity(loaded, plan, tmp_path / f"{gold}.json")
+        result = evaluate(LongPerplexity(loaded, plan), tmp_path / f"{gold}.json")
         arms |= {m.arm: m.value for m in result.metrics if m.name == "perplexity per token"}
     tokens = torch.tensor([[256, *TEXT[:40].encode()]])
     report, _ = memorize(loaded.model, tokens, config=adapt)
@@ -121,20 +126,20 @@ def test_learning_while_reading_scores_before_it_learns(loaded, text_file, tmp_p
 def test_an_interrupted_evaluation_gives_the_same_file(loaded, text_file, tmp_path, monkeypatch, reset):
     how = Memorize(adapt=AdaptConfig(lr=0.5, chunk_size=8, reset=reset))
     plan = LongTexts(files=(text_file,), length=20, memorize=how)
-    evaluate_perplexity(loaded, plan, tmp_path / "whole.json")
-    original, calls = perplexity.Reader.read, []
+    evaluate(LongPerplexity(loaded, plan), tmp_path / "whole.json")
+    original, calls = LongPerplexity.score, []
 
-    def read(self, spans):
+    def score(self, spans):
         calls.append(spans)
         if len(calls) == 4:
             raise KeyboardInterrupt
         return original(self, spans)
 
     with monkeypatch.context() as patch:
-        patch.setattr(perplexity.Reader, "read", read)
+        patch.setattr(LongPerplexity, "score", score)
         with pytest.raises(KeyboardInterrupt):
-            evaluate_perplexity(loaded, plan, tmp_path / "cut.json")
-    evaluate_perplexity(loaded, plan, tmp_path / "cut.json")
+            evaluate(LongPerplexity(loaded, plan), tmp_path / "cut.json")
+    evaluate(LongPerplexity(loaded, plan), tmp_path / "cut.json")
     for suffix in (".json", ".samples.jsonl"):
         cut, whole = ((tmp_path / name).with_suffix(suffix).read_bytes() for name in ("cut.x", "whole.x"))
         assert cut == whole
@@ -142,7 +147,9 @@ def test_an_interrupted_evaluation_gives_the_same_file(loaded, text_file, tmp_pa
 
 def test_batches_change_nothing(loaded, text_file, tmp_path):
     plans = [LongTexts(files=(text_file,), length=LENGTH, batch_size=size) for size in (1, 3)]
-    one, three = (evaluate_perplexity(loaded, plan, tmp_path / f"{plan.batch_size}.json") for plan in plans)
+    one, three = (
+        evaluate(LongPerplexity(loaded, plan), tmp_path / f"{plan.batch_size}.json") for plan in plans
+    )
     for a, b in zip(one.metrics, three.metrics, strict=True):
         assert a.value == pytest.approx(b.value, rel=1e-5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nested_learning.commands.evaluation import EVALUATIONS
 from nested_learning.data.tokenizer import train_sentencepiece
 from nested_learning.eval import loading
 
@@ -49,11 +51,13 @@ def refused(monkeypatch, capsys, tmp_path):
 
 
 def test_all_scripts_with_a_device_are_tried_here():
-    folder = ROOT / "scripts" / "eval"
-    having = [
-        p.name for p in folder.glob("*.py") if "loading.add" in p.read_text() or "--device" in p.read_text()
-    ]
+    parsers = {
+        module.rpartition(".")[2] + ".py": importlib.import_module(module).parser()
+        for module in EVALUATIONS.values()
+    }
+    having = [script for script, parser in parsers.items() if "--device" in parser.names()]
     assert sorted(having) == sorted(SCRIPTS)
+    assert sorted(parsers) == sorted(path.name for path in (ROOT / "scripts" / "eval").glob("*.py"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

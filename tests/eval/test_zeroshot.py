@@ -16,11 +16,13 @@ from huggingface_hub import constants
 
 from nested_learning.adapt import AdaptConfig, memorize, restart, score
 from nested_learning.eval import loading, zeroshot
+from nested_learning.eval.arms import Memorize
+from nested_learning.eval.evaluation import evaluate
 from nested_learning.eval.loading import Loaded
-from nested_learning.eval.memorize import Memorize
 from nested_learning.eval.questions import TASKS, read_questions
-from nested_learning.eval.results import read_result, samples_path, wilson
-from nested_learning.eval.zeroshot import Judge, ZeroShot, evaluate_zeroshot
+from nested_learning.eval.results import read_result, wilson
+from nested_learning.eval.samples import samples_path
+from nested_learning.eval.zeroshot import ZeroShot, ZeroShotSettings
 from nested_learning.models.lm import HopeLM
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +60,7 @@ def test_a_random_model_scores_at_chance(loaded, nonsense):
     untrained = Loaded(
         model=model, tokenizer=loaded.tokenizer, config=loaded.config, sha256="0" * 64, path=nonsense
     )
-    result = evaluate_zeroshot(untrained, ZeroShot(local_dir=nonsense), nonsense / "out.json")
+    result = evaluate(ZeroShot(untrained, ZeroShotSettings(local_dir=nonsense)), nonsense / "out.json")
     assert result.samples == 60 * 7
     hits, guessed = 0.0, 0.0
     for metric in result.metrics:
@@ -82,39 +84,39 @@ def test_a_perfect_scorer_is_perfect_and_length_matters_per_character(loaded):
 
 
 def stop_after(monkeypatch, calls):
-    original, seen = Judge.answer, []
+    original, seen = ZeroShot.score, []
 
-    def answer(self, questions):
+    def score(self, questions):
         seen.append(questions)
         if len(seen) > calls:
             raise KeyboardInterrupt
         return original(self, questions)
 
-    monkeypatch.setattr(Judge, "answer", answer)
+    monkeypatch.setattr(ZeroShot, "score", score)
 
 
 CARRYING = {
     "nothing": {},
     "what is learned": {"memorize": Memorize(adapt=AdaptConfig(lr=0.5, reset=False))},
-    "the state": {"policy": "carried"},
+    "the state": {"state": "carried"},
 }
 
 
 @pytest.mark.parametrize("carried", CARRYING)
 def test_an_interrupted_evaluation_gives_the_same_file(loaded, tmp_path, monkeypatch, carried):
     """Also when something is carried from question to question."""
-    plan = ZeroShot(tasks=("siqa", "arc_challenge"), local_dir=DATA, **CARRYING[carried])
-    monkeypatch.setattr(zeroshot, "QUESTIONS_AT_ONCE", 2)
-    evaluate_zeroshot(loaded, plan, tmp_path / "whole.json")
+    plan = ZeroShotSettings(tasks=("siqa", "arc_challenge"), local_dir=DATA, **CARRYING[carried])
+    monkeypatch.setattr(ZeroShot, "at_once", 2)
+    evaluate(ZeroShot(loaded, plan), tmp_path / "whole.json")
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         with pytest.raises(KeyboardInterrupt):
-            evaluate_zeroshot(loaded, plan, tmp_path / "cut.json")
+            evaluate(ZeroShot(loaded, plan), tmp_path / "cut.json")
     log = samples_path(tmp_path / "cut.json")
     lines = log.read_text().splitlines(keepends=True)
     assert len(lines) == 5
     log.write_text("".join(lines[:-1]) + lines[-1][:20])  # killed while it wrote the fourth sample
-    evaluate_zeroshot(loaded, plan, tmp_path / "cut.json")
+    evaluate(ZeroShot(loaded, plan), tmp_path / "cut.json")
     assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert sorted(log.read_text().splitlines()) == sorted(
         samples_path(tmp_path / "whole.json").read_text().splitlines()
@@ -123,7 +125,7 @@ def test_an_interrupted_evaluation_gives_the_same_file(loaded, tmp_path, monkeyp
 
 def test_carried_questions_are_one_stream(loaded, tmp_path):
     output = tmp_path / "a.json"
-    evaluate_zeroshot(loaded, ZeroShot(tasks=("siqa",), local_dir=DATA, policy="carried"), output)
+    evaluate(ZeroShot(loaded, ZeroShotSettings(tasks=("siqa",), local_dir=DATA, state="carried")), output)
     stream: list[int] = []
     for question, line in zip(
         read_questions("siqa", DATA, None), samples_path(output).read_text().splitlines()[1:], strict=True
@@ -134,8 +136,8 @@ def test_carried_questions_are_one_stream(loaded, tmp_path):
         ):
             losses = score(loaded.model, torch.tensor([[*stream, *answer.encode()]]))[0][0, -len(answer) :]
             assert value == pytest.approx(-losses.sum().item(), rel=1e-5)
-    with pytest.raises(ValueError, match="policy must be fresh with memorizing, got 'carried'"):
-        ZeroShot(policy="carried", memorize=Memorize())
+    with pytest.raises(ValueError, match="state must be fresh with memorizing, got 'carried'"):
+        ZeroShotSettings(state="carried", memorize=Memorize())
 
 
 def test_data_from_the_hub_are_lm_eval_s_and_missing_ones_are_explained(monkeypatch):
@@ -185,8 +187,8 @@ def test_memorizing_the_right_answer_helps_and_is_marked(loaded, tmp_path):
     gain = {}
     for gold in (False, True):
         how = Memorize(adapt=adapt, use_correct_answer=gold)
-        plan = ZeroShot(tasks=("arc_challenge", "siqa"), local_dir=DATA, memorize=how)
-        result = evaluate_zeroshot(loaded, plan, tmp_path / f"{gold}.json")
+        plan = ZeroShotSettings(tasks=("arc_challenge", "siqa"), local_dir=DATA, memorize=how)
+        result = evaluate(ZeroShot(loaded, plan), tmp_path / f"{gold}.json")
         assert {m.arm for m in result.metrics} == {"baseline", "adapted, gold text" if gold else "adapted"}
         values = {(m.arm, m.task): m.value for m in result.metrics if m.name == "acc"}
         gain[gold] = sum(values[how.arm, task] - values["baseline", task] for task in plan.tasks)
@@ -197,7 +199,8 @@ def test_memorizing_the_right_answer_helps_and_is_marked(loaded, tmp_path):
 def test_the_adapted_arm_asks_again_in_a_new_context_with_what_was_learned(loaded):
     adapt = AdaptConfig(lr=0.5, chunk_size=16)
     question = read_questions("siqa", DATA, 1)[0]
-    (row,) = Judge(loaded, ZeroShot(memorize=Memorize(adapt=adapt))).answer([question])
+    settings = ZeroShotSettings(tasks=("siqa",), local_dir=DATA, memorize=Memorize(adapt=adapt))
+    (row,) = ZeroShot(loaded, settings).score([question])
     shown = torch.tensor([list(question.shown.encode())])
     _, state = memorize(loaded.model, shown, config=adapt)
     state = restart(loaded.model, loaded.model(shown[:, -1:], state)[1], adapt.paths)
@@ -237,9 +240,9 @@ def test_bad_task_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="winogrande.jsonl, line 1: cannot be read"):
         read_questions("winogrande", tmp_path, None)
     with pytest.raises(ValueError, match="--tasks must be one of piqa, .*, got 'pica'; did you mean piqa"):
-        ZeroShot(tasks=("pica",))
+        ZeroShotSettings(tasks=("pica",))
     with pytest.raises(ValueError, match="max_samples must be at least 1, got 0"):
-        ZeroShot(max_samples=0)
+        ZeroShotSettings(max_samples=0)
 
 
 @pytest.fixture

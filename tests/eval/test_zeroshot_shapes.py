@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from nested_learning.eval.evaluation import evaluate
 from nested_learning.eval.questions import TASKS, read_questions
-from nested_learning.eval.results import samples_path
-from nested_learning.eval.zeroshot import ZeroShot, evaluate_zeroshot
+from nested_learning.eval.samples import samples_path
+from nested_learning.eval.zeroshot import ZeroShot, ZeroShotSettings
 
 DATA = Path(__file__).parent / "data" / "zeroshot"
 PLAIN = {"query": "x", "choices": ["a", "b"], "gold": 0}
@@ -94,7 +95,7 @@ def test_all_shapes_have_the_same_log_likelihoods_and_accuracies(loaded, generic
     results, samples = [], []
     for folder in (DATA, generic):
         output = tmp_path / folder.name / "out.json"
-        results.append(evaluate_zeroshot(loaded, ZeroShot(local_dir=folder), output).metrics)
+        results.append(evaluate(ZeroShot(loaded, ZeroShotSettings(local_dir=folder)), output).metrics)
         samples.append(samples_path(output).read_text().splitlines()[1:])
     assert results[0] == results[1]
     assert samples[0] == samples[1]
@@ -172,7 +173,8 @@ def test_what_is_shown_of_contexts_gives_no_answer_away(tmp_path):
 
 def test_answers_are_counted_question_by_question(loaded, tmp_path):
     write(tmp_path, "siqa", PLAIN, {**PLAIN, "choices": ["a", "b", "c", "d"], "gold": "3"})
-    result = evaluate_zeroshot(loaded, ZeroShot(tasks=("siqa",), local_dir=tmp_path), tmp_path / "out.json")
+    settings = ZeroShotSettings(tasks=("siqa",), local_dir=tmp_path)
+    result = evaluate(ZeroShot(loaded, settings), tmp_path / "out.json")
     assert result.metrics[0].chance == pytest.approx((1 / 2 + 1 / 4) / 2)
 
 

@@ -31,7 +31,10 @@ def test_the_script_prints_a_row_for_every_setting(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert stop.value.code == 0
-    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    rows = [
+        [cell.strip() for cell in line.strip("| \n").split(" | ")]
+        for line in capsys.readouterr().out.splitlines()[2:]
+    ]
     assert [row[:3] for row in rows[1:]] == [
         [layers, rate, "2"] for layers in ("0", "0,1") for rate in ("0.1", "1000")
     ]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nested_learning.command import DEBUG, Parser, run_command
-from nested_learning.commands import bench, data
+from nested_learning.commands import bench, data, evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ COMMANDS: dict[str, str | Group] = {
     "export": "nested_learning.commands.export",
     "reproduce": "nested_learning.commands.reproduce",
     "data": Group("Prepare and check training data", data.COMMANDS),
+    "eval": Group("Evaluate checkpoints, and compare their results", evaluation.EVALUATIONS),
     "bench": Group("Measure speed and memory", bench.COMMANDS),
 }
 """Name after `nl` → its module, or a group of further names."""

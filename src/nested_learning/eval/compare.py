@@ -2,82 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nested_learning.data.files import find_files
-from nested_learning.eval.loading import load, locate
-from nested_learning.eval.perplexity import LongTexts, draw_positions, evaluate_perplexity
-from nested_learning.eval.results import BASELINE, Metric, Result, read_result
-from nested_learning.eval.zeroshot import ZeroShot, evaluate_zeroshot
+from nested_learning.eval.arms import BASELINE
+from nested_learning.eval.evaluation import Evaluation, evaluate
+from nested_learning.eval.loading import Loaded, load, locate
+from nested_learning.eval.perplexity import LongPerplexity, LongTexts, draw_positions
+from nested_learning.eval.results import EvaluationResult, Metric, read_result
+from nested_learning.eval.zeroshot import ZeroShot, ZeroShotSettings
+from nested_learning.report import markdown_table
 from nested_learning.train.checkpoint import CheckpointError
 
 Key = tuple[str, str, str, str]
 """Evaluation, task, metric and arm."""
 FREE = ("batch_size", "checkpoint", "checkpoints", "tasks", "context_lengths")
-"""Settings that change neither a number nor its name."""
+"""Settings on which neither the numbers nor their names depend."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class CompareSettings:
     """How checkpoints that come without results are evaluated.
 
     Args:
-        zeroshot, perplexity: what to run on each; None = not.
+        zeroshot, perplexity: settings of the evaluations; None = not run.
         device: where.
-        fresh: score again what earlier calls have scored.
+        fresh: whether to score again what earlier calls have scored.
     """
 
-    zeroshot: ZeroShot | None = None
+    zeroshot: ZeroShotSettings | None = None
     perplexity: LongTexts | None = None
     device: str = "cpu"
     fresh: bool = False
 
+    def evaluations(self, loaded: Loaded) -> Iterator[Evaluation[Any]]:
+        """The evaluations of a checkpoint."""
+        if self.zeroshot is not None:
+            yield ZeroShot(loaded, self.zeroshot)
+        if self.perplexity is not None:
+            yield LongPerplexity(loaded, self.perplexity)
 
-def gather(sources: Sequence[str], plan: Plan) -> list[Result]:
+
+def gather(sources: Sequence[str], settings: CompareSettings) -> list[EvaluationResult]:
     """Results of all sources: result files, folders of them, and checkpoints, which are evaluated.
 
     Samples that an earlier call has scored are not scored again.
 
     Raises:
         FileNotFoundError: a source that is none of these.
-        ValueError: a checkpoint that nothing shall be run on.
+        ValueError: a checkpoint without an evaluation to run on it.
     """
-    found: list[Result] = []
+    found: list[EvaluationResult] = []
     for source in sources:
         found += (
-            evaluate(source, plan)
+            evaluate_checkpoint(source, settings)
             if is_checkpoint(source)
             else [read_result(path) for path in result_files([source])]
         )
     return found
 
 
+def evaluate_checkpoint(checkpoint: str, settings: CompareSettings) -> list[EvaluationResult]:
+    """Run the evaluations of `settings` on a checkpoint."""
+    if settings.zeroshot is None and settings.perplexity is None:
+        raise ValueError(f"{checkpoint} is a checkpoint: say what to run on it, with --local-dir or --length")
+    loaded = load(checkpoint, device=settings.device)
+    return [
+        evaluate(evaluation, loaded.output(evaluation.name), settings.fresh)
+        for evaluation in settings.evaluations(loaded)
+    ]
+
+
 def is_checkpoint(source: str) -> bool:
-    """Whether a source is a checkpoint and no result."""
+    """Whether a source is a checkpoint, not a result."""
     try:
         return locate(source).suffix != ".json"
     except CheckpointError:
         return False
 
 
-def evaluate(checkpoint: str, plan: Plan) -> list[Result]:
-    """Run what `plan` says on a checkpoint."""
-    if plan.zeroshot is None and plan.perplexity is None:
-        raise ValueError(f"{checkpoint} is a checkpoint: say what to run on it, with --local-dir or --length")
-    loaded, found = load(checkpoint, device=plan.device), []
-    if plan.zeroshot is not None:
-        output = loaded.output("zeroshot")
-        found.append(evaluate_zeroshot(loaded, plan.zeroshot, output, plan.fresh))
-    if plan.perplexity is not None:
-        output = loaded.output("long_perplexity")
-        found.append(evaluate_perplexity(loaded, plan.perplexity, output, plan.fresh))
-    return found
-
-
-def write(results: Sequence[Result], output: Path) -> str:
-    """Write the table, and the loss by position if there is one, beside each other: the table."""
+def write(results: Sequence[EvaluationResult], output: Path) -> str:
+    """Write the table, and beside it the figure of losses by position if there are any; return the table."""
     table = compare(results)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(table, encoding="utf-8")
@@ -88,7 +96,7 @@ def write(results: Sequence[Result], output: Path) -> str:
 
 
 def result_files(sources: Sequence[str | Path]) -> list[Path]:
-    """The result files meant by files and folders; a folder stands for all in it, by name.
+    """The result files that files and folders stand for; a folder stands for all files in it, by name.
 
     Raises:
         FileNotFoundError: a source that is not there, or a folder without result files.
@@ -102,16 +110,14 @@ def result_files(sources: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def compare(results: Sequence[Result]) -> str:
+def compare(results: Sequence[EvaluationResult]) -> str:
     """A Markdown table: a row per evaluation, task, metric and arm, a column per checkpoint.
 
-    Intervals are 95 %, as half their width behind ±, or as both ends where they are not even.
+    A 95 % interval is shown as its half width after ±, or by its ends if it is not symmetric.
 
     Raises:
-        ValueError: nothing to compare, or results of the same evaluation with other settings.
+        ValueError: no results, or results of one evaluation with different settings.
     """
-    from nested_learning.report import markdown_table
-
     if not results:
         raise ValueError("no results to compare")
     _check_settings(results)
@@ -138,7 +144,7 @@ def compare(results: Sequence[Result]) -> str:
 
 
 def show(metric: Metric) -> str:
-    """A number with its interval, short."""
+    """A number with its interval, for a cell of a table."""
     if metric.low is None or metric.high is None:
         return f"{metric.value:.4f}"
     down, up = metric.value - metric.low, metric.high - metric.value
@@ -147,8 +153,8 @@ def show(metric: Metric) -> str:
     return f"{metric.value:.4f} ({metric.low:.4f} to {metric.high:.4f})"
 
 
-def column_names(results: Sequence[Result]) -> list[str]:
-    """A name per result, the same for the same checkpoint; a name that several have gets a piece of hash."""
+def column_names(results: Sequence[EvaluationResult]) -> list[str]:
+    """A name per result, the same for the same checkpoint; ambiguous names get a hash suffix."""
     names = [result.checkpoint.get("name") or ", ".join(result.checkpoint) for result in results]
     hashes = [result.checkpoint.get("sha256", "")[:8] for result in results]
     owners: dict[str, set[str]] = {}
@@ -160,14 +166,14 @@ def column_names(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _check_settings(results: Sequence[Result]) -> None:
-    """Numbers of other samples must not stand in one row."""
-    first: dict[str, Result] = {}
+def _check_settings(results: Sequence[EvaluationResult]) -> None:
+    """Raise ValueError if results of one evaluation have different settings."""
+    first: dict[str, EvaluationResult] = {}
     for result in results:
         other = first.setdefault(result.evaluation, result)
         for key in {**other.settings, **result.settings}:
             values = other.settings.get(key), result.settings.get(key)
-            alone = key == "memorize" and None in values  # an arm that only one has stands by itself
+            alone = key == "memorize" and None in values  # an arm of one result only has a row of its own
             if key not in FREE and values[0] != values[1] and not alone:
                 raise ValueError(
                     f"results of {result.evaluation} differ in {key} ({values[0]!r} and {values[1]!r}), "

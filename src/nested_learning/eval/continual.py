@@ -1,163 +1,170 @@
-"""Losses of several checkpoints on several texts: what a model forgot while it learned them in a row."""
+"""Losses of several checkpoints on several texts: what a model forgot while it learned the texts in a row."""
 
 from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nested_learning.adapt.memorize import memorize as read_and_learn
-from nested_learning.adapt.memorize import score
+from nested_learning.eval.arms import Memorize
+from nested_learning.eval.evaluation import Evaluation, as_json, figure_path
 from nested_learning.eval.forgetting import backward_transfer, forgetting, negated
 from nested_learning.eval.loading import Loaded, load
-from nested_learning.eval.memorize import Memorize
 from nested_learning.eval.plots import plot_forgetting
-from nested_learning.eval.results import (
-    BASELINE,
-    Metric,
-    Result,
-    Row,
-    average,
-    evaluate_samples,
-    read_result,
-    samples_path,
-    versions,
-    write_result,
-)
+from nested_learning.eval.reader import TextReader
+from nested_learning.eval.results import EvaluationResult, Metric, average
 from nested_learning.eval.segments import Segments, Windows
+from nested_learning.log_lines import Row
 
 
-class Item(NamedTuple):
-    """A batch `tokens [B, T+1]` of a segment for a checkpoint, both by number."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContinualSettings:
+    """Settings of `Continual`.
+
+    Args:
+        checkpoints: in the order of training.
+        segments: the texts.
+        windows: which of their tokens are scored.
+        load_options: arguments of `loading.load`, besides the checkpoint.
+        memorize: how the model learns in the adapted arm; None = the baseline only.
+    """
+
+    checkpoints: Sequence[str | Path]
+    segments: Segments
+    windows: Windows = field(default_factory=Windows)
+    load_options: Mapping[str, Any] = field(default_factory=dict)
+    memorize: Memorize | None = None
+
+
+class SegmentBatch(NamedTuple):
+    """A batch `tokens [B, T+1]` of a segment, for a checkpoint; both are given by number."""
 
     checkpoint: int
     segment: int
     tokens: Tensor
 
 
-class Scorer:
-    """Scores batches; keeps one model at a time."""
-
-    def __init__(
-        self, checkpoints: Sequence[str | Path], model_options: dict[str, Any], memorize: Memorize | None
-    ) -> None:
-        self.checkpoints = checkpoints
-        self.options = model_options
-        self.memorize = memorize
-        self._current: tuple[int, Loaded] | None = None
-        self._carried: Any = None
-
-    def load(self, number: int) -> Loaded:
-        """Checkpoint number `number`; what was learned by the one before is forgotten."""
-        if self._current is None or self._current[0] != number:
-            self._current = number, load(self.checkpoints[number], **self.options)
-            self._carried = None
-        return self._current[1]
-
-    def losses(self, item: Item) -> dict[str, list[float]]:
-        """Mean loss of every row in nats per token, in every arm.
-
-        Adapted: every chunk is scored, then learned from. With gold text: all is learned, then read in a new
-        context.
-        """
-        loaded = self.load(item.checkpoint)
-        model, tokens = loaded.model, item.tokens.to(loaded.device)
-        found = {BASELINE: _row_means(score(model, tokens)[0])}
-        if self.memorize is not None:
-            losses, state = self._learn(loaded, tokens)
-            if self.memorize.use_correct_answer:
-                losses, _ = score(model, tokens, self.memorize.memory(model, state))
-            found[self.memorize.arm] = _row_means(losses)
-        return found
-
-    def catch_up(self, item: Item) -> None:
-        """Learn what is carried on from a batch whose losses are known."""
-        if self.memorize is not None and not self.memorize.adapt.reset:
-            loaded = self.load(item.checkpoint)
-            self._learn(loaded, item.tokens.to(loaded.device))
-
-    def _learn(self, loaded: Loaded, tokens: Tensor) -> tuple[Tensor, Any]:
-        """Losses `[B, T]` from before learning from each chunk, and the state after it."""
-        assert self.memorize is not None
-        report, state = read_and_learn(loaded.model, tokens, self._carried, self.memorize.adapt)
-        self._carried = self.memorize.carried(loaded.model, state)
-        return report.losses, state
-
-
-def _row_means(losses: Tensor) -> list[float]:
-    means: list[float] = losses.mean(1).tolist()
-    return means
-
-
-def evaluate_continual(
-    checkpoints: Sequence[str | Path],
-    segments: Segments,
-    windows: Windows,
-    output: Path,
-    model_options: dict[str, Any] | None = None,
-    memorize: Memorize | None = None,
-) -> Result:
-    """The loss of every checkpoint on every segment; interrupted, the same call goes on.
-
-    With as many checkpoints as segments, checkpoint i is the one after learning segment i: then backward
-    transfer and forgetting are reported too (of losses, in nats per token).
+class Checkpoints:
+    """Loads checkpoints by number, and keeps one of them in memory, with a new reader.
 
     Args:
-        checkpoints: in the order of training.
-        output: the result file; `.samples.jsonl` and `.png` (one per arm) go beside it.
-        model_options: of `loading.load`, beside the checkpoint.
-        memorize: also by a model that learns while it reads.
+        first: checkpoint number 0, in memory.
+        settings: names the checkpoints.
+    """
+
+    def __init__(self, first: Loaded, settings: ContinualSettings) -> None:
+        self.settings = settings
+        self._keep(0, first)
+
+    def loaded(self, number: int) -> Loaded:
+        """Checkpoint number `number`."""
+        if number != self._number:
+            self._keep(number, load(self.settings.checkpoints[number], **self.settings.load_options))
+        return self._loaded
+
+    def reader(self, number: int) -> TextReader:
+        """Its reader; what other checkpoints have learned is forgotten."""
+        self.loaded(number)
+        return self._reader
+
+    def _keep(self, number: int, loaded: Loaded) -> None:
+        self._number, self._loaded = number, loaded
+        self._reader = TextReader(loaded.model, self.settings.memorize)
+
+
+class Continual(Evaluation[SegmentBatch]):
+    """The loss of every checkpoint on every segment.
+
+    With as many checkpoints as segments, checkpoint i is the one after learning segment i, and the metrics
+    include backward transfer and forgetting (of losses, in nats per token).
+
+    Args:
+        loaded: the first checkpoint.
+        settings: the checkpoints and the texts.
 
     Raises:
         ValueError: checkpoints with different tokenizers, or a text too short for a batch.
     """
-    scorer = Scorer(checkpoints, model_options or {}, memorize)
-    about = [_describe(scorer.load(i)) for i in range(len(checkpoints))]
-    if len({entry["tokenizer"] for entry in about}) > 1:
-        raise ValueError("checkpoints must share a tokenizer: losses per token are compared")
-    first = scorer.load(0)
-    windows = replace(windows, seq_len=windows.seq_len or first.config.train.seq_len)
-    batches = windows.batches(segments, first.tokenizer)
-    settings = {
-        "segments": [asdict(segment) for segment in segments.segments],
-        "texts": [_digest(part) for part in batches],
-        "checkpoints": [entry["sha256"] for entry in about],
-        **asdict(windows),
-        "memorize": None if memorize is None else memorize.settings(),
-    }
-    items = _items(len(checkpoints), batches)
-    rows = evaluate_samples(
-        samples_path(output), settings, items, scorer.losses, "continual", scorer.catch_up
-    )
-    names = [segment.name for segment in segments.segments]
-    metrics = []
-    for arm in [BASELINE] if memorize is None else [BASELINE, memorize.arm]:
-        matrix = loss_matrix([item for _, item in items], rows, arm)
-        metrics += continual_metrics(matrix, checkpoint_labels(checkpoints), names, arm)
-        picture = output.with_suffix(".png" if arm == BASELINE else ".adapted.png")
-        plot_forgetting(mean_losses(matrix), checkpoint_labels(checkpoints), names, picture)
-    result = Result(
-        evaluation="continual",
-        checkpoint={entry["path"]: entry["sha256"] for entry in about},
-        settings=settings,
-        versions=versions(),
-        metrics=metrics,
-        samples=len(rows),
-    )
-    write_result(output, result)
-    return read_result(output)
+
+    name = "continual"
+    given: ContinualSettings
+
+    def __init__(self, loaded: Loaded, settings: ContinualSettings) -> None:
+        self.checkpoints = Checkpoints(loaded, settings)
+        about = [_describe(self.checkpoints.loaded(i)) for i in range(len(settings.checkpoints))]
+        if len({entry["tokenizer"] for entry in about}) > 1:
+            raise ValueError("checkpoints must share a tokenizer: losses per token are compared")
+        self.about = about
+        length = settings.windows.seq_len or loaded.config.train.seq_len
+        self.windows = replace(settings.windows, seq_len=length)
+        self.batches = self.windows.batches(settings.segments, loaded.tokenizer)
+        super().__init__(loaded, settings, _items(len(settings.checkpoints), self.batches))
+
+    def settings(self) -> dict[str, Any]:
+        """See `Evaluation`."""
+        return {
+            "segments": [asdict(segment) for segment in self.given.segments.segments],
+            "texts": [_digest(part) for part in self.batches],
+            "checkpoints": [entry["sha256"] for entry in self.about],
+            **asdict(self.windows),
+            "memorize": as_json(self.memorize),
+        }
+
+    def log_settings(self) -> dict[str, Any]:
+        """The settings alone: they name the checkpoints."""
+        return self.settings()
+
+    def checkpoint(self) -> dict[str, str]:
+        """Paths and SHA-256 of all checkpoints."""
+        return {entry["path"]: entry["sha256"] for entry in self.about}
+
+    def score(self, items: Sequence[SegmentBatch]) -> list[Row]:
+        """For every batch, by arm, the mean loss of every row in nats per token."""
+        rows: list[Row] = []
+        for item in items:
+            losses = self.checkpoints.reader(item.checkpoint).losses(self._tokens(item))
+            rows.append({arm: values.mean(1).tolist() for arm, values in losses.items()})
+        return rows
+
+    def learn(self, item: SegmentBatch) -> None:
+        """See `Evaluation`."""
+        self.checkpoints.reader(item.checkpoint).learn(self._tokens(item))
+
+    def metrics(self, rows: Sequence[Row]) -> list[Metric]:
+        """The matrix of losses and what follows from it, by arm."""
+        return [
+            metric
+            for arm in self.arms
+            for metric in continual_metrics(self._matrix(rows, arm), *self._labels(), arm)
+        ]
+
+    def draw(self, rows: Sequence[Row], result: EvaluationResult, output: Path) -> None:
+        """The matrix of losses, a figure per arm."""
+        for arm in self.arms:
+            plot_forgetting(mean_losses(self._matrix(rows, arm)), *self._labels(), figure_path(output, arm))
+
+    def _tokens(self, item: SegmentBatch) -> Tensor:
+        return item.tokens.to(self.checkpoints.loaded(item.checkpoint).device)
+
+    def _matrix(self, rows: Sequence[Row], arm: str) -> list[list[list[float]]]:
+        return loss_matrix([item for _, item in self.items], rows, arm)
+
+    def _labels(self) -> tuple[list[str], list[str]]:
+        """Names of the checkpoints and of the segments."""
+        segments = [segment.name for segment in self.given.segments.segments]
+        return checkpoint_labels(self.given.checkpoints), segments
 
 
-def _items(checkpoints: int, batches: list[list[Tensor]]) -> list[tuple[str, Item]]:
+def _items(checkpoints: int, batches: list[list[Tensor]]) -> list[tuple[str, SegmentBatch]]:
     """Every batch for every checkpoint, checkpoint by checkpoint."""
     return [
-        (f"{i} {j} {b}", Item(i, j, tokens))
+        (f"{i} {j} {b}", SegmentBatch(i, j, tokens))
         for i in range(checkpoints)
         for j, part in enumerate(batches)
         for b, tokens in enumerate(part)
@@ -178,7 +185,7 @@ def checkpoint_labels(checkpoints: Sequence[str | Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in checkpoints]
 
 
-def loss_matrix(items: Sequence[Item], rows: Sequence[Row], arm: str) -> list[list[list[float]]]:
+def loss_matrix(items: Sequence[SegmentBatch], rows: Sequence[Row], arm: str) -> list[list[list[float]]]:
     """`[checkpoints][segments][windows]`."""
     cells: dict[tuple[int, int], list[float]] = {}
     for item, row in zip(items, rows, strict=True):

@@ -20,16 +20,16 @@ SHOWN = 4  # differences in an error
 
 
 def check_fit(path: Path, config: RunConfig | None, tokenizer: Tokenizer | None) -> None:
-    """Compare what shall stand in for a checkpoint's own configuration and tokenizer with its description.
+    """Check a configuration and a tokenizer that replace a checkpoint's own against its description.
 
     Args:
         path: a checkpoint folder, or a file made by `nl export`.
-        config: instead of the checkpoint's; its model may differ in what changes no weight, such as a chunk
-            size.
-        tokenizer: instead of the checkpoint's.
+        config: replaces that of the checkpoint; its model may differ in options that change no weight, such
+            as a chunk size.
+        tokenizer: replaces that of the checkpoint.
 
     Raises:
-        CheckpointError: one that does not fit, or a checkpoint without a description.
+        CheckpointError: a configuration or tokenizer that does not fit, or a checkpoint without description.
     """
     if config is None and tokenizer is None:
         return

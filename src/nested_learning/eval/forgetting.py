@@ -1,7 +1,7 @@
-"""What a model lost of earlier tasks while it learned later ones, from a matrix of scores.
+"""What a model forgot of earlier tasks while it learned later ones, from a matrix of scores.
 
-`scores[i][j]` is the score on task j after task i was learned, and higher is better: of losses, give the
-negatives. T tasks, counted from 0.
+`scores[i][j]` is the score on task j after task i was learned. Higher is better, so losses are given with the
+opposite sign. There are T tasks, counted from 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ Matrix = Sequence[Sequence[float]]
 def backward_transfer(scores: Matrix) -> float:
     """Mean over tasks j < T−1 of R[T−1][j] − R[j][j] (Lopez-Paz & Ranzato, arXiv 1706.08840).
 
-    Negative: later tasks cost earlier ones. Raises ValueError unless `scores` is square, with T > 1.
+    It is negative if learning later tasks made earlier ones worse.
+
+    Raises:
+        ValueError: `scores` is not square, or T < 2.
     """
     last = _check(scores)
     return statistics.fmean(scores[last][j] - scores[j][j] for j in range(last))
@@ -23,21 +26,22 @@ def backward_transfer(scores: Matrix) -> float:
 
 def forgetting(scores: Matrix) -> float:
     """Mean over tasks j < T−1 of max over i < T−1 of R[i][j], minus R[T−1][j] (Chaudhry et al., arXiv
-    1801.10112): what was lost of the best there ever was.
+    1801.10112): the loss against the best score there ever was.
 
-    Raises ValueError as `backward_transfer`.
+    Raises:
+        ValueError: `scores` is not square, or T < 2.
     """
     last = _check(scores)
     return statistics.fmean(max(scores[i][j] for i in range(last)) - scores[last][j] for j in range(last))
 
 
 def final_average(scores: Matrix) -> float:
-    """Mean score over all tasks at the end."""
+    """Mean score over all tasks after the last one."""
     return statistics.fmean(scores[-1])
 
 
 def learned(scores: Matrix) -> float:
-    """Mean score of every task right after it was learned: how well new things are learned."""
+    """Mean over tasks of the score right after the task was learned."""
     _check(scores)
     return statistics.fmean(scores[i][i] for i in range(len(scores)))
 

@@ -1,222 +1,265 @@
-"""Haystacks with needles, as RULER builds them (Hsieh et al., arXiv 2404.06654, its `niah` tasks).
+"""Retrieval from long prompts, over context lengths and depths: what `niah` and `passkey` share.
 
-A needle ties one or more magic values to a key; the haystack is five sentences repeated ("noise"), a text
-("essay"), or further needles ("needle"). The prompt ends where the answer begins. Differences: words for keys
-come from lists of our own, sentences of a text end at ".", "!" or "?" before white space, and keys and values
-of a sample are all different.
+A prompt and the room for its answer fill a context length, counted in tokens of the model's own tokenizer.
 """
 
 from __future__ import annotations
 
 import random
-import re
-import uuid
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
-from nested_learning.data.corpus import bundled_files
-from nested_learning.data.records import read_text
+from nested_learning.checks import at_least
 from nested_learning.data.synthetic.needle import NOISE as NOISE_WORDS
+from nested_learning.data.tokenizer import Tokenizer
+from nested_learning.eval.answer import Answerer
+from nested_learning.eval.arms import Memorize
+from nested_learning.eval.evaluation import Evaluation, figure_path
+from nested_learning.eval.loading import Loaded
+from nested_learning.eval.plots import draw_maps
+from nested_learning.eval.results import EvaluationResult, Metric, proportion
+from nested_learning.eval.tokenizers import encode_long
+from nested_learning.log_lines import Row
 
 NOISE = tuple(sentence.replace(" .", ".") for sentence in NOISE_WORDS)
-NEEDLE = "One of the special magic {kind} for {key} is: {value}."
-PROMPT = (
-    "Some special magic {kind} are hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the {kind} afterwards.\n{context}\n"
-    "What are all the special magic {kind} for {query} mentioned in the provided text? "
-    "The special magic {kind} for {query} mentioned in the provided text are"
-)
-PROMPT_FOR_ONE = (
-    "A special magic {kind} is hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the {kind} afterwards.\n{context}\n"
-    "What is the special magic {kind} for {query} mentioned in the provided text? "
-    "The special magic {kind} for {query} mentioned in the provided text is"
-)
-DEPTHS = tuple(round(100 * i / 39) / 100 for i in range(40))
-"""Depths at which needles stand in a text, drawn without replacement."""
-_ADJECTIVES = """
-ancient bitter bold brave breezy bright broad calm careful cheerful chilly clever cloudy cosy crisp
-curious dapper dusty eager early elegant faint famous fearless fierce gentle giant glad golden
-graceful grand hasty hollow honest humble icy jolly keen kind lively lonely loud lucky mellow mighty
-misty modest narrow noble odd patient plain polite proud quick quiet rapid rare rough round rusty
-shiny silent silver simple sleepy slow smooth solid steady strange sturdy subtle sunny swift tall
-tidy tiny tough vast vivid warm weary wide wild wise witty young
-"""
-ADJECTIVES = tuple(_ADJECTIVES.split())
-_NOUNS = """
-acorn anchor apron arrow badge bakery barrel basket beacon bell blossom bottle branch bridge brook
-bucket button cabin candle canyon carpet castle cellar chimney clock coat compass copper cradle
-crystal curtain dagger desk diary dolphin donkey drum eagle engine falcon feather fence flute forest
-fountain garden glacier goose hammer harbor helmet hill island jacket kettle kite ladder lantern
-lemon magnet maple meadow mirror moth needle oasis orchard otter paddle parade pebble pencil pigeon
-pillow planet pocket quarry ribbon river saddle sailor shadow shell spoon stable statue summit
-tunnel turtle umbrella valley velvet violin wagon walnut whistle willow window
-"""
-NOUNS = tuple(_NOUNS.split())
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+"""Sentences that say nothing, as filler."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NeedleTask:
-    """What is hidden where, and what is asked.
-
-    Args:
-        haystack: "noise", "essay" or "needle".
-        keys, values: "words" (adjective-noun), "numbers" (7 digits) or "uuids".
-        num_keys, num_values, num_queries: keys in the haystack, values of each, keys asked for.
-    """
-
-    haystack: str
-    keys: str = "words"
-    values: str = "numbers"
-    num_keys: int = 1
-    num_values: int = 1
-    num_queries: int = 1
-
-    @property
-    def num_needles(self) -> int:
-        """Needles beside those that make up the haystack."""
-        return self.num_keys * self.num_values
-
-
-TASKS: dict[str, NeedleTask] = {
-    "s1": NeedleTask(haystack="noise"),
-    "s2": NeedleTask(haystack="essay"),
-    "s3": NeedleTask(haystack="essay", values="uuids"),
-    "mk1": NeedleTask(haystack="essay", num_keys=4),
-    "mk2": NeedleTask(haystack="needle"),
-    "mk3": NeedleTask(haystack="needle", keys="uuids", values="uuids"),
-    "mv": NeedleTask(haystack="essay", num_values=4),
-    "mq": NeedleTask(haystack="essay", num_keys=4, num_queries=4),
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    """A prompt, its answers, and where each stands: the part of the haystack that is before it, 0 to 1."""
+class Haystack:
+    """A prompt, its answers, and the depth of each: the share of the haystack that is before it, 0 to 1."""
 
     prompt: str
     answers: tuple[str, ...]
     depths: tuple[float, ...]
 
 
-def essay_words(path: Path | None = None) -> list[str]:
-    """Words of the text that "essay" haystacks are cut from: a UTF-8 file, or the bundled speeches.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file without words, or not in UTF-8.
-    """
-    file = path or next(file for file in bundled_files() if file.name == "speeches.txt")
-    words = read_text(file).split()
-    if not words:
-        raise ValueError(f"haystack {file} holds no words")
-    return words
+Build = Callable[[str, int, float, random.Random], Haystack]
+"""Builds a prompt from task, size, depth and random generator; a ValueError for a size that is too small."""
 
 
-def random_key(kind: str, rng: random.Random) -> str:
-    """A key or value of a kind: "words", "numbers" or "uuids"."""
-    if kind == "words":
-        return f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
-    if kind == "numbers":
-        return str(rng.randint(10**6, 10**7 - 1))
-    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+class GridPoint(NamedTuple):
+    """Which sample: its task, its context length, and its number among those of both."""
+
+    task: str
+    length: int
+    number: int
 
 
-def needle_prompt(
-    task: NeedleTask, words: list[str], size: int, depth: float | None, rng: random.Random
-) -> Sample:
-    """A sample of `task` with a haystack of `size`: words of an essay, sentences of noise, or needles.
-
-    The essay begins with the first of `words` and begins again at its end, if it is too short.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """The samples of an evaluation: tasks × context lengths × depths.
 
     Args:
-        depth: where the first needle that is asked for stands, 0 to 1; None = at random, as the others do.
+        tasks: names that the evaluation knows.
+        context_lengths: tokens of a prompt and its answer, at most.
+        samples_per_length: number of samples of each task and length; they take the depths in turn.
+        depths: number of depths of the needle that is asked for, evenly spread from start to end.
+        seed: determines all samples.
+        max_new_tokens: room for the answer.
+        memorize: how the model learns in the adapted arm; None = the baseline only.
+    """
+
+    tasks: tuple[str, ...]
+    context_lengths: tuple[int, ...]
+    samples_per_length: int
+    depths: int
+    seed: int
+    max_new_tokens: int
+    memorize: Memorize | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tasks or not self.context_lengths:
+            raise ValueError("tasks and context_lengths must not be empty")
+        for name in ("samples_per_length", "depths", "max_new_tokens"):
+            at_least(name, getattr(self, name), 1)
+
+    def depth(self, index: int) -> float:
+        """Depth of the needle that sample number `index` asks for."""
+        return (index % self.depths) / max(1, self.depths - 1)
+
+    def items(self) -> list[tuple[str, GridPoint]]:
+        """Key and point of every sample."""
+        places = [
+            GridPoint(task, length, number)
+            for task in self.tasks
+            for length in self.context_lengths
+            for number in range(self.samples_per_length)
+        ]
+        return [(f"{point.task} {point.length} {point.number}", point) for point in places]
+
+
+class Retrieval(Evaluation[GridPoint]):
+    """Asks for what is hidden in long prompts; the score is the share of the answers in the generated text.
+
+    Args:
+        loaded: the checkpoint.
+        grid: which samples.
 
     Raises:
-        ValueError: a haystack too small for its needles.
+        ValueError: a context length without room for a prompt.
     """
-    if size < task.num_needles:
-        raise ValueError(f"size must be at least {task.num_needles}, got {size}")
-    pairs, asked = _facts(task, rng)
-    places = _places(task, size, rng)
-    answers = [(key, value) for key, value in pairs if key in asked]
-    rng.shuffle(pairs)
-    if depth is not None:
-        places[pairs.index(answers[0])] = depth
-    needles = [NEEDLE.format(kind=task.values, key=key, value=value) for key, value in pairs]
-    if task.haystack == "needle":
-        sentences = _distractors(task, size, {text for pair in pairs for text in pair}, rng)
-    else:
-        sentences = _text(task, words, size)
-    context, depths = _insert(sentences, needles, places, " " if task.haystack == "essay" else "\n")
-    one = len(answers) == 1
-    prompt = (PROMPT_FOR_ONE if one else PROMPT).format(
-        kind=task.values.removesuffix("s") if one else task.values, context=context, query=_join(asked)
-    )
-    return Sample(
-        prompt=prompt,
-        answers=tuple(value for _, value in answers),
-        depths=tuple(depths[pairs.index(answer)] for answer in answers),
-    )
 
+    metric: ClassVar[str]
+    given: Grid
 
-def _facts(task: NeedleTask, rng: random.Random) -> tuple[list[tuple[str, str]], list[str]]:
-    """Key and value of every needle, and the keys asked for."""
-    keys = _distinct(task.keys, task.num_keys, rng)
-    values = _distinct(task.values, task.num_needles, rng)
-    pairs = [
-        (key, values[i * task.num_values + j]) for i, key in enumerate(keys) for j in range(task.num_values)
-    ]
-    asked = rng.sample(keys, task.num_queries)
-    return sorted(pairs, key=lambda pair: asked.index(pair[0]) if pair[0] in asked else len(asked)), asked
+    def __init__(self, loaded: Loaded, grid: Grid) -> None:
+        super().__init__(loaded, grid, grid.items())
+        self.filler = Filler(self.build, grid, loaded.tokenizer)
+        self.answerer = Answerer(loaded, grid.memorize, grid.max_new_tokens)
+        for task in grid.tasks:  # refuse a length without room before anything is scored
+            self.filler.fill(GridPoint(task, min(grid.context_lengths), 0))
 
+    @abstractmethod
+    def build(self, task: str, size: int, depth: float, rng: random.Random) -> Haystack:
+        """A prompt with a haystack of `size`; a ValueError for a size that is too small."""
 
-def _distinct(kind: str, count: int, rng: random.Random) -> list[str]:
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[random_key(kind, rng)] = None
-    return list(found)
+    def settings(self) -> dict[str, Any]:
+        """See `Evaluation`."""
+        about = {"evaluation": self.name, "score": self.metric, "chance": 0.0}
+        return {**about, **super().settings(), "checkpoint": self.loaded.sha256}
 
+    def score(self, items: Sequence[GridPoint]) -> list[Row]:
+        """What each arm said, and which answers it contains."""
+        return [self._ask(self.filler.fill(point)) for point in items]
 
-def _places(task: NeedleTask, size: int, rng: random.Random) -> list[float]:
-    """A random depth for every needle; in noise and among needles, each before a sentence of its own."""
-    if task.haystack == "essay":
-        return rng.sample(DEPTHS, task.num_needles)
-    return [index / size for index in rng.sample(range(size), task.num_needles)]
+    def learn(self, item: GridPoint) -> None:
+        """See `Evaluation`."""
+        sample = self.filler.fill(item)
+        self.answerer.learn(sample.prompt, ", ".join(sample.answers))
 
+    def _ask(self, sample: Haystack) -> Row:
+        said = self.answerer.answer(sample.prompt, ", ".join(sample.answers))
+        return {
+            "tokens": len(encode_long(self.loaded.tokenizer, sample.prompt)),
+            "depths": sample.depths,
+            "answers": sample.answers,
+            "said": said,
+            "found": {arm: matches(text, sample.answers) for arm, text in said.items()},
+        }
 
-def _text(task: NeedleTask, words: list[str], size: int) -> list[str]:
-    if task.haystack == "noise":
-        return [" ".join(NOISE)] * size
-    repeated = words * -(-size // len(words))
-    return _SENTENCE_END.split(" ".join(repeated[:size]))
+    def metrics(self, rows: Sequence[Row]) -> list[Metric]:
+        """The share of answers that was found, per task and length and over all tasks of a length."""
+        return [metric for arm in self.arms for metric in self._metrics(rows, arm)]
 
-
-def _distractors(task: NeedleTask, size: int, taken: set[str], rng: random.Random) -> list[str]:
-    """Needles of keys and values that are not `taken`."""
-
-    def free(kind: str) -> str:
-        while (found := random_key(kind, rng)) in taken:
-            pass
+    def _metrics(self, rows: Sequence[Row], arm: str) -> list[Metric]:
+        found = []
+        for length in self.given.context_lengths:
+            own = [(point.task, row) for point, row in self._with_points(rows) if point.length == length]
+            groups = {task: [row for name, row in own if name == task] for task in self.given.tasks}
+            if len(groups) > 1:
+                groups["all tasks"] = [row for _, row in own]
+            for task, group in groups.items():
+                shares = [sum(row["found"][arm]) / len(row["answers"]) for row in group]
+                found.append(
+                    proportion(f"{task} at {length}", self.metric, sum(shares), len(shares), 0.0, arm)
+                )
         return found
 
-    return [
-        NEEDLE.format(kind=task.values, key=free(task.keys), value=free(task.values)) for _ in range(size)
-    ]
+    def draw(self, rows: Sequence[Row], result: EvaluationResult, output: Path) -> None:
+        """A figure per arm, with a map of lengths and depths for every task."""
+        depths = [self.given.depth(i) for i in range(self.given.depths)]
+        for arm in self.arms:
+            maps = {task: self._map(rows, task, arm, depths) for task in self.given.tasks}
+            draw_maps(maps, self.given.context_lengths, depths, figure_path(output, arm))
+
+    def _map(
+        self, rows: Sequence[Row], task: str, arm: str, depths: Sequence[float]
+    ) -> list[list[float | None]]:
+        """Share of answers found, `[lengths][depths]`; each answer counts at the depth nearest to its own."""
+        cells: dict[tuple[int, int], list[int]] = {}
+        for point, row in self._with_points(rows):
+            if point.task != task:
+                continue
+            for depth, found in zip(row["depths"], row["found"][arm], strict=True):
+                near = min(range(len(depths)), key=lambda i: abs(depths[i] - depth))
+                cells.setdefault((point.length, near), []).append(found)
+        return [
+            [_mean(cells.get((length, i), [])) for i in range(len(depths))]
+            for length in self.given.context_lengths
+        ]
+
+    def _with_points(self, rows: Sequence[Row]) -> list[tuple[GridPoint, Row]]:
+        return list(zip([point for _, point in self.items], rows, strict=True))
 
 
-def _insert(
-    sentences: list[str], needles: list[str], places: list[float], separator: str
-) -> tuple[str, list[float]]:
-    """The haystack with every needle before the sentence where it belongs, and the depths that this gave."""
-    before = [min(len(sentences), int(len(sentences) * place + 0.5)) for place in places]
-    parts: list[str] = []
-    for i in range(len(sentences) + 1):
-        parts += [needle for needle, at in zip(needles, before, strict=True) if at == i]
-        parts += sentences[i : i + 1]
-    return separator.join(parts), [at / len(sentences) for at in before]
+class Filler:
+    """Builds prompts that fill their context length as far as possible.
+
+    Args:
+        build: builds a prompt of a given size.
+        grid: as in the evaluation.
+        tokenizer: counts the tokens.
+    """
+
+    def __init__(self, build: Build, grid: Grid, tokenizer: Tokenizer) -> None:
+        self.build = build
+        self.grid = grid
+        self.tokenizer = tokenizer
+        self._sizes: dict[tuple[str, int], int] = {}
+
+    def fill(self, point: GridPoint) -> Haystack:
+        """The prompt of a point: the same one in every evaluation with the same grid and tokenizer.
+
+        The size is found by bisection on the first sample of a task and length, and reduced for others until
+        they fit, as in RULER.
+
+        Raises:
+            ValueError: a length that the smallest prompt does not fit.
+        """
+        first = (point.task, point.length)
+        if first not in self._sizes:
+            self._sizes[first] = self._largest(GridPoint(*first, 0))
+        size = self._sizes[first]
+        while not self._fits(sample := self._build(point, size), point.length):
+            size -= max(1, size // 100)
+        return sample
+
+    def _build(self, point: GridPoint, size: int) -> Haystack:
+        rng = random.Random(f"{self.grid.seed} {point.task} {point.length} {point.number}")
+        return self.build(point.task, size, self.grid.depth(point.number), rng)
+
+    def _needed(self, sample: Haystack) -> int:
+        return len(encode_long(self.tokenizer, sample.prompt)) + self.grid.max_new_tokens
+
+    def _fits(self, sample: Haystack, length: int) -> bool:
+        return self._needed(sample) <= length
+
+    def _largest(self, point: GridPoint) -> int:
+        """The largest size that fits."""
+        low = self._smallest(point)
+        fits = partial(self._fits, length=point.length)
+        high = 2 * low
+        while fits(self._build(point, high)):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(self._build(point, middle)) else (low, middle)
+        return low
+
+    def _smallest(self, point: GridPoint) -> int:
+        for size in range(1, 1000):
+            try:
+                sample = self._build(point, size)
+            except ValueError:
+                continue
+            if self._fits(sample, point.length):
+                return size
+            break
+        raise ValueError(
+            f"context_lengths must be at least {self._needed(sample)} for {point.task} with this tokenizer, "
+            f"got {point.length}"
+        )
 
 
-def _join(keys: list[str]) -> str:
-    return keys[0] if len(keys) == 1 else f"{', '.join(keys[:-1])}, and {keys[-1]}"
+def matches(text: str, answers: Sequence[str]) -> list[int]:
+    """1 for every answer that the text contains, ignoring case (RULER's `string_match_all` is the mean)."""
+    return [int(answer.lower() in text.lower()) for answer in answers]
+
+
+def _mean(values: list[int]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,4 +1,4 @@
-"""Labelled texts of local files (CLINC150's JSON, CSV, JSON lines), in tasks of ever new classes."""
+"""Labelled texts of local files (CLINC150's JSON, CSV, JSON lines), split into tasks of new classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from nested_learning.data.records import Record, format_of, read_json, read_records, type_name
 
 LABELS = ("label", "category", "intent")
-"""Names of the column of labels that are looked for, in this order, if none is given."""
+"""Names that the column of labels may have, in the order in which they are looked for."""
 
 
 class Example(NamedTuple):
@@ -22,8 +22,8 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
-    """New classes, with examples to learn from and to test on."""
+class ClassTask:
+    """New classes, with training and test examples."""
 
     classes: tuple[str, ...]
     train: tuple[Example, ...]
@@ -34,14 +34,14 @@ def read_examples(path: Path, split: str, label_field: str | None = None) -> lis
     """Labelled texts of a file.
 
     Args:
-        path: `.json` with a list of [text, label] under the name of a split (CLINC150; its texts out of scope
-            are under other names), `.csv` with a header, or `.jsonl`. Texts are under "text".
-        split: "train" or "test"; of `.json` only, other files hold one split.
-        label_field: name of the labels; None = the first of `LABELS` that there is.
+        path: `.json` with a list of [text, label] under the name of a split (CLINC150; out-of-scope texts are
+            under other names), `.csv` with a header, or `.jsonl`. Texts are in the field "text".
+        split: "train" or "test", for `.json` only; other files hold one split.
+        label_field: field of the labels; None = the first of `LABELS` that the record has.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another ending, a field that is missing, or a label that is.
+        ValueError: another kind of file, or a missing field or label.
     """
     if format_of(path) not in (".json", ".csv", ".jsonl"):
         raise ValueError(f"examples must be in a .json, .csv or .jsonl file, got {path}")
@@ -88,7 +88,7 @@ def _labelled(where: str, text: object, label: object, name: str) -> Example:
 
 
 def hold_out(examples: Sequence[Example], every: int = 5) -> tuple[list[Example], list[Example]]:
-    """Training and test part of examples without a split: each `every`-th one of a class is for the test."""
+    """Split examples into training and test: every `every`-th example of a class is for the test."""
     seen: dict[str, int] = {}
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
@@ -103,8 +103,8 @@ def split_tasks(
     tasks: int,
     seed: int,
     per_class: tuple[int | None, int | None] = (None, None),
-) -> list[Task]:
-    """Classes in random order, in tasks of equal size (as far as that comes out even).
+) -> list[ClassTask]:
+    """Classes in random order, in tasks whose sizes differ by at most one class.
 
     Args:
         per_class: most training and test examples of a class, drawn at random; None = all.
@@ -131,7 +131,7 @@ def split_tasks(
     for i in range(tasks):
         names = classes[i * len(classes) // tasks : (i + 1) * len(classes) // tasks]
         parts = (drawn(group, names, most) for group, most in zip(groups, per_class, strict=True))
-        made.append(Task(classes=tuple(names), train=next(parts), test=next(parts)))
+        made.append(ClassTask(classes=tuple(names), train=next(parts), test=next(parts)))
     return made
 
 

@@ -1,9 +1,9 @@
-"""Ways to learn new classes one task after the other, by a language model that is there already.
+"""Ways to learn new classes task by task with a pretrained language model.
 
 A text of a class becomes `Query: <text>\\nIntent: <label>`. A language model answers with the class whose
-label has the highest mean log-probability per token behind `Intent:`.
+label has the highest mean log-probability per token after `Intent:`.
 
-Shapes: C candidates, t tokens of a label, D width of the model.
+Shapes: B batch, T tokens, D width of the model.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nested_learning.checks import at_least
 from nested_learning.data.padding import IGNORE
 from nested_learning.data.tokenizer import Tokenizer
-from nested_learning.eval.answer import encode, read
+from nested_learning.eval.arms import Memorize, Memorizer
 from nested_learning.eval.intents import Example
 from nested_learning.eval.loading import Loaded
-from nested_learning.eval.memorize import Memorize
+from nested_learning.eval.scorer import Scorer
+from nested_learning.eval.tokenizers import encode_long
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.config import OptimConfig
 from nested_learning.train.elastic import Anchor, anchor, penalty_of
@@ -31,8 +33,8 @@ from nested_learning.train.plain_loop import Batch, Loop, train_steps
 QUERY = "Query: {text}\nIntent:"
 
 
-class Learner(Protocol):
-    """Learns the classes of one task after the other, and tells classes apart without being told the task."""
+class ClassLearner(Protocol):
+    """Learns classes task by task, and predicts classes without being given the task."""
 
     def learn(self, examples: Sequence[Example]) -> None:
         """Learn from the examples of a new task."""
@@ -44,40 +46,37 @@ class Learner(Protocol):
 
 
 def label_text(label: str) -> str:
-    """A label as it is written behind `Intent:`."""
+    """A label as it stands after `Intent:`."""
     return " " + label.replace("_", " ")
 
 
 def as_line(example: Example) -> str:
-    """An example as text, with an end of line."""
+    """An example as text that ends with a newline."""
     return f"{QUERY.format(text=example.text)}{label_text(example.label)}\n"
 
 
-@torch.no_grad()
 def label_scores(
-    model: Any, tokenizer: Tokenizer, text: str, candidates: Sequence[str], state: Any = None
-) -> Tensor:
-    """Mean log-probability per token of every candidate's label behind the query, `[C]`.
+    model: HopeLM, tokenizer: Tokenizer, text: str, candidates: Sequence[str], state: Any = None
+) -> list[float]:
+    """Mean log-probability per token of every candidate's label after the query.
 
     Args:
-        state: what was read before the query, of one row; it is not changed. None = nothing.
+        state: a state of one row in which the query begins, which is not changed; None = an empty context.
     """
     device = next(model.parameters()).device
-    prompt = torch.tensor([encode(tokenizer, QUERY.format(text=text))], device=device)
-    logits, state = read(model, prompt, state)
-    labels = [encode(tokenizer, label_text(candidate)) for candidate in candidates]
-    longest = max(map(len, labels))
-    rows = torch.tensor([label + [0] * (longest - len(label)) for label in labels], device=device)  # [C, t]
-    lengths = torch.tensor([len(label) for label in labels], device=device)
-    counted = (
-        torch.arange(longest, device=device) < lengths[:, None]
-    )  # behind a label, nothing reads the padding
-    first = logits.expand(len(labels), -1)[:, None]
-    if longest > 1:
-        spread = state.rows(torch.zeros(len(labels), dtype=torch.int64, device=device))
-        first = torch.cat([first, model(rows[:, :-1], spread)[0]], 1)
-    log_p = torch.log_softmax(first.float(), -1).gather(2, rows[..., None])[..., 0]  # [C, t]
-    return torch.where(counted, log_p, 0).sum(1) / lengths
+    scorer = Scorer(model, tokenizer, batch_size=len(candidates), start=state, device=device)
+    prompt = encode_long(tokenizer, QUERY.format(text=text))
+    labels = [encode_long(tokenizer, label_text(candidate)) for candidate in candidates]
+    scores = dict(scorer.loglikelihood_of_ids([(prompt, label) for label in labels]))
+    return [scores[i][0] / len(label) for i, label in enumerate(labels)]
+
+
+def likeliest(
+    model: HopeLM, tokenizer: Tokenizer, text: str, candidates: Sequence[str], state: Any = None
+) -> str:
+    """The candidate with the highest of the `label_scores`."""
+    scores = label_scores(model, tokenizer, text, candidates, state)
+    return candidates[scores.index(max(scores))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,13 +84,13 @@ class FineTuning:
     """How a model is trained on a task.
 
     Args:
-        optim: a new optimizer for every task.
-        epochs: times that the examples of a task are seen.
+        optim: the optimizer; every task begins with a new one.
+        epochs: passes over the examples of a task.
         batch_size: examples per step.
-        replay: part of a batch that is drawn from a memory of earlier tasks; 0 = none.
+        replay: share of a batch that is drawn from a memory of earlier tasks; 0 = none.
         memory_per_class: examples of a class that are kept for replay.
         ewc: strength of elastic weight consolidation; 0 = none.
-        seed: of the order of examples, and of the memory.
+        seed: seed of the order of examples and of the memory.
     """
 
     optim: OptimConfig
@@ -104,14 +103,13 @@ class FineTuning:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "memory_per_class"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            at_least(name, getattr(self, name), 1)
         if not 0 <= self.replay < 1 or self.ewc < 0:
             raise ValueError(f"replay must be in [0, 1) and ewc at least 0, got {self.replay} and {self.ewc}")
 
 
 class FineTuned:
-    """A copy of the model, trained on the labels of every task: naively, with replay or with EWC."""
+    """A copy of the model that is trained on the labels of every task: naively, with replay or with EWC."""
 
     def __init__(self, loaded: Loaded, how: FineTuning) -> None:
         self.model: HopeLM = copy.deepcopy(loaded.model).requires_grad_(True)
@@ -122,7 +120,7 @@ class FineTuned:
         self._anchors: list[Anchor] = []
 
     def learn(self, examples: Sequence[Example]) -> None:
-        """Train on the labels of `examples`, and of those in memory."""
+        """Train on the labels of `examples` and of examples in the memory."""
         how = self.how
         steps = how.epochs * -(-len(examples) // how.batch_size)
         loop = Loop(steps=steps, eval_every=steps)
@@ -136,7 +134,7 @@ class FineTuned:
 
     def predict(self, text: str, candidates: Sequence[str]) -> str:
         """By the likelihood of labels."""
-        return candidates[int(label_scores(self.model, self.tokenizer, text, candidates).argmax())]
+        return likeliest(self.model, self.tokenizer, text, candidates)
 
     def _batches(self, examples: list[Example]) -> Iterator[Batch]:
         size = self.how.batch_size
@@ -149,8 +147,8 @@ class FineTuned:
 
     def _batch(self, examples: list[Example]) -> Batch:
         """Inputs and targets `[B, T]`; only tokens of labels are targets."""
-        prompts = [encode(self.tokenizer, QUERY.format(text=example.text)) for example in examples]
-        labels = [encode(self.tokenizer, label_text(example.label)) for example in examples]
+        prompts = [encode_long(self.tokenizer, QUERY.format(text=example.text)) for example in examples]
+        labels = [encode_long(self.tokenizer, label_text(example.label)) for example in examples]
         longest = max(len(a) + len(b) for a, b in zip(prompts, labels, strict=True))
         device = next(self.model.parameters()).device
         rows = torch.zeros(len(examples), longest, dtype=torch.int64, device=device)
@@ -168,10 +166,10 @@ class FineTuned:
 
 
 class ClassMeans:
-    """A frozen encoder, class means and one covariance for all classes: linear discriminant analysis.
+    """A frozen encoder, class means, and one covariance for all classes: linear discriminant analysis.
 
     The features of a text are the mean over its tokens of the last hidden state (after the norm). Only sums
-    are kept, so the order of tasks makes no difference: there is nothing to forget.
+    are kept, so the order of the tasks makes no difference and nothing is forgotten.
 
     Args:
         shrink: s of the covariance (1 − s) Σ + s tr(Σ) / D · I.
@@ -198,7 +196,7 @@ class ClassMeans:
         self._weights = None
 
     def predict(self, text: str, candidates: Sequence[str]) -> str:
-        """The class whose mean is nearest in Mahalanobis' distance."""
+        """The class whose mean has the smallest Mahalanobis distance."""
         if self._weights is None:
             self._weights = torch.linalg.inv(self.covariance())
         means = torch.stack([self._sums[name] / self._counts[name] for name in candidates])
@@ -221,7 +219,7 @@ class ClassMeans:
         seen: list[Tensor] = []
         handle = self.loaded.model.norm.register_forward_hook(lambda *call: seen.append(call[2]))
         try:
-            tokens = encode(self.loaded.tokenizer, text) or [self.loaded.tokenizer.eos_id]
+            tokens = encode_long(self.loaded.tokenizer, text) or [self.loaded.tokenizer.eos_id]
             self.loaded.model(torch.tensor([tokens], device=self.loaded.device))
         finally:
             handle.remove()
@@ -229,10 +227,10 @@ class ClassMeans:
 
 
 class InContext:
-    """Reads examples before the query and learns nothing: of every class as many as fit into a context.
+    """Reads examples before the query and learns nothing: as many of every class as fit into a context.
 
     Args:
-        context_tokens: tokens of the examples, at most.
+        context_tokens: most tokens of the examples.
     """
 
     def __init__(self, loaded: Loaded, context_tokens: int) -> None:
@@ -244,18 +242,17 @@ class InContext:
         self._state: Any = None
 
     def learn(self, examples: Sequence[Example]) -> None:
-        """Read again, with the new classes among the examples."""
+        """Read examples again, now with those of the new classes."""
         self._examples += examples
-        tokens = torch.tensor([self._context()], device=self.loaded.device)
-        _, self._state = read(self.loaded.model, tokens)
+        scorer = Scorer(self.loaded.model, self.loaded.tokenizer, device=self.loaded.device)
+        self._state = scorer.read([self._context()], None)
 
     def predict(self, text: str, candidates: Sequence[str]) -> str:
-        """By the likelihood of labels behind all the examples."""
-        scores = label_scores(self.loaded.model, self.loaded.tokenizer, text, candidates, self._state)
-        return candidates[int(scores.argmax())]
+        """By the likelihood of labels after the examples."""
+        return likeliest(self.loaded.model, self.loaded.tokenizer, text, candidates, self._state)
 
     def _context(self) -> list[int]:
-        """The first example of every class, the second of every class, … while they fit, and at least one."""
+        """The first example of every class, then the second, … while they fit; at least one."""
         groups: dict[str, list[Example]] = {}
         for example in self._examples:
             groups.setdefault(example.label, []).append(example)
@@ -263,7 +260,7 @@ class InContext:
         lines = [as_line(own[i]) for i in range(rounds) for own in groups.values() if i < len(own)]
         tokens: list[int] = []
         for line in lines:
-            new = encode(self.loaded.tokenizer, line)
+            new = encode_long(self.loaded.tokenizer, line)
             if tokens and len(tokens) + len(new) > self.context_tokens:
                 break
             tokens += new
@@ -273,26 +270,23 @@ class InContext:
 class Memorizing:
     """Reads the examples of every task once and learns from the loss of what it reads (`adapt`).
 
-    A query finds what was learned and no context. With `--memorize-no-reset` the memory is kept from task to
-    task; else every task begins with the model as it was trained.
+    A query begins in a new context that keeps what was learned. With `--memorize-no-reset`, the memory is
+    kept from task to task; otherwise every task begins with the model as trained.
     """
 
     def __init__(self, loaded: Loaded, memorize: Memorize) -> None:
         if memorize.use_correct_answer:
             raise ValueError("--memorize-use-correct-answer: labels of training examples are learned anyway")
         self.loaded = loaded
-        self.memorize = memorize
+        self.memorizer = Memorizer(loaded.model, memorize)
         self._memory: Any = None
 
     def learn(self, examples: Sequence[Example]) -> None:
         """Read and learn."""
-        model, how = self.loaded.model, self.memorize
-        lines = encode(self.loaded.tokenizer, "".join(map(as_line, examples)))
-        tokens = torch.tensor([lines], device=self.loaded.device)
-        state = how.read(model, tokens, None if how.adapt.reset else self._memory)
-        self._memory = how.memory(model, state)
+        lines = encode_long(self.loaded.tokenizer, "".join(map(as_line, examples)))
+        state = self.memorizer.read(torch.tensor([lines], device=self.loaded.device))
+        self._memory = self.memorizer.memory(state)
 
     def predict(self, text: str, candidates: Sequence[str]) -> str:
         """By the likelihood of labels."""
-        scores = label_scores(self.loaded.model, self.loaded.tokenizer, text, candidates, self._memory)
-        return candidates[int(scores.argmax())]
+        return likeliest(self.loaded.model, self.loaded.tokenizer, text, candidates, self._memory)

@@ -1,4 +1,4 @@
-"""Models of this package in EleutherAI's lm-eval: all of its tasks, by its own runner (extra `eval`).
+"""Models of this package in EleutherAI's lm-eval, for all of its tasks and its own runner (extra `eval`).
 
 lm_eval.simple_evaluate(model=NestedLM(model, tokenizer), tasks=["lambada_openai"])
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +17,15 @@ from tqdm import tqdm
 
 from nested_learning.adapt.paths import Adaptable
 from nested_learning.data.tokenizer import Tokenizer
+from nested_learning.eval.evaluation import Evaluation
 from nested_learning.eval.loading import Loaded
-from nested_learning.eval.results import Metric, Result, samples_path, versions, write_result
+from nested_learning.eval.results import Metric
+from nested_learning.eval.samples import samples_path
 from nested_learning.eval.scorer import Sampling, Scorer
 from nested_learning.eval.tokenizers import HuggingFaceTokenizer
 from nested_learning.extras import MissingExtraError
 from nested_learning.lock import LOCK, locked
+from nested_learning.log_lines import Row
 
 try:
     from lm_eval.api.model import LM
@@ -37,11 +41,8 @@ GENERATION = {*MAX_NEW_TOKENS, "until", "do_sample", "temperature", "top_k", "to
 class NestedLM(LM):  # type: ignore[misc]
     """An `lm_eval.api.model.LM` around a model called as `logits, state = model(tokens, state)`.
 
-    Such as `HopeLM`, or a Hugging Face model in `levels_from_pretrained` with a `HuggingFaceTokenizer`.
-
-    Args:
-        model: see `Scorer`, which does the work.
-        tokenizer, batch_size, policy, max_length, start, device: of the `Scorer`.
+    The model may be a `HopeLM`, or a Hugging Face model in `levels_from_pretrained` with a
+    `HuggingFaceTokenizer`. All arguments are those of `Scorer`, which does the work.
     """
 
     def __init__(self, model: Adaptable, tokenizer: Tokenizer | HuggingFaceTokenizer, **scorer: Any) -> None:
@@ -55,7 +56,7 @@ class NestedLM(LM):  # type: ignore[misc]
         return self.scorer.tokenizer.fingerprint
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """ln p of continuations and whether they are the model's own; requests of (context, continuation)."""
+        """ln p of continuations, and whether they are greedy, for requests of (context, continuation)."""
         arguments = [request.args for request in requests]
         pairs = [self.scorer.encode_pair(*pair) for pair in arguments]
         found = self.scorer.loglikelihood_of_ids(pairs)
@@ -68,7 +69,7 @@ class NestedLM(LM):  # type: ignore[misc]
         return self._collect("loglikelihood_rolling", arguments, found, disable_tqdm)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Texts up to one of the words that end them, for requests of (context, options).
+        """Generated texts up to one of the texts that end them, for requests of (context, options).
 
         Raises:
             ValueError: an option that is not in `GENERATION`.
@@ -86,7 +87,7 @@ class NestedLM(LM):  # type: ignore[misc]
     def _collect(
         self, method: str, arguments: list[Any], found: Iterable[tuple[int, T]], disable_tqdm: bool
     ) -> list[T]:
-        """Answers in the order of the requests; each goes to lm-eval's cache as soon as it is there."""
+        """Answers in the order of the requests; each is put into lm-eval's cache at once."""
         answers: dict[int, T] = {}
         with tqdm(total=len(arguments), desc=method, disable=True if disable_tqdm else None) as bar:
             for i, answer in found:
@@ -97,7 +98,7 @@ class NestedLM(LM):  # type: ignore[misc]
 
 
 def sampling_of(options: dict[str, Any]) -> Sampling:
-    """lm-eval's options of generation. Without `do_sample`, the likeliest token is taken."""
+    """How to sample, by lm-eval's options of generation; without `do_sample` the likeliest token is taken."""
     if unknown := options.keys() - GENERATION:
         raise ValueError(
             f"generation option {sorted(unknown)[0]!r} is unknown; allowed: {sorted(GENERATION)}"
@@ -114,65 +115,94 @@ def sampling_of(options: dict[str, Any]) -> Sampling:
     )
 
 
-def evaluate_harness(
-    loaded: Loaded,
-    tasks: Sequence[str],
-    output: Path,
-    limit: int | None = None,
-    fresh: bool = False,
-    manager: Any = None,
-    **scorer: Any,
-) -> Result:
-    """Run tasks of lm-eval by name, as its own `simple_evaluate` does; write `output` and what it logs.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HarnessSettings:
+    """Settings of `Harness`.
 
-    Answers are kept beside `output` as they come, so an interrupted run goes on.
+    Args:
+        tasks: names that lm-eval knows.
+        limit: how many documents of each task to take, from the first on; None = all.
+        manager: an `lm_eval.tasks.TaskManager` that knows further tasks.
+        scorer: arguments of `Scorer`.
+        memorize: always None; these tasks have the baseline only.
+    """
+
+    tasks: tuple[str, ...]
+    limit: int | None = None
+    manager: Any = None
+    scorer: dict[str, Any] = field(default_factory=dict)
+    memorize: None = None
+
+
+class Harness(Evaluation[None]):
+    """Tasks of lm-eval by name, run as its own `simple_evaluate` runs them.
+
+    The log of samples is lm-eval's. An interrupted evaluation is resumed from a cache beside the result,
+    which holds every answer of the model.
 
     Args:
         loaded: the checkpoint.
-        tasks: names that lm-eval knows.
-        output: the result file.
-        limit: the first so many documents of every task; None = all.
-        fresh: forget the answers of an earlier run.
-        manager: an `lm_eval.tasks.TaskManager` that knows further tasks.
-        scorer: options of `Scorer`.
+        settings: which tasks.
     """
-    from lm_eval import simple_evaluate
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    identity = json.dumps([loaded.sha256, loaded.tokenizer.fingerprint, scorer], sort_keys=True)
-    cache = output.with_suffix(f".{hashlib.sha256(identity.encode()).hexdigest()[:8]}.cache")
-    for old in output.parent.glob(f"{cache.name}*") if fresh else ():
-        old.unlink()
-    model = NestedLM(loaded.model, loaded.tokenizer, device=loaded.device, **scorer)
-    with locked(cache.with_name(cache.name + LOCK), f"answers {cache}"):
-        found = simple_evaluate(
-            model=model,
-            tasks=list(tasks),
-            limit=limit,
-            use_cache=str(cache),
-            bootstrap_iters=1000,
-            task_manager=manager,
-        )
-    result = Result(
-        evaluation="lm-eval",
-        checkpoint=loaded.describe(),
-        settings={"tasks": list(tasks), "limit": limit, **scorer, "task_versions": found["versions"]},
-        versions=versions("lm-eval"),
-        metrics=list(_metrics(found["results"], found["n-samples"])),
-        samples=sum(count["effective"] for count in found["n-samples"].values()),
-    )
-    write_result(output, result)
-    lines = [
-        json.dumps({"task": task, **row}, default=str)
-        for task, rows in found["samples"].items()
-        for row in rows
-    ]
-    samples_path(output).write_text("\n".join([*lines, ""]), encoding="utf-8")
-    return result
+    name = "lm-eval"
+    given: HarnessSettings
+    packages = ("lm-eval",)
+
+    def __init__(self, loaded: Loaded, settings: HarnessSettings) -> None:
+        super().__init__(loaded, settings, ())
+        self._found: dict[str, Any] = {}
+
+    def settings(self) -> dict[str, Any]:
+        """See `Evaluation`; after `rows`, as lm-eval tells the versions of its tasks then."""
+        tasks, limit = list(self.given.tasks), self.given.limit
+        return {"tasks": tasks, "limit": limit, **self.given.scorer, "task_versions": self._found["versions"]}
+
+    def rows(self, output: Path, fresh: bool) -> list[Row]:
+        """What lm-eval logs of every sample, also written beside `output`."""
+        self._found = self._run(output, fresh)
+        rows = [{"task": task, **row} for task, own in self._found["samples"].items() for row in own]
+        lines = [json.dumps(row, default=str) for row in rows]
+        samples_path(output).write_text("\n".join([*lines, ""]), encoding="utf-8")
+        return rows
+
+    def score(self, items: Sequence[None]) -> list[Row]:
+        """Never called: lm-eval scores its own samples."""
+        raise NotImplementedError
+
+    def metrics(self, rows: Sequence[Row]) -> list[Metric]:
+        """lm-eval's numbers."""
+        return list(_metrics(self._found["results"], self._found["n-samples"]))
+
+    def count(self, rows: Sequence[Row]) -> int:
+        """Number of documents, each counted once."""
+        return sum(count["effective"] for count in self._found["n-samples"].values())
+
+    def _run(self, output: Path, fresh: bool) -> dict[str, Any]:
+        """What `simple_evaluate` returns."""
+        from lm_eval import simple_evaluate
+
+        loaded, scorer = self.loaded, self.given.scorer
+        output.parent.mkdir(parents=True, exist_ok=True)
+        identity = json.dumps([loaded.sha256, loaded.tokenizer.fingerprint, scorer], sort_keys=True)
+        cache = output.with_suffix(f".{hashlib.sha256(identity.encode()).hexdigest()[:8]}.cache")
+        for old in output.parent.glob(f"{cache.name}*") if fresh else ():
+            old.unlink()
+        model = NestedLM(loaded.model, loaded.tokenizer, device=loaded.device, **scorer)
+        with locked(cache.with_name(cache.name + LOCK), f"answers {cache}"):
+            found: dict[str, Any] = simple_evaluate(
+                model=model,
+                tasks=list(self.given.tasks),
+                limit=self.given.limit,
+                use_cache=str(cache),
+                bootstrap_iters=1000,
+                task_manager=self.given.manager,
+            )
+        return found
 
 
 def _metrics(results: dict[str, dict[str, Any]], counts: dict[str, dict[str, int]]) -> Iterator[Metric]:
-    """lm-eval's numbers: "acc,none" with "acc_stderr,none" beside it."""
+    """lm-eval's numbers as metrics: "acc,none" is the value, and "acc_stderr,none" its standard error."""
     for task, values in results.items():
         for key, value in values.items():
             name, _, kind = key.partition(",")

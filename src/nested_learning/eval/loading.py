@@ -1,8 +1,7 @@
-"""What every evaluator needs of a checkpoint: model, tokenizer, configuration, and which one it was."""
+"""Loading a checkpoint for evaluation: its model, tokenizer, configuration, and identity."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from dataclasses import dataclass
@@ -33,8 +32,10 @@ OUTPUT = Path("outputs/eval")
 class Loaded:
     """A checkpoint in memory. Its model is in evaluation mode and its parameters take no gradients.
 
-    sha256: of the exported file, or of the manifest of a folder, which holds the SHA-256 of all its files.
-    path: the file or folder that was read.
+    Args:
+        model, tokenizer, config: what the checkpoint holds.
+        sha256: of the exported file, or of the manifest of a folder, which holds the SHA-256 of its files.
+        path: the file or folder that was read.
     """
 
     model: HopeLM
@@ -49,11 +50,11 @@ class Loaded:
         return next(self.model.parameters()).device
 
     def describe(self) -> dict[str, str]:
-        """What a result file says of the checkpoint."""
+        """Name, path and SHA-256, as a result file holds them."""
         return {"name": self.config.name, "path": str(self.path), "sha256": self.sha256}
 
     def output(self, evaluation: str, given: Path | None = None) -> Path:
-        """Where the result of an evaluation goes: `given`, or a file in a folder of this checkpoint's own."""
+        """The result file of an evaluation: `given`, or a file in a folder for this checkpoint."""
         return given or OUTPUT / f"{self.config.name}-{self.sha256[:8]}" / f"{evaluation}.json"
 
 
@@ -101,8 +102,9 @@ def load(
 
 
 def untrained(config: str | Path | None, tokenizer_path: str | Path | None, device: torch.device) -> Loaded:
-    """A model as `config` says with the weights that training would start from, and the vocabulary of a
-    tokenizer: what the numbers of an evaluation are before anything is learned.
+    """The model of `config` before training, with the weights from which training would start.
+
+    Its vocabulary is that of the tokenizer.
 
     Raises:
         ValueError: no configuration or no tokenizer.
@@ -120,7 +122,7 @@ def untrained(config: str | Path | None, tokenizer_path: str | Path | None, devi
 
 
 def locate(checkpoint: str | Path) -> Path:
-    """The checkpoint that a name such as `outputs/run`, `outputs/run:best` or `model.safetensors` means.
+    """The path of a checkpoint named as `outputs/run`, `outputs/run:best` or `model.safetensors`.
 
     Raises:
         CheckpointError: there is none, or no best one.
@@ -133,27 +135,3 @@ def locate(checkpoint: str | Path) -> Path:
         if found := CheckpointStore(directory, 1).best():
             return found
     raise CheckpointError(f"there is no checkpoint with a validation loss at {folder}")
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every evaluator of one checkpoint."""
-    add = parser.add_argument
-    add("--checkpoint", help="run folder (FOLDER:best: its best), checkpoint, exported file; untrained")
-    add_model_options(parser)
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `add_options` without the checkpoint, for evaluators of several."""
-    add = parser.add_argument
-    add("--config", help="configuration instead of the checkpoint's own")
-    add("--tokenizer-path", type=Path, help="SentencePiece model instead of the checkpoint's own")
-    add("--device", default="cpu", help="auto, cpu, cuda, cuda:0 … or mps (default %(default)s)")
-    add("--output", type=Path, help=f"result file (.json); default: below {OUTPUT}, by checkpoint")
-    add("--fresh", action="store_true", help="forget the samples of an earlier, unfinished evaluation")
-
-
-def from_options(options: argparse.Namespace) -> Loaded:
-    """The checkpoint that the options of `add_options` name. A ValueError without `--checkpoint`."""
-    if options.checkpoint is None:
-        raise ValueError("--checkpoint is missing")
-    return load(options.checkpoint, options.config, options.tokenizer_path, options.device)

@@ -1,11 +1,11 @@
 """Loss by position in long texts: does a model predict better the more it has read?
 
-Texts are cut into spans of one length, each read in a new context that begins with the end-of-text token.
-The positions 1, 2, 3–4, 5–8, … of a span are averaged together. Beside them stand the perplexity per token,
-and per byte and word, which do not depend on the tokenizer.
+Texts are cut into spans of one length. Each is read in a new context that begins with the end-of-text token.
+The positions 1, 2, 3–4, 5–8, … of a span are averaged together. The result also has the perplexity per token,
+and per byte and per word, which do not depend on the tokenizer.
 
-With memorizing, the model learns while it reads, every token being scored before it is learned from; with the
-"right answer" it has read the whole span once before, in a context of its own.
+With memorizing, the model learns while it reads, and every token is scored before it is learned from; with
+the "right answer" it has read the whole span once before, in a context of its own.
 
 Shapes: B batch, T tokens of a span.
 """
@@ -17,47 +17,37 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise, zip_longest
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from nested_learning.adapt import memorize as adapt_memorize
-from nested_learning.adapt import score as adapt_score
+from nested_learning.checks import at_least
 from nested_learning.data.corpus import bundled_files, split_documents, split_validation, text_files
 from nested_learning.data.records import format_of, read_records, read_text
-from nested_learning.data.tokenizer import Tokenizer, encode_document
+from nested_learning.data.tokenizer import Tokenizer
+from nested_learning.eval.arms import Memorize
+from nested_learning.eval.evaluation import Evaluation
 from nested_learning.eval.loading import Loaded
-from nested_learning.eval.memorize import Memorize
-from nested_learning.eval.plots import new_figure
-from nested_learning.eval.results import (
-    BASELINE,
-    Metric,
-    Result,
-    Row,
-    average,
-    evaluate_batches,
-    samples_path,
-    start_fresh,
-    versions,
-    write_result,
-)
-from nested_learning.eval.scorer import SEGMENT
+from nested_learning.eval.reader import TextReader
+from nested_learning.eval.results import EvaluationResult, Metric, average
+from nested_learning.eval.tokenizers import Ids, encode_long
+from nested_learning.log_lines import Row
+from nested_learning.report import new_figure
 
 TOTALS = ("tokens", "bytes", "words")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LongTexts:
-    """What to read.
+    """Settings of `LongPerplexity`: what to read.
 
     Args:
-        files: .txt (documents end at a line that is a form feed) or .jsonl (field "text"), folders of them or
+        files: .txt (a line that is a form feed ends a document) or .jsonl (field "text"), folders of them, or
             patterns; none = the last part of the bundled texts, which training on them holds out.
         length: tokens of a span.
-        max_samples: at most so many spans, from all documents in turn; None = all.
+        max_samples: most spans, taken from all documents in turn; None = all.
         batch_size: spans read together.
-        memorize: how the model learns; None = it does not.
+        memorize: how the model learns in the adapted arm; None = the baseline only.
     """
 
     files: tuple[Path, ...] = ()
@@ -68,59 +58,66 @@ class LongTexts:
 
     def __post_init__(self) -> None:
         for name in ("length", "max_samples", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            at_least(name, getattr(self, name), 1)
         if self.memorize and not self.memorize.adapt.reset and self.batch_size > 1:
             raise ValueError(
                 f"batch_size must be 1 where spans begin with what was learned, got {self.batch_size}"
             )
 
-    def settings(self) -> dict[str, Any]:
-        """For the result file and the log."""
-        return {
-            "files": [str(path) for path in self.files],
-            "length": self.length,
-            "max_samples": self.max_samples,
-            "batch_size": self.batch_size,
-            "memorize": self.memorize.settings() if self.memorize else None,
-        }
 
+class LongPerplexity(Evaluation[Ids]):
+    """Losses of long spans by position, and perplexities.
 
-def evaluate_perplexity(loaded: Loaded, plan: LongTexts, output: Path, fresh: bool = False) -> Result:
-    """Read long texts, write `output`, and draw the loss by position beside it.
+    Args:
+        loaded: the checkpoint.
+        settings: what to read.
 
     Raises:
-        FileNotFoundError, ValueError: files that cannot be used, or no document of `plan.length` tokens.
+        FileNotFoundError, ValueError: files that cannot be used, or no document of `settings.length` tokens.
     """
-    log = samples_path(output)
-    if fresh:
-        start_fresh(log)
-    spans = cut_spans(read_documents(plan.files, loaded.config.data.valid_fraction), loaded.tokenizer, plan)
-    settings = {"evaluation": "long_perplexity", "checkpoint": loaded.sha256, **plan.settings()}
-    reader = Reader(loaded, plan.memorize)
-    rows = evaluate_batches(log, settings, spans, reader.read, plan.batch_size, "long texts", reader.replay)
-    arms = [BASELINE, *([plan.memorize.arm] if plan.memorize else [])]
-    metrics = [metric for arm in arms for metric in span_metrics(rows, arm, plan.length)]
-    result = Result(
-        evaluation="long_perplexity",
-        checkpoint=loaded.describe(),
-        settings=plan.settings(),
-        versions=versions(),
-        metrics=metrics,
-        samples=len(rows),
-    )
-    write_result(output, result)
-    draw_positions({loaded.config.name: result}, output.with_suffix(".png"))
-    return result
+
+    name = "long_perplexity"
+    given: LongTexts
+
+    def __init__(self, loaded: Loaded, settings: LongTexts) -> None:
+        documents = read_documents(settings.files, loaded.config.data.valid_fraction)
+        super().__init__(loaded, settings, cut_spans(documents, loaded.tokenizer, settings))
+        self.at_once = settings.batch_size
+        self.reader = TextReader(loaded.model, settings.memorize)
+
+    def score(self, items: Sequence[Ids]) -> list[Row]:
+        """For every span its numbers of tokens, bytes and words, and by arm the sums of losses by bin."""
+        losses = self.reader.losses(self._tokens(items))
+        rows: list[Row] = []
+        for i, span in enumerate(items):
+            text = self.loaded.tokenizer.decode(span)
+            counts = {"tokens": len(span), "bytes": len(text.encode()), "words": len(text.split())}
+            rows.append({**counts, **{arm: bin_sums(values[i]) for arm, values in losses.items()}})
+        return rows
+
+    def learn(self, item: Ids) -> None:
+        """See `Evaluation`."""
+        self.reader.learn(self._tokens([item]))
+
+    def metrics(self, rows: Sequence[Row]) -> list[Metric]:
+        """Perplexities, and the loss of every bin of positions, by arm."""
+        return [metric for arm in self.arms for metric in span_metrics(rows, arm, self.given.length)]
+
+    def draw(self, rows: Sequence[Row], result: EvaluationResult, output: Path) -> None:
+        """Loss by position."""
+        draw_positions({self.loaded.config.name: result}, output.with_suffix(".png"))
+
+    def _tokens(self, spans: Sequence[Ids]) -> Tensor:
+        eos = self.loaded.tokenizer.eos_id
+        return torch.tensor([[eos, *span] for span in spans], device=self.loaded.device)
 
 
 def read_documents(files: Sequence[Path], valid_fraction: float) -> list[str]:
-    """Texts of files, or the held-out ends of the bundled ones.
+    """Documents of files, or the held-out ends of the bundled texts.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line of a .jsonl without a text.
+        ValueError: a line of a .jsonl file without a text.
     """
     if not files:
         ends = [split_validation(read_text(path), valid_fraction)[1] for path in bundled_files()]
@@ -137,67 +134,23 @@ def read_documents(files: Sequence[Path], valid_fraction: float) -> list[str]:
     return found
 
 
-def cut_spans(documents: Sequence[str], tokenizer: Tokenizer, plan: LongTexts) -> list[tuple[str, list[int]]]:
-    """Spans of `plan.length` tokens with a key each: the first of every document, the second of every, …
+def cut_spans(documents: Sequence[str], tokenizer: Tokenizer, settings: LongTexts) -> list[tuple[str, Ids]]:
+    """Spans of `settings.length` tokens, each with a key: the first of every document, then the second, …
 
     Raises:
         ValueError: no document has so many tokens.
     """
-    size, longest = plan.length, 0
-    by_document: list[list[tuple[str, list[int]]]] = []
+    size, longest = settings.length, 0
+    by_document: list[list[tuple[str, Ids]]] = []
     for number, text in enumerate(documents):
-        ids: list[int] = encode_document(tokenizer, text)[:-1].tolist()
+        ids = encode_long(tokenizer, text)
         longest = max(longest, len(ids))
         firsts = range(0, len(ids) - size + 1, size)
         by_document.append([(f"{number}/{first}", ids[first : first + size]) for first in firsts])
     in_turn = [span for span in chain.from_iterable(zip_longest(*by_document)) if span is not None]
     if not in_turn:
         raise ValueError(f"length must be at most the {longest} tokens of the longest document, got {size}")
-    return in_turn[: plan.max_samples]
-
-
-class Reader:
-    """Reads spans, as the model is and learning; keeps what is carried from span to span."""
-
-    def __init__(self, loaded: Loaded, memorize: Memorize | None = None) -> None:
-        self.loaded, self.memorize, self.carried = loaded, memorize, None
-
-    def read(self, spans: Sequence[list[int]]) -> list[Row]:
-        """Sums of a span's losses by bin of positions, for every arm; and what it consists of."""
-        eos, device = self.loaded.tokenizer.eos_id, self.loaded.device
-        tokens = torch.tensor([[eos, *span] for span in spans], device=device)
-        losses = {BASELINE: self._plain(tokens)}
-        if self.memorize is not None:
-            losses[self.memorize.arm] = self._learning(tokens, self.memorize)
-        rows: list[Row] = []
-        for i, span in enumerate(spans):
-            text = self.loaded.tokenizer.decode(span)
-            counts = {"tokens": len(span), "bytes": len(text.encode()), "words": len(text.split())}
-            rows.append({**counts, **{arm: bin_sums(values[i]) for arm, values in losses.items()}})
-        return rows
-
-    def replay(self, span: list[int]) -> None:
-        """Learn from a span that was scored before an interruption."""
-        if self.memorize is not None and not self.memorize.adapt.reset:
-            eos, device = self.loaded.tokenizer.eos_id, self.loaded.device
-            self._learning(torch.tensor([[eos, *span]], device=device), self.memorize)
-
-    def _plain(self, tokens: Tensor, state: Any = None) -> Tensor:
-        """Losses `[B, T]`, read in segments to keep few logits at a time."""
-        parts = []
-        for first in range(0, tokens.shape[1] - 1, SEGMENT):
-            losses, state = adapt_score(self.loaded.model, tokens[:, first : first + SEGMENT + 1], state)
-            parts.append(losses)
-        return torch.cat(parts, 1)
-
-    def _learning(self, tokens: Tensor, how: Memorize) -> Tensor:
-        """Losses `[B, T]` from before learning; or those of a second reading."""
-        model = self.loaded.model
-        report, state = adapt_memorize(model, tokens, self.carried, how.adapt)
-        self.carried = how.carried(model, state)
-        if not how.use_correct_answer:
-            return report.losses
-        return self._plain(tokens, how.memory(model, state))
+    return in_turn[: settings.max_samples]
 
 
 def position_bins(length: int) -> list[tuple[int, int]]:
@@ -213,7 +166,7 @@ def bin_sums(losses: Tensor) -> list[float]:
 
 
 def span_metrics(rows: Sequence[Row], arm: str, length: int) -> Iterator[Metric]:
-    """Perplexities, then the loss of every bin. Intervals are over spans."""
+    """Perplexities, then the loss of every bin; spans are the samples of the intervals."""
     nats = [sum(row[arm]) for row in rows]
     for unit in TOTALS:
         counts = [row[unit] for row in rows]
@@ -225,7 +178,7 @@ def span_metrics(rows: Sequence[Row], arm: str, length: int) -> Iterator[Metric]
 
 
 def perplexity(name: str, nats: Sequence[float], counts: Sequence[int], arm: str) -> Metric:
-    """exp(nats / counts), both summed over spans; the interval by the delta method for a ratio."""
+    """exp(nats / counts), both summed over spans, with the interval of the delta method for a ratio."""
     ratio, n = sum(nats) / sum(counts), len(nats)
     value = math.exp(ratio)
     if n < 2:
@@ -238,8 +191,8 @@ def perplexity(name: str, nats: Sequence[float], counts: Sequence[int], arm: str
     )
 
 
-def draw_positions(results: dict[str, Result], path: Path) -> None:
-    """Loss by position of one or several results, with 95 % intervals, as a PNG."""
+def draw_positions(results: dict[str, EvaluationResult], path: Path) -> None:
+    """Draw the loss by position of one or several results, with 95 % intervals, as a PNG."""
     figure = new_figure(7, 4)
     axes = figure.add_subplot()
     for label, result in results.items():

@@ -1,4 +1,4 @@
-"""Pictures of evaluations, as PNG files."""
+"""Figures of evaluations, as PNG files."""
 
 from __future__ import annotations
 
@@ -6,15 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
-def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure that draws without a screen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+from nested_learning.report import new_figure
 
 
 def draw_maps(

@@ -1,7 +1,7 @@
 """Multiple-choice tasks with the prompts of lm-eval, from records of three shapes.
 
-A record is a dictionary such as a line of `piqa.jsonl`. Its fields tell its shape: those of the original data
-set, which are in `TASKS` beside the splits that lm-eval scores, or for any task `CHOICES` or `CONTEXTS`.
+A record is a dictionary, such as a line of `piqa.jsonl`. Its fields tell its shape: the fields of the
+original data set, which `TASKS` lists with the split that lm-eval scores, or `CHOICES` or `CONTEXTS`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nested_learning.data.records import read_records
 from nested_learning.extras import MissingExtraError
 from nested_learning.hub import check_hub
 
-Record = dict[str, Any]
+Fields = dict[str, Any]
 ENDINGS = (".jsonl", ".json", ".parquet")
 CHOICES = ("query", "choices", "gold")
 CONTEXTS = ("context_options", "continuation", "gold")
@@ -30,9 +30,9 @@ class Question:
 
     Args:
         pairs: context and continuation of every answer.
-        answers: the answers, by whose lengths "acc_norm" divides.
-        gold: number of the right one.
-        shown: what of the question gives no answer away.
+        answers: the answers; "acc_norm" divides by their lengths.
+        gold: number of the right answer.
+        shown: the part of the question that gives no answer away.
     """
 
     pairs: list[tuple[str, str]]
@@ -47,24 +47,24 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
-    """A task.
+class ChoiceTask:
+    """A multiple-choice task.
 
     Args:
         harness: its name in lm-eval.
-        folder: where it stands among the tasks of lm-eval.
-        fields: what a record of the original data set has.
-        build: from such a record to a question.
-        prompt: from the `query` of a record to lm-eval's prompt, where the query allows it.
-        choices: answers of a question; None where that differs between questions.
+        folder: its folder among the tasks of lm-eval.
+        fields: the fields of a record of the original data set.
+        build: turns such a record into a question.
+        prompt: turns the `query` of a record into lm-eval's prompt, where the query allows it.
+        choices: number of answers of a question; None where that differs between questions.
         normalized: whether "acc_norm" is reported, as lm-eval does.
-        split: what lm-eval scores, and so should local files.
+        split: the split that lm-eval scores, which local files should hold.
     """
 
     harness: str
     folder: str
     fields: tuple[str, ...]
-    build: Callable[[Record], Question]
+    build: Callable[[Fields], Question]
     prompt: Callable[[str], str]
     choices: int | None
     normalized: bool = False
@@ -72,10 +72,10 @@ class Task:
 
 
 class RecordError(ValueError):
-    """What is wrong with a record, such as a field that it lacks or a label that names no choice."""
+    """A record is wrong: it lacks a field, for example, or its label names no choice."""
 
 
-def _number(record: Record, field: str, names: Sequence[str]) -> int:
+def _number(record: Fields, field: str, names: Sequence[str]) -> int:
     """Number of the choice that a field names, as text or as an integer."""
     label = record[field]
     if isinstance(label, str | int) and str(label) in names:
@@ -91,12 +91,12 @@ def _asked(prompt: str, answers: list[str], gold: int) -> Question:
     return Question(pairs=[(prompt, f" {a}") for a in answers], answers=answers, gold=gold, shown=prompt)
 
 
-def _piqa(record: Record) -> Question:
+def _piqa(record: Fields) -> Question:
     prompt = f"Question: {record['goal']}\nAnswer:"
     return _asked(prompt, [record["sol1"], record["sol2"]], _number(record, "label", ("0", "1")))
 
 
-def _hellaswag(record: Record) -> Question:
+def _hellaswag(record: Fields) -> Question:
     context = f"{record['ctx_a']} {record['ctx_b'].capitalize()}"
     prompt = _without_brackets(f"{record['activity_label']}: {context}")
     endings = [_without_brackets(end) for end in record["endings"]]
@@ -109,8 +109,8 @@ def _without_brackets(text: str) -> str:
     return text.replace("  ", " ")
 
 
-def _winogrande(record: Record) -> Question:
-    """The answers stand in the context; what is scored is the same end of the sentence behind each."""
+def _winogrande(record: Fields) -> Question:
+    """The answers are contexts; the score of each is that of the same end of the sentence after it."""
     sentence, blank = record["sentence"], record["sentence"].index("_")
     contexts = [sentence[:blank] + record[name] for name in ("option1", "option2")]
     end = f" {sentence[blank + 1 :].strip()}"
@@ -122,7 +122,7 @@ def _winogrande(record: Record) -> Question:
     )
 
 
-def _arc(record: Record) -> Question:
+def _arc(record: Fields) -> Question:
     labels, texts = [str(label) for label in record["choices"]["label"]], list(record["choices"]["text"])
     if len(set(labels)) != len(texts) or len(labels) != len(texts):
         raise ValueError(f"choices must have a label each, got {len(texts)} texts and labels {labels}")
@@ -130,25 +130,25 @@ def _arc(record: Record) -> Question:
     return _asked(f"Question: {record['question']}\nAnswer:", texts, gold)
 
 
-def _boolq(record: Record) -> Question:
+def _boolq(record: Fields) -> Question:
     prompt = f"{record['passage']}\nQuestion: {record['question']}?\nAnswer:"
     return _asked(prompt, ["no", "yes"], _number(record, "label", ("0", "1", "False", "True")) % 2)
 
 
-def _siqa(record: Record) -> Question:
+def _siqa(record: Fields) -> Question:
     answers = [record[name] for name in ("answerA", "answerB", "answerC")]
     return _asked(
         f"Q: {record['context']} {record['question']}\nA:", answers, _number(record, "label", ("1", "2", "3"))
     )
 
 
-def _choices(task: Task, record: Record) -> Question:
+def _choices(task: ChoiceTask, record: Fields) -> Question:
     """A question and its answers, without the fields that they were made of."""
     answers = _texts(record, "choices")
     return _asked(task.prompt(_text(record, "query")), answers, _index(record, len(answers)))
 
 
-def _contexts(task: Task, record: Record) -> Question:
+def _contexts(task: ChoiceTask, record: Fields) -> Question:
     """One continuation of several contexts, as in `_winogrande`."""
     contexts = [context.rstrip() for context in _texts(record, "context_options")]
     end = f" {_text(record, 'continuation').strip()}"
@@ -161,26 +161,26 @@ def _contexts(task: Task, record: Record) -> Question:
     )
 
 
-def _text(record: Record, field: str) -> str:
+def _text(record: Fields, field: str) -> str:
     text = record[field]
     if not isinstance(text, str):
         raise RecordError(f"{field} must be a text, got {text!r}")
     return text
 
 
-def _texts(record: Record, field: str) -> list[str]:
+def _texts(record: Fields, field: str) -> list[str]:
     texts = record[field]
     if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
         raise RecordError(f"{field} must be a list of two or more texts, got {texts!r}")
     return texts
 
 
-def _index(record: Record, count: int) -> int:
+def _index(record: Fields, count: int) -> int:
     return _number(record, "gold", [str(number) for number in range(count)])
 
 
 def _framed(head: str, tail: str, query: str) -> str:
-    """A query between head and tail, if it is one line or begins with the head; if not, as it is."""
+    """A query between head and tail if it is one line or begins with the head, otherwise as it is."""
     text = query.rstrip()
     if text.endswith(tail.strip()) or ("\n" in text and not text.startswith(head)):
         return text
@@ -203,8 +203,8 @@ PASSAGE = re.compile(
     r"(?:Passage: )?(?P<passage>.*)\nQuestion: (?P<question>[^\n]*?)\??(?:\s+Answer:)?", re.DOTALL
 )
 ARC = ("question", "choices", "answerKey")
-TASKS: dict[str, Task] = {
-    "piqa": Task(
+TASKS: dict[str, ChoiceTask] = {
+    "piqa": ChoiceTask(
         harness="piqa",
         folder="piqa",
         fields=("goal", "sol1", "sol2", "label"),
@@ -213,7 +213,7 @@ TASKS: dict[str, Task] = {
         choices=2,
         normalized=True,
     ),
-    "hellaswag": Task(
+    "hellaswag": ChoiceTask(
         harness="hellaswag",
         folder="hellaswag",
         fields=("activity_label", "ctx_a", "ctx_b", "endings", "label"),
@@ -222,7 +222,7 @@ TASKS: dict[str, Task] = {
         choices=4,
         normalized=True,
     ),
-    "winogrande": Task(
+    "winogrande": ChoiceTask(
         harness="winogrande",
         folder="winogrande",
         fields=("sentence", "option1", "option2", "answer"),
@@ -230,7 +230,7 @@ TASKS: dict[str, Task] = {
         prompt=str.rstrip,
         choices=2,
     ),
-    "arc_easy": Task(
+    "arc_easy": ChoiceTask(
         harness="arc_easy",
         folder="arc",
         fields=ARC,
@@ -240,7 +240,7 @@ TASKS: dict[str, Task] = {
         normalized=True,
         split="test",
     ),
-    "arc_challenge": Task(
+    "arc_challenge": ChoiceTask(
         harness="arc_challenge",
         folder="arc",
         fields=ARC,
@@ -250,7 +250,7 @@ TASKS: dict[str, Task] = {
         normalized=True,
         split="test",
     ),
-    "boolq": Task(
+    "boolq": ChoiceTask(
         harness="boolq",
         folder="super_glue/boolq",
         fields=("passage", "question", "label"),
@@ -258,7 +258,7 @@ TASKS: dict[str, Task] = {
         prompt=_passage_prompt,
         choices=2,
     ),
-    "siqa": Task(
+    "siqa": ChoiceTask(
         harness="social_iqa",
         folder="siqa",
         fields=("context", "question", "answerA", "answerB", "answerC", "label"),
@@ -283,7 +283,7 @@ def read_questions(task: str, local_dir: Path | None, limit: int | None) -> list
         ConnectionError: the hub cannot be reached.
         ValueError: a record without the fields of any shape, or with a label that names no choice.
     """
-    records: Iterator[tuple[str, Record]]
+    records: Iterator[tuple[str, Fields]]
     records = _hub_records(task) if local_dir is None else read_records(_local_file(task, local_dir))
     found = []
     for where, record in records:
@@ -298,9 +298,9 @@ def read_questions(task: str, local_dir: Path | None, limit: int | None) -> list
     return found[:limit]
 
 
-def _read(task: Task, record: Record) -> Question:
+def _read(task: ChoiceTask, record: Fields) -> Question:
     """The question of a record in the shape whose fields it has; its own shape goes before the others."""
-    shapes: dict[tuple[str, ...], Callable[[Record], Question]]
+    shapes: dict[tuple[str, ...], Callable[[Fields], Question]]
     shapes = {task.fields: task.build, CHOICES: partial(_choices, task), CONTEXTS: partial(_contexts, task)}
     having = {fields: [name in record for name in fields] for fields in shapes}
     fields = max(shapes, key=lambda fields: (all(having[fields]), sum(having[fields])))
@@ -318,8 +318,8 @@ def _local_file(task: str, folder: Path) -> Path:
     return path
 
 
-def _hub_records(task: str) -> Iterator[tuple[str, Record]]:
-    """Documents as lm-eval loads them, before it changes them, and how to name each."""
+def _hub_records(task: str) -> Iterator[tuple[str, Fields]]:
+    """Documents as lm-eval loads them, before it changes them, each with a name for messages."""
     check_hub(INSTEAD_OF_HUB)
     try:
         documents = _harness_documents(TASKS[task])
@@ -331,7 +331,7 @@ def _hub_records(task: str) -> Iterator[tuple[str, Record]]:
     return ((f"{task}, record {number}", record) for number, record in enumerate(documents, 1))
 
 
-def _harness_documents(task: Task) -> Any:
+def _harness_documents(task: ChoiceTask) -> Any:
     """The split of a task as lm-eval loads it."""
     try:
         from lm_eval import tasks

@@ -1,10 +1,9 @@
-"""What every evaluation leaves behind: a result file of one schema, and a log of its samples to go on from.
+"""Result files of one schema, for every evaluation; metrics with their intervals; a table of results.
 
-    rows = evaluate_samples(log, settings, [("0", item), …], score, "piqa")    # resumes
-    write_result(path, Result(evaluation="zeroshot", …, metrics=[proportion("piqa", "acc", 12, 20)], …))
-    print(summarise([path, …]))                                                # a Markdown table
+    write_result(path, EvaluationResult(…, metrics=[proportion("piqa", "acc", 12, 20)], …))
+    print(summarise([path, …]))  # a Markdown table
 
-A result file holds no times, so that an evaluation that was killed and run again gives the same bytes.
+A result file holds no times, so that an evaluation that was killed and resumed writes the same bytes.
 """
 
 from __future__ import annotations
@@ -14,26 +13,22 @@ import math
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from nested_learning.checks import one_of
 from nested_learning.data.records import read_json
+from nested_learning.eval.arms import ARMS, BASELINE
 from nested_learning.extras import own_version
-from nested_learning.lock import LOCK, locked
-from nested_learning.log_lines import read_log
+from nested_learning.report import markdown_table
 from nested_learning.train.checkpoint import write_atomic
 
-BASELINE, ADAPTED, GOLD = "baseline", "adapted", "adapted, gold text"
-ARMS = (BASELINE, ADAPTED, GOLD)
 Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
-Row = dict[str, Any]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,12 +38,11 @@ class Metric:
     Args:
         task, name: such as "piqa" and "acc".
         value: the number.
-        low, high: its 95 % interval (Wilson's for proportions, else normal); None where there is none.
+        low, high: its 95 % interval (Wilson's for proportions, otherwise normal); None if there is none.
         stderr: standard error of a mean of n samples, with n - 1 in the denominator; None for one sample.
-        n: samples.
-        chance: what guessing would give; None where that has no meaning.
-        arm: "baseline"; "adapted": the model has memorized what it was shown; "adapted, gold text": the right
-            answers were part of that.
+        n: number of samples.
+        chance: the value that guessing would give; None where that has no meaning.
+        arm: one of `arms.ARMS`.
     """
 
     task: str
@@ -62,21 +56,20 @@ class Metric:
     arm: str = BASELINE
 
     def __post_init__(self) -> None:
-        if self.arm not in ARMS:
-            raise ValueError(f"arm must be one of {', '.join(ARMS)}, got {self.arm!r}")
+        one_of("arm", self.arm, ARMS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    """The result of an evaluation.
+class EvaluationResult:
+    """The content of a result file.
 
     Args:
         evaluation: such as "zeroshot".
-        checkpoint: `Loaded.describe()`; for several, their paths with their SHA-256.
-        settings: all that decides the numbers, as JSON values.
-        versions: `versions()`.
+        checkpoint: `Loaded.describe()`; for several checkpoints, their paths and SHA-256.
+        settings: everything that the numbers depend on, as JSON values.
+        versions: from `versions()`.
         metrics: the numbers.
-        samples: how many items were scored.
+        samples: number of samples that were scored.
     """
 
     evaluation: str
@@ -157,20 +150,25 @@ def average(
     )
 
 
-def write_result(path: Path, result: Result) -> None:
-    """Write a result file; it is at all times absent, old or complete.
+def check_output(path: Path) -> None:
+    """Raise ValueError unless `path` can be a result file."""
+    if path.suffix != ".json":
+        raise ValueError(f"output must end in .json, got {path}")
+
+
+def write_result(path: Path, result: EvaluationResult) -> None:
+    """Write a result file. At any moment the file is absent, old or complete.
 
     Raises:
         ValueError: a number that is not finite, or a suffix other than .json.
     """
-    if path.suffix != ".json":
-        raise ValueError(f"output must end in .json, got {path}")
+    check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(result), indent=1, allow_nan=False, ensure_ascii=False)
     write_atomic(path, (text + "\n").encode())
 
 
-def read_result(path: str | Path) -> Result:
+def read_result(path: str | Path) -> EvaluationResult:
     """Read what `write_result` wrote.
 
     Raises:
@@ -178,11 +176,11 @@ def read_result(path: str | Path) -> Result:
         ValueError: not a result file.
     """
     content = read_json(path)
-    names = {field.name for field in fields(Result)}
+    names = {field.name for field in fields(EvaluationResult)}
     if not isinstance(content, dict) or content.keys() != names:
         raise ValueError(f"{path} is no result file: it must hold {', '.join(sorted(names))}")
     metrics = [Metric(**metric) for metric in content["metrics"]]
-    return Result(**{**content, "metrics": metrics})
+    return EvaluationResult(**{**content, "metrics": metrics})
 
 
 def summarise(paths: Sequence[str | Path]) -> str:
@@ -191,8 +189,6 @@ def summarise(paths: Sequence[str | Path]) -> str:
     Raises:
         ValueError: no files, or one that is no result file.
     """
-    from nested_learning.report import markdown_table
-
     if not paths:
         raise ValueError("no result files given")
     rows = []
@@ -219,131 +215,3 @@ def _cells(metric: Metric) -> list[str]:
 def interval(metric: Metric) -> str:
     """The interval of a metric for a table; empty without one."""
     return "" if metric.low is None else f"{metric.low:.4f} to {metric.high:.4f}"
-
-
-def samples_path(output: Path) -> Path:
-    """The log of samples beside a result file."""
-    return output.with_suffix(".samples.jsonl")
-
-
-def evaluate_samples(
-    log_path: Path,
-    settings: Mapping[str, Any],
-    items: Sequence[tuple[str, T]],
-    score: Callable[[T], Row],
-    description: str = "",
-    replay: Callable[[T], object] | None = None,
-) -> list[Row]:
-    """Score items one after the other and keep every finished one, so that a killed evaluation can go on.
-
-    Args:
-        log_path: a JSON-lines file: the settings, then `{"key", "result"}` per sample. A last line cut short
-            by a kill is removed from it.
-        settings: all that decides a sample's result, as JSON values.
-        items: key and item; keys that the log holds are not scored again.
-        score: from an item to JSON values.
-        description: of the progress bar.
-        replay: called for each item that is not scored again, in order: for what is carried from one sample
-            to the next.
-
-    Returns:
-        Results in the order of `items`, as read back from JSON.
-
-    Raises:
-        InUseError: another process writes to the log.
-        ValueError: the log was made with other settings, or two items have the same key.
-    """
-    return evaluate_batches(
-        log_path, settings, items, lambda batch: [score(item) for item in batch], 1, description, replay
-    )
-
-
-def evaluate_batches(
-    log_path: Path,
-    settings: Mapping[str, Any],
-    items: Sequence[tuple[str, T]],
-    score: Callable[[Sequence[T]], Sequence[Row]],
-    size: int,
-    description: str = "",
-    replay: Callable[[T], object] | None = None,
-) -> list[Row]:
-    """`evaluate_samples` with `score` for `size` items at once.
-
-    Batches are the same after an interruption: one of which a sample is missing is scored again as a whole,
-    so that not even rounding differs.
-    """
-    if len({key for key, _ in items}) != len(items):
-        raise ValueError("every item needs a key of its own")
-    with _locked_log(log_path):
-        return _score_missing(log_path, settings, items, score, size, description, replay)
-
-
-def _score_missing(
-    log_path: Path,
-    settings: Mapping[str, Any],
-    items: Sequence[tuple[str, T]],
-    score: Callable[[Sequence[T]], Sequence[Row]],
-    size: int,
-    description: str,
-    replay: Callable[[T], object] | None,
-) -> list[Row]:
-    from tqdm import tqdm
-
-    done = _open_log(log_path, settings)
-    finished = sum(key in done for key, _ in items)
-    bar = tqdm(total=len(items), initial=finished, desc=description, unit="sample", disable=None)
-    with bar, log_path.open("a", encoding="utf-8") as log:
-        for first in range(0, len(items), size):
-            batch = items[first : first + size]
-            missing = [key for key, _ in batch if key not in done]
-            if not missing:
-                if replay is not None:
-                    for _, item in batch:
-                        replay(item)
-                continue
-            for (key, _), row in zip(batch, score([item for _, item in batch]), strict=True):
-                if key in done:
-                    continue
-                line = json.dumps({"key": key, "result": row}, allow_nan=False)
-                log.write(line + "\n")
-                log.flush()
-                done[key] = json.loads(line)["result"]
-            bar.update(len(missing))
-    return [done[key] for key, _ in items]
-
-
-def start_fresh(log_path: Path) -> None:
-    """Delete the log of an earlier evaluation (`--fresh`). InUseError if it is still going on."""
-    with _locked_log(log_path):
-        log_path.unlink(missing_ok=True)
-
-
-def _locked_log(path: Path) -> AbstractContextManager[None]:
-    return locked(path.with_name(path.name + LOCK), f"log of samples {path}")
-
-
-def _open_log(path: Path, settings: Mapping[str, Any]) -> dict[str, Row]:
-    """Finished samples by key; begins the log if there is none."""
-    wanted = json.loads(json.dumps(settings, allow_nan=False))
-    lines, whole = read_log(path)
-    if not lines and whole:
-        write_atomic(path, (json.dumps({"settings": wanted}) + "\n").encode())
-        return {}
-    settings_line = lines[0].get("settings") if lines else None
-    if settings_line != wanted:
-        raise ValueError(
-            f"{path} holds samples of another evaluation ({_difference(settings_line, wanted)}); "
-            "give another --output, or --fresh to forget them"
-        )
-    if any("key" not in line or "result" not in line for line in lines[1:]):
-        raise ValueError(f"{path} is no log of samples; give another --output, or --fresh to forget it")
-    if not whole:
-        write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-    return {line["key"]: line["result"] for line in lines[1:]}
-
-
-def _difference(old: Any, new: dict[str, Any]) -> str:
-    if not isinstance(old, dict):
-        return "not a log of samples"
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return "; ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in keys)

@@ -1,7 +1,7 @@
-"""Log-likelihoods of texts, and new texts, of any model called as `logits, state = model(tokens, state)`.
+"""Log-likelihoods and generated texts of any model called as `logits, state = model(tokens, state)`.
 
 A context that several continuations share is read once, and its state is forked. Rows of a batch end in
-padding, which nothing after it reads; contexts that are forked together, or continued, have one length.
+padding, which nothing reads afterwards; contexts that are forked or continued together have one length.
 
     scorer = Scorer(model, tokenizer)
     scorer.loglikelihood([("The capital of France is", " Paris"), ("The capital of France is", " Rome")])
@@ -21,14 +21,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nested_learning.adapt.memorize import score
 from nested_learning.adapt.paths import Adaptable
+from nested_learning.checks import at_least, one_of
 from nested_learning.data.padding import IGNORE
 from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.eval.tokenizers import HuggingFaceTokenizer, Ids, PlainTokenizer, TextTokenizer
 from nested_learning.models.sampling import sample_token
 
 POLICIES = ("fresh", "carried")
-SEGMENT = 512  # tokens of a call, so that memory for logits does not grow with a text
+SEGMENT = 512  # tokens per call, so that memory for logits does not grow with the text
 Score = tuple[float, bool]
 T = TypeVar("T")
 
@@ -38,10 +40,10 @@ class Sampling:
     """How a text is continued.
 
     Args:
-        max_new_tokens: at most so many tokens.
-        until: texts that end it; they are not part of it.
-        temperature, top_k, top_p: as in `HopeLM.generate`; the default takes the likeliest token.
-        seed: of the sampling.
+        max_new_tokens: the most tokens that are generated.
+        until: texts that end the generation; they are not part of the result.
+        temperature, top_k, top_p: as in `HopeLM.generate`; by default the likeliest token is taken.
+        seed: seed of the sampling.
     """
 
     max_new_tokens: int = 256
@@ -59,16 +61,16 @@ class Scorer:
         model: see `Adaptable`; on `device`, in evaluation mode. It may have `max_length`, and `end_ids`:
             tokens that end a text besides the tokenizer's.
         tokenizer: of this package, or a `HuggingFaceTokenizer`.
-        batch_size: rows of a call at most. It changes time and memory, not the numbers.
-        policy: "fresh": every request finds the model in `start`. "carried": contexts (and texts of
-            `rolling`) are read one behind the other, as one stream in the order of the requests; each
-            continuation is scored or written on a fork that is thrown away. A context that is that of the
-            request before is not read again. `reset` begins a new stream.
-        max_length: tokens that a call may read. Longer contexts lose their beginning; longer texts are scored
-            in windows. None: the model's own, if it has one and the policy is "fresh"; without a maximum a
-            text is read in one pass.
-        start: a state of one row from which requests begin, such as a memory; None = nothing.
-        device: where the model is.
+        batch_size: most rows of a call. It changes time and memory, not the numbers.
+        policy: "fresh": every request begins in the state `start`. "carried": contexts (and texts of
+            `rolling`) are read one after the other, as one stream in the order of the requests; each
+            continuation is scored or generated on a fork that is discarded. A context equal to that of the
+            previous request is not read again. `reset` begins a new stream.
+        max_length: most tokens that a call may read. Longer contexts lose their beginning; longer texts are
+            scored in windows. None: the model's own, if it has one and the policy is "fresh"; without a
+            maximum a text is read in one pass.
+        start: a state of one row in which requests begin, such as a memory; None = an empty context.
+        device: device of the model.
 
     Raises:
         ValueError: an argument that is not allowed.
@@ -84,11 +86,9 @@ class Scorer:
         start: Any = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if policy not in POLICIES:
-            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
-        for name, value in (("batch_size", batch_size), ("max_length", max_length)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        one_of("policy", policy, POLICIES)
+        at_least("batch_size", batch_size, 1)
+        at_least("max_length", max_length, 1)
         if policy == "carried" and max_length is not None:
             raise ValueError(f"max_length must be None for policy = carried, got {max_length}")
         self.model, self.device = model, device
@@ -103,26 +103,26 @@ class Scorer:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what a carried stream has read."""
+        """Begin a new stream, for the policy "carried"."""
         self._stream = self.start
         self._last: tuple[Ids, Any] | None = None
 
     @torch.no_grad()
     def replay(self, pairs: Sequence[tuple[str, str]]) -> None:
-        """Let a carried stream read the contexts of requests whose answers are known already."""
+        """Let a carried stream read the contexts of requests whose scores are known already."""
         for pair in pairs if self.policy == "carried" else ():
             self._advance(self.encode_pair(*pair)[0])
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
-        """For every (context, continuation): ln p(continuation | context), and whether it is what the model
-        would write, every token being the likeliest."""
+        """For every (context, continuation): ln p(continuation | context), and whether each of its tokens is
+        the likeliest one."""
         return _in_order(self.loglikelihood_of_ids([self.encode_pair(*pair) for pair in pairs]), len(pairs))
 
     def encode_pair(self, context: str, continuation: str) -> tuple[Ids, Ids]:
-        """Tokens of a context and of its continuation, so that together they are those of the whole text.
+        """Tokens of a context and of its continuation; together they are the tokens of the whole text.
 
-        White space at the context's end goes to the continuation, as most tokenizers put it before words.
-        Where there is no context, the prefix token stands for it. That is the rule of lm-eval's `hf` models.
+        White space at the end of the context goes to the continuation, as most tokenizers put it before
+        words. An empty context becomes the prefix token. This is the rule of lm-eval's `hf` models.
         """
         stripped = context.rstrip()
         continuation = context[len(stripped) :] + continuation
@@ -135,7 +135,7 @@ class Scorer:
 
     @torch.no_grad()
     def loglikelihood_of_ids(self, pairs: Sequence[tuple[Ids, Ids]]) -> Iterator[tuple[int, Score]]:
-        """Like `loglikelihood`, for token ids: numbers of requests and their scores, as they come."""
+        """`loglikelihood` of token ids: yields the number of a request and its score, in any order."""
         pairs = [self._cut(context, continuation) for context, continuation in pairs]
         if self.policy == "carried":
             yield from self._carried(pairs)
@@ -153,8 +153,13 @@ class Scorer:
 
     @torch.no_grad()
     def rolling(self, texts: Sequence[str]) -> Iterator[tuple[int, float]]:
-        """ln p of whole texts, each token given all before it: numbers of texts and log-likelihoods, as they
-        come. With `max_length`, given what fits into a window that moves on when it is full."""
+        """ln p of whole texts, each token given all before it.
+
+        With `max_length`, a token is given what fits into a window, which moves on when it is full.
+
+        Yields:
+            The number of a text and its log-likelihood, in any order.
+        """
         documents = [self.tokenizer.encode(text) for text in texts]
         yield from ((i, 0.0) for i, ids in enumerate(documents) if not ids)
         todo = sorted((i for i, ids in enumerate(documents) if ids), key=lambda i: (len(documents[i]), i))
@@ -162,7 +167,7 @@ class Scorer:
             for i in sorted(todo):
                 inputs, targets = _row([self.tokenizer.prefix_id], documents[i])
                 (score,), state = self._score([inputs], [targets], self._stream)
-                self._stream, self._last = self._read([documents[i][-1:]], state), None
+                self._stream, self._last = self.read([documents[i][-1:]], state), None
                 yield i, score[0]
             return
         for batch in _chunks(todo, self.batch_size):
@@ -179,7 +184,7 @@ class Scorer:
 
     @torch.no_grad()
     def generate(self, contexts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, str]]:
-        """Continue contexts: their numbers and the new texts, as they come."""
+        """Continue contexts: yields the number of a context and its new text, in any order."""
         ids = [self.tokenizer.encode(text) or [self.tokenizer.prefix_id] for text in contexts]
         if self.max_length is not None:
             room = self.max_length - sampling.max_new_tokens
@@ -192,14 +197,14 @@ class Scorer:
         if self.policy == "carried":
             for i, one in enumerate(ids):
                 before = self._advance(one)
-                yield i, self._write([one[-1:]], before, sampling)[0]
+                yield i, self.write([one[-1:]], before, sampling)[0]
             return
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         for _, same in groupby(order, key=lambda i: len(ids[i])):
             for batch in _chunks(list(same), self.batch_size):
                 heads = [ids[i] for i in batch]
-                state = self._read([one[:-1] for one in heads], self._begin(len(batch)))
-                written = self._write([one[-1:] for one in heads], state, sampling)
+                state = self.read([one[:-1] for one in heads], self._begin(len(batch)))
+                written = self.write([one[-1:] for one in heads], state, sampling)
                 yield from zip(batch, written, strict=True)
 
     def _carried(self, pairs: Sequence[tuple[Ids, Ids]]) -> Iterator[tuple[int, Score]]:
@@ -211,16 +216,16 @@ class Scorer:
             yield from self._score_forks(rows, [0] * len(rows), before)
 
     def _advance(self, context: Ids) -> Any:
-        """Let the stream read a context, unless it just did: the state before the context's last token."""
+        """Let the stream read a context unless it just did, and return the state before its last token."""
         if self._last is None or self._last[0] != context:
-            before = self._read([context[:-1]], self._stream)
-            self._last, self._stream = (context, before), self._read([context[-1:]], before)
+            before = self.read([context[:-1]], self._stream)
+            self._last, self._stream = (context, before), self.read([context[-1:]], before)
         return self._last[1]
 
     def _batches_of_groups(
         self, groups: list[list[int]], pairs: Sequence[tuple[Ids, Ids]]
     ) -> Iterator[list[list[int]]]:
-        """Groups whose contexts have the same length, at most `batch_size` continuations together."""
+        """Batches of groups whose contexts have one length, with at most `batch_size` continuations each."""
 
         def length(members: list[int]) -> int:
             return len(pairs[members[0]][0])
@@ -237,8 +242,8 @@ class Scorer:
     def _forks(
         self, contexts: list[Ids], continuations: list[list[tuple[int, Ids]]]
     ) -> Iterator[tuple[int, Score]]:
-        """Read contexts of one length but for their last token, and score continuations on forks."""
-        state = self._read([context[:-1] for context in contexts], self._begin(len(contexts)))
+        """Read contexts of one length up to their last token, and score continuations on forks."""
+        state = self.read([context[:-1] for context in contexts], self._begin(len(contexts)))
         rows, parents = [], []
         for parent, (context, members) in enumerate(zip(contexts, continuations, strict=True)):
             rows += [(i, _row(context[-1:], ids)) for i, ids in members]
@@ -248,7 +253,7 @@ class Scorer:
     def _score_forks(
         self, rows: list[tuple[int, tuple[Ids, Ids]]], parents: list[int], state: Any
     ) -> Iterator[tuple[int, Score]]:
-        """Score rows that begin in row `parents[k]` of `state`; None: in nothing."""
+        """Score rows; row k begins in row `parents[k]` of `state`, or in an empty context if that is None."""
         for batch in _chunks(list(zip(rows, parents, strict=True)), self.batch_size):
             index = torch.tensor([parent for _, parent in batch], device=self.device)
             fork = None if state is None else state.rows(index)
@@ -257,7 +262,7 @@ class Scorer:
             yield from zip([i for (i, _), _ in batch], scores, strict=True)
 
     def _score_rows(self, rows: dict[int, tuple[Ids, Ids]]) -> Iterator[tuple[int, Score]]:
-        """Score inputs and targets from `start` on, rows of similar length together."""
+        """Score inputs and targets that begin in `start`, with rows of similar length together."""
         order = sorted(rows, key=lambda i: (len(rows[i][0]), i))
         for batch in _chunks(order, self.batch_size):
             inputs, targets = zip(*(rows[i] for i in batch), strict=True)
@@ -270,7 +275,7 @@ class Scorer:
         return self.start.rows(torch.zeros(batch, dtype=torch.long, device=self.device))
 
     def _score(self, inputs: list[Ids], targets: list[Ids], state: Any) -> tuple[list[Score], Any]:
-        """Scores of rows of inputs and targets, of which IGNORE is none, and the state after the longest."""
+        """Scores of rows of inputs and targets (IGNORE is not scored), and the state after the longest."""
         if not any(inputs):
             return [(0.0, True)] * len(inputs), state
         x, y = self._pad(inputs, 0), self._pad(targets, IGNORE)
@@ -285,15 +290,17 @@ class Scorer:
             greedy[row[chosen.argmax(-1) != right]] = False
         return list(zip(total.tolist(), greedy.tolist(), strict=True)), state
 
-    def _read(self, rows: list[Ids], state: Any) -> Any:
-        """The state after rows of one length, perhaps 0."""
+    @torch.no_grad()
+    def read(self, rows: list[Ids], state: Any) -> Any:
+        """The state after reading rows of one length, which may be 0, from `state` on."""
         if rows[0]:
             for part in torch.split(self._pad(rows, 0), SEGMENT, 1):
                 _, state = self.model(part, state)
         return state
 
-    def _write(self, last: list[Ids], state: Any, sampling: Sampling) -> list[str]:
-        """Continue rows of which `state` has read all but `last`."""
+    @torch.no_grad()
+    def write(self, last: list[Ids], state: Any, sampling: Sampling) -> list[str]:
+        """Continue rows by new text. `state` has read each row up to its last token, which is in `last`."""
         generator = torch.Generator(self.device).manual_seed(sampling.seed)
         until = (*sampling.until, self.tokenizer.decode_all([self.tokenizer.eos_id]))
         tokens, written = self._pad(last, 0), [Ids() for _ in last]
@@ -315,7 +322,7 @@ class Scorer:
         ]
 
     def _ended(self, ids: Ids, until: Sequence[str]) -> str | None:
-        """The text of `ids` if it has come to its end, up to there. Special tokens can be such an end too."""
+        """The text of `ids` up to its end, which a special token may be; None if it has not ended."""
         ended = ids[-1] in self._ends
         kept = ids[:-1] if ended else ids
         shown = "" if ended else self.tokenizer.decode_all(kept)
@@ -324,7 +331,7 @@ class Scorer:
         return None
 
     def _cut(self, context: Ids, continuation: Ids) -> tuple[Ids, Ids]:
-        """Drop the beginning of what is too long for the model."""
+        """Cut the beginning of a context that is too long for the model."""
         if self.max_length is None:
             return context, continuation
         if len(continuation) > self.max_length:
@@ -340,11 +347,25 @@ class Scorer:
         return torch.tensor(padded, dtype=torch.long, device=self.device)
 
 
-def rolling_windows(ids: Ids, prefix_id: int, max_length: int | None) -> Iterator[tuple[Ids, Ids]]:
-    """Inputs and targets of the windows of a text, every token a target once; one window without a maximum.
+def read_losses(model: Adaptable, tokens: Tensor, state: Any = None, size: int | None = None) -> Tensor:
+    """Losses `[B, T]` in nats of `tokens [B, T+1]`, read in segments, so that few logits exist at a time.
 
-    The first window begins with the prefix token. A later one is as full as it can be: what it scores is
-    preceded by tokens that were scored before and are IGNORE among its targets.
+    Args:
+        state: where the text begins; None = an empty context.
+        size: tokens of a segment; None = `SEGMENT`.
+    """
+    parts, size = [], size or SEGMENT
+    for first in range(0, tokens.shape[1] - 1, size):
+        losses, state = score(model, tokens[:, first : first + size + 1], state)
+        parts.append(losses)
+    return torch.cat(parts, 1)
+
+
+def rolling_windows(ids: Ids, prefix_id: int, max_length: int | None) -> Iterator[tuple[Ids, Ids]]:
+    """Inputs and targets of the windows of a text; every token is a target once.
+
+    The first window begins with the prefix token. Later ones are filled up with tokens that were scored
+    before, whose targets are IGNORE. Without a maximum there is one window.
     """
     size = max_length or len(ids)
     whole = [prefix_id, *ids]
@@ -355,14 +376,14 @@ def rolling_windows(ids: Ids, prefix_id: int, max_length: int | None) -> Iterato
 
 
 def _row(context: Ids, continuation: Ids) -> tuple[Ids, Ids]:
-    """Inputs and targets that score a continuation."""
+    """Inputs and targets for the score of a continuation."""
     if not continuation:
         return [], []
     return context + continuation[:-1], [IGNORE] * (len(context) - 1) + continuation
 
 
 def _before(text: str, until: Sequence[str]) -> str:
-    """What stands before the first of the texts that end it."""
+    """The part of a text before the first of the texts in `until`."""
     return text[: min((at for stop in until if stop and (at := text.find(stop)) >= 0), default=None)]
 
 

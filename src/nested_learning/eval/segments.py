@@ -1,4 +1,4 @@
-"""Texts in the order in which a model learned them: configs/data/continual_segments_sample.yaml."""
+"""Texts in the order in which a model learned them, such as configs/data/continual_segments_sample.yaml."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from nested_learning.data.loader import sequential_batches
 from nested_learning.data.tokenizer import Tokenizer
 
 BUNDLED = "bundled:"
-DEFAULT_SEGMENTS = Path("configs/data/continual_segments_sample.yaml")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """A text that was, or was not, learned.
+    """A text of the test, which a checkpoint has or has not learned.
 
     Args:
         name: unique.
-        files: text files, folders or patterns; of each file the last part is held out. "bundled:NAME" comes
-            with the package.
+        files: text files, folders or patterns, of which the last part is held out; "bundled:NAME" is a text
+            of this package.
         shards: instead of files, a folder made by `scripts/data/process_mixture.py`.
     """
 
@@ -68,7 +67,7 @@ def locate(file: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segments:
-    """What a segments file holds: `segments`, in the order they were learned, and `valid_fraction`."""
+    """Content of a segments file: `segments`, in the order of learning, and the share that is held out."""
 
     segments: tuple[Segment, ...]
     valid_fraction: float = 0.05
@@ -79,7 +78,7 @@ class Segments:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: no segments, two of one name, or a key that does not exist.
+            ValueError: no segments, two with one name, or an unknown key.
         """
         content = OmegaConf.to_container(OmegaConf.load(path))
         try:
@@ -103,7 +102,8 @@ class Windows:
 
     Args:
         seq_len: tokens of a window; None = as in the training of the first checkpoint.
-        batch_size, max_batches: windows read at once, and most batches per segment, spread over its text.
+        batch_size: windows that are read together.
+        max_batches: most batches per segment, spread over its text.
     """
 
     seq_len: int | None = None

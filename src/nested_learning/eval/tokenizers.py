@@ -1,19 +1,21 @@
-"""Tokenizers as scoring uses them: those of this package, and those of transformers as lm-eval uses them."""
+"""Tokenizers for scoring: those of this package, and those of transformers, used as lm-eval uses them."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-from nested_learning.data.tokenizer import Tokenizer
+from nested_learning.data.tokenizer import Tokenizer, encode_document
 
 Ids = list[int]
 
 
 class TextTokenizer(Protocol):
-    """What scoring asks of a tokenizer.
+    """What scoring needs of a tokenizer.
 
-    eos_id: the token at the end of a text. prefix_id: the token before a text that has no context.
-    fingerprint: a name for lm-eval's caches.
+    Args:
+        eos_id: the token at the end of a text.
+        prefix_id: the token before a text that has no context.
+        fingerprint: a name for lm-eval's caches.
     """
 
     eos_id: int
@@ -38,8 +40,11 @@ class TextTokenizer(Protocol):
 
 
 class PlainTokenizer:
-    """A tokenizer of this package. Its only special token is the end of a text, which has no written form and
-    also stands before a text without context."""
+    """A tokenizer of this package.
+
+    Its only special token is the end of a text. It has no written form, and it also stands before a text
+    without context.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.eos_id = self.prefix_id = tokenizer.eos_id
@@ -90,3 +95,9 @@ class HuggingFaceTokenizer:
         """Text of `ids`; special tokens are written out."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
         return text
+
+
+def encode_long(tokenizer: Tokenizer, text: str) -> Ids:
+    """Token ids of a text of any length, without the end-of-text token."""
+    ids: Ids = encode_document(tokenizer, text)[:-1].tolist()
+    return ids
