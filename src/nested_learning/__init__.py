@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nested_learning.config import load_config
     from nested_learning.layers.cms import CMS
-    from nested_learning.layers.self_modifying import SelfModifyingTitans
-    from nested_learning.layers.titans import TitansMemory
+    from nested_learning.layers.config import MemoryConfig
+    from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
     from nested_learning.levels import ChunkedUpdateScheduler, LevelSpec
     from nested_learning.models.block import HopeBlock
-    from nested_learning.models.config import HopeConfig, MemoryConfig
+    from nested_learning.models.config import HopeConfig
     from nested_learning.models.lm import HopeLM
     from nested_learning.models.nested_mlp import NestedModel
     from nested_learning.models.pretrained import levels_from_pretrained
@@ -26,11 +26,11 @@ __version__ = "0.1.0"
 _MODULES = {
     "config": ("load_config",),
     "layers.cms": ("CMS",),
-    "layers.self_modifying": ("SelfModifyingTitans",),
-    "layers.titans": ("TitansMemory",),
+    "layers.config": ("MemoryConfig",),
+    "layers.self_modifying": ("SelfModifyingTitans", "TitansMemory"),
     "levels": ("ChunkedUpdateScheduler", "LevelSpec"),
     "models.block": ("HopeBlock",),
-    "models.config": ("HopeConfig", "MemoryConfig"),
+    "models.config": ("HopeConfig",),
     "models.lm": ("HopeLM",),
     "models.nested_mlp": ("NestedModel",),
     "models.pretrained": ("levels_from_pretrained",),

@@ -35,14 +35,14 @@ def naive_self_modifying(layer: SelfModifyingTitans, x: Tensor) -> Tensor:
     config, batch = layer.config, x.shape[0]
     (ks, vs, qs), logits = slow_streams(layer, x)
     now: dict[str, Pair] = {}
-    for name in layer.chunks:
+    for name, _ in layer.chunks:
         memory = layer.memories[name]
         now[name] = tuple(w.expand(batch, *w.shape) for w in (memory.initial_w1, memory.initial_w2))
     initial = dict(now)
     moments = {name: tuple(torch.zeros_like(w) for w in pair) for name, pair in now.items()}
     start, answers = dict(now), []
     for t in range(x.shape[1]):
-        for name, chunk in layer.chunks.items():
+        for name, chunk in layer.chunks:
             if t % chunk == 0:
                 start[name] = now[name]
 
@@ -56,19 +56,21 @@ def naive_self_modifying(layer: SelfModifyingTitans, x: Tensor) -> Tensor:
         for i, name in enumerate(("eta", "alpha")):
             if name in now:
                 rate[i] = rate[i] + predict(start[name], ks[:, t])[..., 0]
-        limit = config.eta_max or min(1.0, 2 / max(layer.chunks.values()))
+        limit = config.eta_max or min(1.0, 2 / layer.chunk)
         eta = limit * torch.sigmoid(rate[0])
         alpha = torch.sigmoid(rate[1]) if config.retention else torch.ones_like(eta)
         beta = torch.sigmoid(rate[2]) if config.momentum else None
         before = now["memory"]
-        for name in layer.chunks:
+        for name, _ in layer.chunks:
             gate = name in ("eta", "alpha")
             skip = torch.zeros_like(eta)[..., None] if gate else k
             own = config.self_targets or gate
             target = torch.zeros_like(skip) if gate else v
             if own:
                 made = predict(start[name], v)
-                target = target + (made.detach() if config.stop_gradient_targets else made)
+                target = target + made
+            if config.stop_gradient_targets:
+                target = target.detach()
             inner, at_output, at_z = errors(start[name], k, target, skip)
             rest = initial[name] if config.retention_target == "init" and config.retention else (None, None)
             w1, s1 = step(

@@ -16,7 +16,7 @@ from nested_learning.layers.cms import CMS, FastLevel
 from nested_learning.layers.linear import GatedDeltaRule
 from nested_learning.layers.mlp import SwiGLU
 from nested_learning.layers.self_modifying import SelfModifyingTitans
-from nested_learning.layers.titans import TitansMemory
+from nested_learning.layers.self_modifying import TitansMemory
 from nested_learning.levels import LevelSpec, calendar
 from nested_learning.models.block import HopeBlock
 from nested_learning.models.config import MIXERS, HopeConfig, MemoryConfig

@@ -13,8 +13,6 @@ from torch.nn import functional as F
 
 from nested_learning.ops.delta_rule import chunk as delta_chunk
 from nested_learning.ops.delta_rule import naive as delta_naive
-from nested_learning.ops.memory_mlp import chunk as mlp_chunk
-from nested_learning.ops.memory_mlp import naive as mlp_naive
 from nested_learning.ops.triangular import inverse_unit_lower, solve_unit_lower
 
 READS = ("chunk", "before_write", "after_write")
@@ -81,54 +79,6 @@ def test_delta_rule_equals_the_token_loop(
         assert_same_with_gradients(results[0][:keep], results[1][:keep], inputs, length=steps * d)
 
 
-@pytest.mark.parametrize(("delta", "momentum", "retention"), SWITCHES)
-@pytest.mark.parametrize("read", READS)
-@pytest.mark.parametrize("size", CHUNKS)
-def test_memory_mlp_equals_the_token_loop(
-    size: int, read: str, delta: bool, momentum: bool, retention: bool
-) -> None:
-    torch.manual_seed(0)
-    n, steps, d, h = 3, 15, 4, 5
-    q, k, v = randn(n, steps, d), unit(n, steps, d), randn(n, steps, d)
-    eta, alpha, beta = rates((n,), steps, momentum, retention)
-
-    def pair() -> mlp_chunk.MLPWeights:
-        return mlp_chunk.MLPWeights(randn(n, d, h), randn(n, h, d))
-
-    weights, moments, initial = pair(), pair() if momentum else None, pair() if retention else None
-    results = []
-    for f in (mlp_chunk.memory_mlp, mlp_naive.memory_mlp):
-        y, after, s = f(
-            q, k, v, (eta, alpha, beta), weights,
-            chunk_size=size, momentum=moments, read=read, delta=delta, initial=initial,
-        )  # fmt: skip
-        results.append([y, *after, *(s if momentum else ())])
-    inputs = [
-        t for t in (q, k, v, eta, alpha, beta, *weights, *(moments or ()), *(initial or ())) if t is not None
-    ]
-    assert_same_with_gradients(*results, inputs, length=steps * h)
-
-
-@pytest.mark.parametrize("split", [8, 16, 24])
-def test_state_carries_over_a_split_at_a_chunk_boundary(split: int) -> None:
-    torch.manual_seed(0)
-    q, k, v = unit(3, 32, 4), unit(3, 32, 4), randn(3, 32, 4)
-    eta, alpha, beta = rates((3,), 32, True, True)
-    weights = mlp_chunk.MLPWeights(randn(3, 4, 4), randn(3, 4, 4))
-
-    def run(part: slice, w: mlp_chunk.MLPWeights, s: mlp_chunk.MLPWeights | None) -> tuple:
-        r = (eta[:, part], alpha[:, part], beta[:, part])
-        return mlp_chunk.memory_mlp(
-            q[:, part], k[:, part], v[:, part], r, w, chunk_size=8, momentum=s, read="after_write"
-        )
-
-    whole = run(slice(0, 32), weights, None)
-    head = run(slice(0, split), weights, None)
-    tail = run(slice(split, 32), head[1], head[2])
-    assert_same(torch.cat([head[0], tail[0]], 1), whole[0], length=32 * 4)
-    assert_same([*tail[1], *tail[2]], [*whole[1], *whole[2]], length=32 * 4)
-
-
 def test_linear_dot_product_memory_is_the_gated_delta_rule() -> None:
     """W_t = W_{t−1}(α_t I − η_t k kᵀ) + η_t v kᵀ, whatever the chunk."""
     torch.manual_seed(0)
@@ -169,20 +119,3 @@ def test_triangular_inverse_in_float32_with_equal_keys() -> None:
     exact = torch.linalg.inv(strict[0].double() + torch.eye(64, dtype=torch.float64))
     error = (inverse_unit_lower(strict)[0].double() - exact).norm() / exact.norm()
     assert error < 1e-4
-
-
-@pytest.mark.parametrize("pattern", [(0,), (0, 1)])
-def test_ten_thousand_repeats_stay_bounded(pattern: tuple[int, ...]) -> None:
-    """The same token, or two in turn, with the largest step of all and no forgetting."""
-    torch.manual_seed(0)
-    keys, values = unit(2, 8).detach(), unit(2, 8).detach()
-    index = torch.tensor(pattern).repeat(10_000 // len(pattern))
-    k, v = keys[index][None].float(), values[index][None].float()
-    weights = mlp_chunk.MLPWeights(torch.randn(1, 8, 8) * 0.1, torch.randn(1, 8, 8))
-    ones = torch.ones(1, len(index))
-    with torch.no_grad():
-        y, after, _ = mlp_chunk.memory_mlp(
-            k, k, v, (ones, ones, None), weights, chunk_size=16, read="after_write"
-        )
-    assert y.isfinite().all() and y.abs().max() < 10
-    assert all(w.isfinite().all() and w.norm() < 50 for w in after)

@@ -28,7 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 PATH_OF_STATE: dict[type[State], str] = {FastLevelState: "cms_fast", SwiGLUState: "cms_plain"}
 WEIGHTS: dict[type[State], tuple[str, ...]] = {
-    MemoryState: ("w1", "w2"),
+    MemoryState: ("w2", "w1"),
     LinearState: ("weights",),
     SwiGLUState: ("w_in", "w_out"),
 }
@@ -68,7 +68,9 @@ def fast_paths(model: Adaptable, state: State) -> dict[str, list[str]]:
 
 def _collect(state: State, path: str, name: str, found: dict[str, list[str]]) -> None:
     path = PATH_OF_STATE.get(type(state), path)  # a memory inside a fast level is that level's
-    found[path] += [f"{name}.{field}" for field in WEIGHTS.get(type(state), ())]
+    for field in WEIGHTS.get(type(state), ()):
+        value, own = getattr(state, field), f"{name}.{field}"
+        found[path] += [f"{own}.{i}" for i in range(len(value))] if isinstance(value, tuple) else [own]
     for key, child in state.children():
         _collect(child, path, f"{name}.{key}" if name else key, found)
 

@@ -12,22 +12,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nested_learning.layers.checks import check_input, check_kind
+from nested_learning.layers.config import MemoryConfig
 from nested_learning.layers.documents import Documents, check_documents, read_apart
-from nested_learning.layers.memory import Fast, MemoryMLP, MemoryState, Written, segments, write_memories
+from nested_learning.layers.memory import (
+    MemoryMLP,
+    MemoryState,
+    check_memory,
+    initial_stack,
+    zero_momentum,
+)
 from nested_learning.layers.mlp import SwiGLU, swiglu_width
-from nested_learning.layers.norm import RMSNorm, l2_normalize
+from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.streams import split_rates
 from nested_learning.levels import LevelSpec, check_levels, kind_of, reset_periods
-from nested_learning.models.config import MemoryConfig
-from nested_learning.ops.memory_mlp.fused import coefficients, read
-from nested_learning.ops.memory_mlp.read_write import read_write
+from nested_learning.ops.cms.chunk import LevelPiece, LevelProgress, answer_and_write
+from nested_learning.ops.memory_mlp.chunk import Memories, Tokens
+from nested_learning.ops.scan import scan
+from nested_learning.ops.segments import segments
+from nested_learning.ops.unit import l2_normalize
 from nested_learning.state import State
 
 
@@ -58,14 +66,6 @@ class CMSState(State):
     """One state per level; None for ordinary levels that are not adapted."""
 
     levels: tuple[Any, ...]
-
-
-class _Progress(NamedTuple):
-    memory: Fast
-    pending: Written | None
-    position: int
-    writes: int
-    resets: int
 
 
 def level_memory(spec: LevelSpec, memory: MemoryConfig) -> MemoryConfig:
@@ -114,16 +114,16 @@ class FastLevel(nn.Module):
             nn.init.normal_(self.rates.weight, std=0.02)
             with torch.no_grad():
                 self.rates.bias.copy_(torch.tensor([bias[name] for name in self.learned]))
-        towards = config.retention and config.retention_target == "init"
-        self.fused = self.keys is None and config.delta and not config.momentum and not towards
+        self.shared = None if spec.key == "projected" else spec.target  # whether keys are inputs too
+        self.compiled = False
 
     def init_state(self, batch: int) -> FastLevelState:
         """State at the start of a context."""
-        weights = self.initial.initial_w2
-        wide = torch.promote_types(weights.dtype, torch.float32)
-        last = weights.new_zeros(batch, 1, weights.shape[-1], dtype=wide)
-        memory = MemoryState.pack(self._start(batch), batch)
-        return FastLevelState(memory, None, last if self.spec.target == "next" else None, self.chunk_size)
+        start = self._start(batch)
+        memory = MemoryState.pack(start.weights, start.momentum, batch)
+        like = start.weights.w2
+        last = like.new_zeros(batch, 1, like.shape[-1]) if self.spec.target == "next" else None
+        return FastLevelState(memory, None, last, self.chunk_size)
 
     def forward(self, x: Tensor, state: FastLevelState | None = None) -> tuple[Tensor, FastLevelState]:
         """`x [B, T, D]` → (`y [B, T, D]`, state)."""
@@ -134,20 +134,41 @@ class FastLevel(nn.Module):
         else:
             self._check_state(state, x)
         queries = l2_normalize(x.to(torch.promote_types(x.dtype, torch.float32)))
-        written, last = self._written(x, queries, state.last)
-        pending = Written.unpack(state.pending)
-        at = _Progress(state.memory.unpack(), pending, state.position, state.writes, state.resets)
-        answers = []
+        written, last = self._tokens(x, queries, state.last)
+        start = self._start(batch)
+        at = self._unpack(state, start)
+        lengths = segments(tokens, state.position, self.chunk_size)
+        ends = self._ends(lengths, state.position)
+        pieces = map(LevelPiece, torch.split(queries, lengths, 1), written.split(lengths), ends)
+        how = (self.config, start, self.shared)
         with torch.autocast(x.device.type, enabled=False):  # fast weights stay in float32
-            lengths = segments(tokens, at.position, self.chunk_size)
-            for query, new in zip(torch.split(queries, lengths, 1), written.split(lengths), strict=True):
-                answer, at = self._advance(at, query, new)
-                answers.append(answer)
-        packed = None if at.pending is None else at.pending.pack(batch)
-        memory = MemoryState.pack(at.memory, batch)
-        after = FastLevelState(memory, packed, last, self.chunk_size, *at[2:])
+            answers, at = scan(answer_and_write, how, at, [self._run(piece) for piece in pieces])
         y = torch.cat(answers, 1)
+        after = FastLevelState(
+            MemoryState.pack(at.memory.weights, at.memory.momentum, batch),
+            None if at.pending is None else tuple(None if t is None else t.unsqueeze(1) for t in at.pending),
+            last,
+            self.chunk_size,
+            state.position + tokens,
+            state.writes + ends.count("write"),
+            state.resets + ends.count("reset"),
+        )
         return (y if self.norm is None else self.norm(y)).to(x.dtype), after
+
+    def _ends(self, lengths: list[int], position: int) -> list[str | None]:
+        """What happens at the end of every piece, the first of which begins at `position`."""
+        ends: list[str | None] = []
+        for length in lengths:
+            position += length
+            resets = self.reset_every is not None and position % self.reset_every == 0
+            writes = position % self.chunk_size == 0
+            ends.append("reset" if resets else "write" if writes else None)
+        return ends
+
+    def _run(self, piece: LevelPiece) -> tuple[LevelPiece, bool, bool]:
+        """A piece, whether to compile its step, and whether to recompute it; see `scan`."""
+        whole = piece.queries.shape[1] == self.chunk_size
+        return piece, self.compiled and whole, self.config.keep_every is not None
 
     def _check_state(self, state: FastLevelState, x: Tensor) -> None:
         check_kind(state, FastLevelState, "FastLevel")
@@ -157,12 +178,20 @@ class FastLevel(nn.Module):
             )
         if (state.last is None) != (self.spec.target == "same"):
             raise ValueError(f"FastLevel state must be of a level with target {self.spec.target!r}")
-        self.initial.check_state(state.memory, self.config.momentum, x, "FastLevel")
+        check_memory(state.memory, [self.initial], self.config.momentum, x, "FastLevel")
 
-    def _start(self, batch: int) -> Fast:
-        return self.initial.start(batch, self.config.momentum)
+    def _start(self, batch: int) -> Memories:
+        weights = initial_stack([self.initial], batch)
+        momentum = zero_momentum(weights) if self.config.momentum else None
+        return Memories(weights, momentum, weights if self.config.to_initial else None)
 
-    def _written(self, x: Tensor, queries: Tensor, last: Tensor | None) -> tuple[Written, Tensor | None]:
+    def _unpack(self, state: FastLevelState, start: Memories) -> LevelProgress:
+        pending = state.pending
+        if pending is not None:
+            pending = Tokens(*(None if t is None else t.squeeze(1) for t in pending))  # type: ignore[arg-type]
+        return LevelProgress(Memories(*state.memory.unpack(), start.initial), pending)
+
+    def _tokens(self, x: Tensor, queries: Tensor, last: Tensor | None) -> tuple[Tokens, Tensor | None]:
         """Keys, targets and rates of every token's write, and the key that waits for its next token."""
         keys = queries
         if self.keys is not None:
@@ -172,44 +201,13 @@ class FastLevel(nn.Module):
         logits: dict[str, Tensor] = {}
         if self.rates is not None:
             logits = dict(zip(self.learned, split_rates(self.rates(x), 1).to(queries.dtype), strict=True))
-        like = queries[..., 0]
-        if self.spec.eta is None:
-            eta = self.config.step_limit(self.chunk_size) * torch.sigmoid(logits["eta"])
-        else:
-            eta = torch.full_like(like, self.spec.eta)
-        log_alpha = F.logsigmoid(logits["alpha"]) if "alpha" in logits else torch.zeros_like(like)
-        log_beta = F.logsigmoid(logits["beta"]) if "beta" in logits else None
-        return Written(keys, self.values(x).to(queries.dtype), eta, log_alpha, log_beta), last
-
-    def _advance(self, at: _Progress, query: Tensor, new: Written) -> tuple[Tensor, _Progress]:
-        """Answers to some tokens of one chunk, and the state after them."""
-        memory, pending, position, writes, resets = at
-        position += query.shape[1]
-        ends = position % self.chunk_size == 0
-        resets_now = self.reset_every is not None and position % self.reset_every == 0
-        if self.fused and ends and pending is None and not resets_now:
-            answer, memory = self._answer_and_write(memory, query, new)
-            return answer, _Progress(memory, None, position, writes + 1, resets)
-        answer = read(memory.weights, query)
-        if resets_now:
-            return answer, _Progress(self._start(query.shape[0]), None, position, writes, resets + 1)
-        pending = new if pending is None else pending.join(new)
-        if ends:
-            return answer, _Progress(self._write(memory, pending), None, position, writes + 1, resets)
-        return answer, _Progress(memory, pending, position, writes, resets)
-
-    def _answer_and_write(self, memory: Fast, query: Tensor, new: Written) -> tuple[Tensor, Fast]:
-        """A whole chunk whose keys are its inputs: the answers are the forward pass of the write."""
-        shifted = self.spec.target == "next"
-        x = torch.cat([new.k[:, :1], query], 1) if shifted else query
-        answers, weights = read_write(coefficients(new.eta, new.log_alpha), x, new.v, memory.weights)
-        return answers[:, 1:] if shifted else answers, Fast(weights)
-
-    def _write(self, memory: Fast, tokens: Written) -> Fast:
-        towards = self.config.retention and self.config.retention_target == "init"
-        initial = self.initial.initial(tokens.k.shape[0]) if towards else None
-        # P = 0, so the residual is −v: the residual connection is outside the level
-        return write_memories(tokens, [-tokens.v], [memory], self.config, [initial])[0]
+        zero = torch.zeros_like(queries[..., 0])
+        eta, log_alpha, log_beta = self.config.rates(
+            [logits.get(name, zero) for name in ("eta", "alpha", "beta")], self.chunk_size
+        )
+        if self.spec.eta is not None:
+            eta = torch.full_like(zero, self.spec.eta)
+        return Tokens(keys, self.values(x).to(queries.dtype), eta, log_alpha, log_beta), last
 
 
 class CMS(nn.Module):

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nested_learning.layers.checks import check_heads, check_held, check_input, check_kind, widened
+from nested_learning.layers.config import MemoryConfig
 from nested_learning.layers.conv import CausalConv, ConvState
-from nested_learning.layers.norm import RMSNorm, l2_normalize
+from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.streams import merge_heads, split_heads, split_rates, start_rates
-from nested_learning.models.config import MemoryConfig
 from nested_learning.ops.delta_rule.chunk import delta_rule
+from nested_learning.ops.unit import l2_normalize
 from nested_learning.state import State
 
 
@@ -73,6 +74,7 @@ class GatedDeltaRule(nn.Module):
         projected, conv = self.conv(self.project(x), state.conv)
         k, v, q = split_heads(projected, self.heads)
         logits = split_rates(self.rates(x), self.heads).to(k.dtype)
+        lead = (batch, self.heads)
         with torch.autocast(x.device.type, enabled=False):
             eta = (self.config.eta_max or 1.0) * torch.sigmoid(logits[0])
             alpha = torch.sigmoid(logits[1]) if self.config.retention else torch.ones_like(eta)
@@ -81,15 +83,14 @@ class GatedDeltaRule(nn.Module):
                 l2_normalize(k),
                 F.silu(v),
                 (eta, alpha, torch.sigmoid(logits[2]) if self.config.momentum else None),
-                state.weights.to(k.dtype).flatten(0, 1),
+                state.weights.flatten(0, 1),
                 chunk_size=self.chunk_size,
-                momentum=None if state.momentum is None else state.momentum.to(k.dtype).flatten(0, 1),
+                momentum=None if state.momentum is None else state.momentum.flatten(0, 1),
                 objective="dot",
                 read="after_write",
                 delta=self.config.delta,
             )
         y = self.out(self.norm(merge_heads(y, batch).to(x.dtype)).flatten(2))
-        lead = (batch, self.heads)
         moments = None if momentum is None else momentum.view(*lead, *momentum.shape[1:])
         return y, LinearState(weights.view(*lead, *weights.shape[1:]), moments, conv)
 

@@ -1,8 +1,6 @@
-"""Normalisation: RMSNorm, and L2-normalisation of keys and queries."""
+"""Normalisation of the residual stream."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,33 +33,3 @@ class RMSNorm(nn.Module):
     def extra_repr(self) -> str:
         """Size and eps, for `print(model)`."""
         return f"{self.weight.shape[0]}, eps={self.eps}"
-
-
-def l2_normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / √(Σ x² + eps) over the last axis; shape and dtype as `x [..., D]`.
-
-    Inside the root, `eps` keeps value and gradient finite at x = 0 (the gradient there is 1 / √eps).
-    Computed in float32 at least.
-    """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    y: Tensor = _L2Normalize.apply(wide, eps)  # type: ignore[no-untyped-call]
-    return y.to(x.dtype)
-
-
-class _L2Normalize(torch.autograd.Function):
-    """y = x r with r = (Σ x² + eps)^(−1/2); dx = r (dy − y ⟨dy, y⟩). Keeps y and r only."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().add_(eps).rsqrt_()
-        y: Tensor = x * r
-        ctx.save_for_backward(y, r)
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None]:
-        y, r = ctx.saved_tensors
-        along = (d_y * y).sum(-1, keepdim=True)
-        d_x: Tensor = torch.addcmul(d_y, y, along, value=-1).mul_(r)
-        return d_x, None

@@ -12,8 +12,7 @@ from nested_learning.layers.cms import CMS
 from nested_learning.layers.documents import Documents, check_documents, read_apart
 from nested_learning.layers.linear import GatedDeltaRule
 from nested_learning.layers.norm import RMSNorm
-from nested_learning.layers.self_modifying import SelfModifyingTitans
-from nested_learning.layers.titans import TitansMemory
+from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
 from nested_learning.models.config import HopeConfig
 from nested_learning.state import LayerState
 

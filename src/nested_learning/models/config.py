@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from nested_learning.checks import at_least, build, check_types, one_of, positive, within
+from nested_learning.layers.config import READS, MemoryConfig
 from nested_learning.levels import (
     VARIANTS,
     Event,
@@ -21,74 +22,6 @@ from nested_learning.levels import (
 Mixer = Literal["self_mod", "titans", "linear", "attention", "sliding_attention"]
 Read = Literal["chunk", "before_write", "after_write"]
 MIXERS: tuple[str, ...] = ("self_mod", "titans", "linear", "attention", "sliding_attention")
-ETA_START = 1 / 128  # the step size at the start of training
-READS: tuple[str, ...] = ("chunk", "before_write", "after_write")
-ADAPTIVE: tuple[str, ...] = ("k", "v", "q", "eta", "alpha")
-
-
-@dataclass(kw_only=True, slots=True)
-class MemoryConfig:
-    """How the memories of a `self_mod`, `titans` or `linear` mixer are written.
-
-    Args:
-        adaptive: which projections are memories that rewrite themselves (`self_mod` only), of
-            k, v, q, eta, alpha. The others are slow. The paper's text keeps q slow.
-        self_targets: memories learn targets of their own making, M(v), instead of v (`self_mod` only).
-        projection_chunk_size: chunk of the adaptive projections in tokens; None = the chunk of M_memory.
-        hidden: hidden width of a memory per head; None = width of the head.
-        delta: the delta term, W(αI − ηkkᵀ), on both layers.
-        momentum: S_t = β S_{t−1} − η e kᵀ, with a slow, data-dependent β.
-        retention: α < 1. Off means α = 1.
-        retention_target: what forgetting returns to, "zero" or "init" (the meta-learned initial state).
-        eta_max: upper bound of the step size; None = min(1, 2 / chunk size). Errors are those of the
-            chunk's start, so a key that fills a chunk overshoots once its steps sum to more than 2.
-        eta_bias: initial logit of η / eta_max; None lets η start at 1/128, whatever its bound. Steps that
-            start larger make the gradient through many small chunks explode.
-        alpha_bias: initial logit of α.
-        stop_gradient_targets: no outer gradient through the self-made targets.
-        truncate_every: detach the carried state every so many chunks; None = never.
-        keep_every: keep for the backward pass only the memories at the start of every so many chunks, and
-            compute the rest again: less memory, more time, the same gradient. None = keep what is dear to
-            compute again.
-        conv_window: window of the causal convolutions in tokens.
-    """
-
-    adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha")
-    self_targets: bool = True
-    projection_chunk_size: int | None = None
-    hidden: int | None = None
-    delta: bool = True
-    momentum: bool = False
-    retention: bool = True
-    retention_target: str = "zero"
-    eta_max: float | None = None
-    eta_bias: float | None = None
-    alpha_bias: float = 8.0
-    stop_gradient_targets: bool = False
-    truncate_every: int | None = None
-    keep_every: int | None = None
-    conv_window: int = 4
-
-    def __post_init__(self) -> None:
-        where = "model.memory"
-        check_types(self, where)
-        for name in self.adaptive:
-            one_of(f"{where}.adaptive", name, ADAPTIVE)
-        one_of(f"{where}.retention_target", self.retention_target, ("zero", "init"))
-        within(f"{where}.eta_max", self.eta_max, "(0, 1]")
-        for name in ("projection_chunk_size", "hidden", "truncate_every", "keep_every", "conv_window"):
-            at_least(f"{where}.{name}", getattr(self, name), 1)
-
-    def step_limit(self, chunk: int) -> float:
-        """Upper bound of the step size of a memory that is written every `chunk` tokens."""
-        return min(1.0, 2 / chunk) if self.eta_max is None else self.eta_max
-
-    def step_bias(self, chunk: int) -> float:
-        """Initial logit of η over its bound, for a memory that is written every `chunk` tokens."""
-        if self.eta_bias is not None:
-            return self.eta_bias
-        share = min(ETA_START / self.step_limit(chunk), 0.5)
-        return math.log(share / (1 - share))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -187,8 +120,7 @@ class HopeConfig:
         """Tokens in a whole number of chunks of every memory: where documents of one row may begin."""
         sizes = [1]
         if self.mixer in ("self_mod", "titans", "linear"):
-            mixer = max(self.chunk_size, self.memory.projection_chunk_size or 1)
-            sizes.append(mixer * (self.memory.truncate_every or 1))
+            sizes.append(max(self.chunk_size, self.memory.projection_chunk_size or 1))
         sizes += [level.chunk_size or 1 for level in self.levels if self.level_kind(level) == "fast"]
         return math.lcm(*sizes)
 

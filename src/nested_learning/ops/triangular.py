@@ -54,12 +54,9 @@ def _join(inverse: Tensor, below: Tensor, block: int) -> Tensor:
     """From the inverses of all blocks `[M·n, c, c]` to those of pairs of blocks `[M·n/2, 2c, 2c]`."""
     pairs = inverse.view(-1, 2, block, block)
     upper, lower = pairs[:, 0], pairs[:, 1]
-    joined = inverse.new_zeros(pairs.shape[0], 2 * block, 2 * block)
-    joined[:, :block, :block] = upper
-    joined[:, block:, block:] = lower
     corner = torch.bmm(lower, torch.bmm(below.reshape(-1, block, block), upper))
-    joined[:, block:, :block] = corner.neg_()
-    return joined
+    top = torch.cat([upper, torch.zeros_like(upper)], 2)
+    return torch.cat([top, torch.cat([-corner, lower], 2)], 1)
 
 
 class _Solve(torch.autograd.Function):
@@ -69,23 +66,28 @@ class _Solve(torch.autograd.Function):
     def forward(ctx: Any, strict: Tensor, rhs: Tensor) -> Tensor:
         inverse = inverse_unit_lower(strict)
         solution = torch.bmm(inverse, rhs)
-        ctx.save_for_backward(inverse, solution)
+        ctx.save_for_backward(strict, inverse, solution)
         return solution
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        inverse, solution = ctx.saved_tensors
-        grad_rhs = torch.bmm(inverse.mT, grad)
-        return torch.bmm(grad_rhs, solution.mT).neg_().tril_(-1), grad_rhs
+        strict, inverse, solution = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again: the inverse as a function of N
+            flipped = _Solve.apply(strict.mT.flip(1, 2), grad.flip(1))  # type: ignore[no-untyped-call]
+            grad_rhs = flipped.flip(1)
+        else:
+            grad_rhs = torch.bmm(inverse.mT, grad)
+        return -torch.bmm(grad_rhs, solution.mT).tril(-1), grad_rhs
 
 
 def solve_unit_lower(strict: Tensor, rhs: Tensor) -> Tensor:
     """Solve (I + N) X = R for strictly lower triangular `N [..., C, C]` and `R [..., C, n]`.
 
-    Differentiable once, in both arguments. The upper part of `N` must be zero.
+    Differentiable in both arguments, also twice. The upper part of `N` must be zero.
     """
     size, width = rhs.shape[-2:]
+    if size == 1:
+        return rhs
     flat = strict.reshape(-1, size, size), rhs.reshape(-1, size, width)
     solution: Tensor = _Solve.apply(*flat)  # type: ignore[no-untyped-call]
     return solution.view(rhs.shape)

@@ -8,13 +8,15 @@ Inside a chunk the errors are those of the weights at its start, so the recurren
 
 with a_{s→t} = Π_{s<j≤t} α_j, b likewise of β, c = a b, and "⁻" the same thing one token earlier.
 Without momentum c = a and both parts of the write share one factor, so that U absorbs Ê.
+With retention towards W_init, every a₀ W₀ is a₀ W₀ + (1 − a₀) W_init.
 
-Shapes: `N` any leading dimensions, `C` tokens of the chunk, `d` input width, `o` output width.
+Shapes: `N` any leading dimensions, `C` tokens of the chunk, `d` input width, `o` output width. The rates may
+have fewer or narrower leading dimensions than the memories: those that broadcast.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,35 +25,23 @@ from torch.nn import functional as F
 from nested_learning.ops.triangular import solve_unit_lower
 
 
-@dataclass(frozen=True)
-class Decay:
+class Decay(NamedTuple):
     """Products of the retentions, or of retentions with momenta, between the tokens of a chunk."""
 
     inside: Tensor  # [N, C, C] from after token s to after token t, lower triangular
     start: Tensor  # [N, C]    from the start of the chunk to after token t
 
-    @property
-    def inside_before(self) -> Tensor:
-        """`inside` up to the moment before token t: strictly lower triangular."""
-        return F.pad(self.inside, (0, 0, 1, 0))[..., :-1, :]
+    def before(self, first: float) -> Decay:
+        """The same up to the moment before token t: strictly lower triangular. `first`: at the first token."""
+        inside = F.pad(self.inside, (0, 0, 1, 0))[..., :-1, :]
+        return Decay(inside, F.pad(self.start, (1, 0), value=first)[..., :-1])
 
-    def start_before(self, first: float) -> Tensor:
-        """`start` up to the moment before token t; `first` is its value before the first token."""
-        return F.pad(self.start, (1, 0), value=first)[..., :-1]
-
-    @property
-    def to_end(self) -> Tensor:
-        """From after token s to the end of the chunk `[N, C]`."""
-        return self.inside[..., -1, :]
-
-    @property
-    def start_to_end(self) -> Tensor:
-        """Over the whole chunk, ready to scale a matrix `[N, 1, 1]`."""
-        return self.start[..., -1, None, None]
+    def last(self, count: int) -> Decay:
+        """The rows of the last `count` tokens."""
+        return Decay(self.inside[..., -count:, :], self.start[..., -count:])
 
 
-@dataclass(frozen=True)
-class Rates:
+class Rates(NamedTuple):
     """Step sizes and decays of a chunk, shared by all memories that are written with them."""
 
     eta: Tensor  # [N, C]
@@ -59,10 +49,10 @@ class Rates:
     b: Decay | None = None  # None without momentum
     c: Decay | None = None
 
-    @property
-    def write(self) -> Decay:
-        """How a written error persists: c with momentum, a without."""
-        return self.a if self.c is None else self.c
+    def map_over_memories(self) -> Rates:
+        """The same rates with a dimension for several memories: `[N, 1, …]`."""
+        decays = (d and Decay(d.inside.unsqueeze(-3), d.start.unsqueeze(-2)) for d in self[1:])
+        return Rates(self.eta.unsqueeze(-2), *decays)  # type: ignore[arg-type]
 
 
 def _products(log_factor: Tensor) -> Decay:
@@ -79,120 +69,105 @@ def make_rates(eta: Tensor, log_alpha: Tensor, log_beta: Tensor | None = None) -
     if log_beta is None:
         return Rates(eta, a)
     b = _products(log_beta)
-    c = Decay(a.inside @ b.inside, (a.inside @ b.start[..., None])[..., 0])
-    return Rates(eta, a, b, c)
+    return Rates(eta, a, b, Decay(a.inside @ b.inside, (a.inside @ b.start[..., None])[..., 0]))
 
 
-@dataclass(frozen=True)
-class Written:
-    """One memory's write over a chunk: what the closed form needs to read or to finish it."""
+class Applied(NamedTuple):
+    """What the matrices of a chunk's start answer to some inputs, each `[N, C, o]`."""
+
+    weights: Tensor  # W₀x
+    momentum: Tensor | None = None  # S₀x; None without momentum
+    initial: Tensor | None = None  # W_init x; None = retention towards zero
+
+
+def apply(x: Tensor, *matrices: Tensor | None) -> list[Any]:
+    """Matrices `[N, o, d]` applied to inputs `x [N, C, d]`, None where there is none."""
+    return [None if m is None else x @ m.mT for m in matrices]
+
+
+class Written(NamedTuple):
+    """One memory's write over a chunk: what the closed form needs to read it or to finish it."""
 
     rates: Rates
     keys: Tensor  # [N, C, d]
-    kept: Tensor | None  # U [N, C, o]: what the delta term erases (and, without momentum, Ê); None if nothing
+    solved: Tensor | None  # U [N, C, o]: what the delta term erases (and, without momentum, Ê); None = nothing
     error: Tensor | None  # Ê [N, C, o]; None where U has absorbed it
 
-    def _combined(self, a: Tensor, c: Tensor) -> Tensor:
-        """a ∘ U + c ∘ Ê for coefficients `[N, C]`."""
-        if self.error is None:
-            assert self.kept is not None
-            return a[..., None] * self.kept
-        erased = c[..., None] * self.error
-        return erased if self.kept is None else erased + a[..., None] * self.kept
 
-
-def delta_write(
-    rates: Rates,
-    keys: Tensor,
-    error: Tensor,
-    *,
-    start: tuple[Tensor, Tensor | None] | None,
-    initial: Tensor | None = None,
-    delta: bool = True,
-) -> Written:
+def delta_write(rates: Rates, keys: Tensor, error: Tensor, start: Applied, *, delta: bool = True) -> Written:
     """Solve for the write of one chunk.
 
     Args:
         rates: step sizes and decays of the chunk.
         keys: inputs of the memory `[N, C, d]`.
         error: gradient of the inner loss at the memory's output `[N, C, o]`.
-        start: W₀ and S₀ applied to the keys, each `[N, C, o]`; S₀ None without momentum. May be None
-            without the delta term.
-        initial: W_init applied to the keys `[N, C, o]`, for retention towards the initial state.
+        start: the matrices of the chunk's start applied to the keys.
         delta: whether the delta term erases.
     """
-    scaled = rates.eta[..., None] * error
+    eta = rates.eta[..., None]
+    scaled = eta * error
     if not delta:
         return Written(rates, keys, None, scaled)
-    assert start is not None
-    from_weights, from_momentum = start
-    a0 = rates.a.start_before(1.0)[..., None]
-    seen = a0 * from_weights if initial is None else a0 * from_weights + (1 - a0) * initial
+    a = rates.a.before(1.0)
+    seen = _from_start(a.start, start)
     gram = keys @ keys.mT
-    if rates.c is None:
-        rhs = torch.addcmul(scaled, rates.eta[..., None], seen)
-    else:
-        assert from_momentum is not None
-        seen = seen + rates.c.start_before(0.0)[..., None] * from_momentum
-        rhs = rates.eta[..., None] * (seen - (rates.c.inside_before * gram) @ scaled)
-    kept = solve_unit_lower(rates.eta[..., None] * rates.a.inside_before * gram, rhs)
-    return Written(rates, keys, kept, None if rates.c is None else scaled)
+    rhs = scaled + eta * seen
+    if rates.c is not None and start.momentum is not None:
+        c = rates.c.before(0.0)
+        rhs = eta * (seen + c.start[..., None] * start.momentum - (c.inside * gram) @ scaled)
+    solved = solve_unit_lower(eta * a.inside * gram, rhs)
+    return Written(rates, keys, solved, None if rates.c is None else scaled)
+
+
+def _from_start(a0: Tensor, start: Applied) -> Tensor:
+    """What is left of W₀x after retentions `a0 [N, C]`."""
+    a0 = a0[..., None]
+    return a0 * start.weights if start.initial is None else a0 * start.weights + (1 - a0) * start.initial
 
 
 def finish(
     written: Written, weights: Tensor, momentum: Tensor | None, initial: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """W and S `[N, o, d]` after the chunk."""
-    rates = written.rates
-    change = written._combined(rates.a.to_end, rates.write.to_end)
-    a0 = rates.a.start_to_end
-    after = a0 * weights - change.mT @ written.keys
+    rates, keys = written.rates, written.keys
+    decay = rates.a if rates.c is None else rates.c
+    change = 0.0 if written.solved is None else rates.a.inside[..., -1, :, None] * written.solved
+    if written.error is not None:
+        change = change + decay.inside[..., -1, :, None] * written.error
+    a0 = rates.a.start[..., -1, None, None]
+    after = a0 * weights - change.mT @ keys
     if initial is not None:
         after = after + (1 - a0) * initial
     if rates.b is None or rates.c is None:
         return after, None
     assert momentum is not None and written.error is not None
-    after = after + rates.c.start_to_end * momentum
-    error = rates.b.to_end[..., None] * written.error
-    return after, rates.b.start_to_end * momentum - error.mT @ written.keys
+    after = after + rates.c.start[..., -1, None, None] * momentum
+    added = (rates.b.inside[..., -1, :, None] * written.error).mT @ keys
+    return after, rates.b.start[..., -1, None, None] * momentum - added
 
 
-def read_inside(
-    written: Written,
-    queries: Tensor,
-    start: tuple[Tensor, Tensor | None],
-    read: str,
-    initial: Tensor | None = None,
-) -> Tensor:
+def read_inside(written: Written, queries: Tensor, start: Applied, read: str) -> Tensor:
     """What the memory answers inside the chunk, before ("before_write") or after each token's own write.
 
     Args:
         queries: `[N, Q, d]`, those of the last `Q ≤ C` tokens of the chunk.
-        start: W₀ and S₀ applied to the queries, each `[N, Q, o]`; S₀ None without momentum.
-        initial: W_init applied to the queries, for retention towards the initial state.
+        start: the matrices of the chunk's start applied to the queries.
     """
-    rates, last = written.rates, queries.shape[-2]
-    before = read == "before_write"
+    rates, count = written.rates, queries.shape[-2]
     similarity = queries @ written.keys.mT  # [N, Q, C]
 
-    def inside(decay: Decay) -> Tensor:
-        coefficients = decay.inside_before if before else decay.inside
-        return coefficients[..., -last:, :] * similarity
+    def at(decay: Decay, first: float) -> Decay:
+        return (decay.before(first) if read == "before_write" else decay).last(count)
 
-    def from_start(decay: Decay, first: float) -> Tensor:
-        coefficients = decay.start_before(first) if before else decay.start
-        return coefficients[..., -last:, None]
-
-    from_weights, from_momentum = start
-    a0 = from_start(rates.a, 1.0)
-    answer = a0 * from_weights if initial is None else a0 * from_weights + (1 - a0) * initial
-    if rates.c is not None:
-        assert from_momentum is not None
-        answer = answer + from_start(rates.c, 0.0) * from_momentum
-    if written.kept is not None:
-        answer = answer - inside(rates.a) @ written.kept
+    a = at(rates.a, 1.0)
+    answer = _from_start(a.start, start)
+    if written.solved is not None:
+        answer = answer - (a.inside * similarity) @ written.solved
     if written.error is not None:
-        answer = answer - inside(rates.write) @ written.error
+        c = a if rates.c is None else at(rates.c, 0.0)
+        answer = answer - (c.inside * similarity) @ written.error
+        if start.momentum is not None:
+            answer = answer + c.start[..., None] * start.momentum
     return answer
 
 
@@ -228,26 +203,14 @@ def delta_rule(
     if beta is not None and momentum is None:
         momentum = torch.zeros_like(weights)
     answers = []
-    vectors = [
-        torch.split(t, chunk_size, -2) for t in (k, v, q)
-    ]  # one split: the gradient of a slice is long
-    scalars = [
-        torch.split(t, chunk_size, -1) for t in (eta, alpha.log(), *(() if beta is None else (beta.log(),)))
-    ]
-    for keys, values, queries, *logs in zip(*vectors, *scalars, strict=True):
-        chunk = make_rates(*logs)
-
-        def at_start(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-            return inputs @ weights.mT, None if momentum is None else inputs @ momentum.mT  # noqa: B023
-
-        start = at_start(keys)
-        error = start[0] - values if objective == "l2" else -values
-        rest = None if initial is None else keys @ initial.mT
-        written = delta_write(chunk, keys, error, start=start, initial=rest, delta=delta)
-        if read == "chunk":
-            answers.append(queries @ weights.mT)
-        else:
-            toward = None if initial is None else queries @ initial.mT
-            answers.append(read_inside(written, queries, at_start(queries), read, toward))
+    vectors = [torch.split(t, chunk_size, -2) for t in (k, v, q)]  # the gradient of a slice would be long
+    logs = (eta, alpha.log(), *(() if beta is None else (beta.log(),)))
+    scalars = [torch.split(t, chunk_size, -1) for t in logs]
+    for keys, values, queries, *own in zip(*vectors, *scalars, strict=True):
+        start = Applied(*apply(keys, weights, momentum, initial))
+        error = start.weights - values if objective == "l2" else -values
+        written = delta_write(make_rates(*own), keys, error, start, delta=delta)
+        asked = Applied(*apply(queries, weights, momentum, initial))
+        answers.append(asked.weights if read == "chunk" else read_inside(written, queries, asked, read))
         weights, momentum = finish(written, weights, momentum, initial)
     return torch.cat(answers, -2), weights, momentum

@@ -1,14 +1,19 @@
-"""The write of a two-layer memory over a chunk, in closed form (the oracle is `naive.py`).
+"""Reading and writing stacks of two-layer memories, M(x) = P x + W₁ σ̂(W₂ x), over one chunk.
 
-Backpropagation by hand through M(x) = P x + W₁ σ̂(W₂ x) at the weights of the chunk's start gives the errors
-of both layers for all tokens at once; then W₂ is written with inputs k and W₁ with inputs σ̂(W₂k), each by
-`delta_rule.chunk`. `fused.py` does the same for the common case with a backward pass derived by hand.
+The only implementation: self-modifying Titans, Titans and the fast levels of the Continuum Memory System all
+use it, with every option of `WriteRule`, and automatic differentiation goes through it. `README.md` derives
+the equations; `naive.py` is the oracle.
 
-Shapes: `N` any leading dimensions, `C` tokens of the chunk, `d` input width, `h` hidden width, `o` output.
+All memories of a stack have the same keys, so that their first layers are one linear memory with M·h outputs
+(one Gram matrix, one triangular system). Their second layers have keys of their own, σ̂(W₂k).
+
+Shapes: `N` sequences times heads, `M` memories, `C` tokens of the chunk, `d` input width, `h` hidden width,
+`o` output width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,157 +21,253 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nested_learning.ops.delta_rule.chunk import Rates, Written, delta_write, finish, make_rates, read_inside
+from nested_learning.ops.delta_rule.chunk import finish as delta_finish
+from nested_learning.ops.delta_rule.chunk import (
+    Applied,
+    Rates,
+    Written,
+    apply,
+    delta_write,
+    make_rates,
+    read_inside,
+)
 
-EPS = 1.0  # in the hidden norm: keeps the slope of σ̂ below 1.1, so that no error is amplified
-
-
-class MLPWeights(NamedTuple):
-    """Weights, or momenta, of a two-layer memory."""
-
-    w1: Tensor  # [N, o, h]
-    w2: Tensor  # [N, h, d]
-
-
-def unit_silu(z: Tensor) -> Tensor:
-    """σ̂(z) = silu(z) / √(‖silu(z)‖² + 1): an input of at most unit norm, which is what Eq. 57 assumes."""
-    s = F.silu(z)
-    return s * (s.square().sum(-1, keepdim=True) + EPS).rsqrt()
+EPS = 1.0  # in the norm of the hidden layer: keeps the slope of σ̂ below 1.1, so that no error is amplified
 
 
-def unit_silu_backward(z: Tensor, grad: Tensor) -> Tensor:
-    """σ̂'(z)ᵀ grad."""
+@dataclass(kw_only=True, slots=True)
+class WriteRule:
+    """The options of a write.
+
+    Args:
+        delta: the delta term, W(αI − ηkkᵀ), on both layers.
+        momentum: S_t = β S_{t−1} − η e kᵀ, with a slow, data-dependent β.
+        retention: α < 1. Off means α = 1.
+        retention_target: what forgetting returns to, "zero" or "init" (the meta-learned initial state).
+        eta_max: upper bound of the step size; None = min(1, 2 / chunk size). Errors are those of the
+            chunk's start, so a key that fills a chunk overshoots once its steps sum to more than 2.
+    """
+
+    delta: bool = True
+    momentum: bool = False
+    retention: bool = True
+    retention_target: str = "zero"
+    eta_max: float | None = None
+
+    @property
+    def to_initial(self) -> bool:
+        """Whether forgetting returns to the initial state."""
+        return self.retention and self.retention_target == "init"
+
+    def step_limit(self, chunk: int) -> float:
+        """Upper bound of the step size of a memory that is written every `chunk` tokens."""
+        return min(1.0, 2 / chunk) if self.eta_max is None else self.eta_max
+
+    def rates(self, logits: Sequence[Tensor], chunk: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """η, log α and log β (None = no momentum) of a write every `chunk` tokens, from their logits."""
+        log_alpha = F.logsigmoid(logits[1]) if self.retention else torch.zeros_like(logits[1])
+        log_beta = F.logsigmoid(logits[2]) if self.momentum else None
+        return self.step_limit(chunk) * torch.sigmoid(logits[0]), log_alpha, log_beta
+
+
+class Stack(NamedTuple):
+    """Weights of M memories of every sequence; also their momenta, or the state that retention pulls to.
+
+    Memories of one output width stand together in `w1`, in the order of `w2`.
+    """
+
+    w2: Tensor  # [N, M, h, d] first layers
+    w1: tuple[Tensor, ...]  # [N, m, o, h] second layers, one tensor per output width; the m add up to M
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Stack:
+        """The same stack with `fn` applied to every tensor."""
+        return Stack(fn(self.w2), tuple(fn(w) for w in self.w1))
+
+    def select(self, first: int, last: int) -> Stack:
+        """The memories from number `first` to before `last`."""
+        w1, seen = [], 0
+        for group in self.w1:
+            size = group.shape[1]
+            if first < seen + size and last > seen:
+                w1.append(group[:, max(0, first - seen) : last - seen])
+            seen += size
+        return Stack(self.w2[:, first:last], tuple(w1))
+
+
+class Tokens(NamedTuple):
+    """What a write needs of its tokens: keys and values `[N, n, d]`, rates `[N, n]` (log β None = no momentum)."""
+
+    k: Tensor
+    v: Tensor
+    eta: Tensor
+    log_alpha: Tensor
+    log_beta: Tensor | None = None
+
+    def join(self, more: Tokens) -> Tokens:
+        """These tokens, then `more`."""
+        pairs = zip(self, more, strict=True)
+        return Tokens(*(None if a is None or b is None else torch.cat([a, b], 1) for a, b in pairs))  # type: ignore[arg-type]
+
+    def last(self, count: int) -> Tokens:
+        """The last `count` tokens."""
+        return Tokens(*(None if t is None else t[:, t.shape[1] - count :] for t in self))  # type: ignore[arg-type]
+
+    def split(self, lengths: list[int]) -> list[Tokens]:
+        """Consecutive runs of tokens. (One split: the gradient of a slice is as long as the sequence.)"""
+        pieces = [torch.split(t, lengths, 1) for t in self if t is not None]
+        return [Tokens(*tensors) for tensors in zip(*pieces, strict=True)]
+
+    def rates(self) -> Rates:
+        """Step sizes and decays, for a write over all these tokens."""
+        return make_rates(self.eta, self.log_alpha, self.log_beta)
+
+
+class Memories(NamedTuple):
+    """Memories that are written together: weights, momenta (None = no momentum), and W_init, which forgetting
+    returns to (None = to zero)."""
+
+    weights: Stack
+    momentum: Stack | None
+    initial: Stack | None
+
+
+class Hidden(NamedTuple):
+    """The hidden layer u = σ̂(z) = s r at z = W₂x, with s = silu(z) and r = (‖s‖² + 1)^(−1/2)."""
+
+    z: Tensor  # [N, M, C, h]
+    gate: Tensor  # sigmoid(z)
+    s: Tensor
+    r: Tensor  # [N, M, C, 1]
+    u: Tensor
+
+    def backward(self, g: Tensor) -> Tensor:
+        """σ̂'(z)ᵀ g."""
+        tangent = self.r * (g - self.u * (self.u * g).sum(-1, keepdim=True))
+        return (self.gate + self.s * (1 - self.gate)) * tangent
+
+
+def hidden(z: Tensor) -> Hidden:
+    """σ̂ at `z [..., h]`, an output of at most unit norm: what Eq. 57 assumes of the input of W₁."""
     gate = torch.sigmoid(z)
     s = z * gate
-    scale = (s.square().sum(-1, keepdim=True) + EPS).rsqrt()
-    unit = s * scale
-    tangent = scale * (grad - unit * (unit * grad).sum(-1, keepdim=True))
-    return tangent * (gate + s * (1 - gate))
+    r = (s.square().sum(-1, keepdim=True) + EPS).rsqrt()
+    return Hidden(z, gate, s, r, s * r)
 
 
-def predict(weights: MLPWeights, x: Tensor) -> Tensor:
-    """W₁ σ̂(W₂ x): `[N, C, o]` from `x [N, C, d]`; P x is the caller's."""
-    return unit_silu(x @ weights.w2.mT) @ weights.w1.mT
+class Pass(NamedTuple):
+    """The forward pass of a stack at some inputs."""
+
+    x: Tensor  # [N, C, d] shared by all memories
+    hidden: Hidden
+    answers: tuple[Tensor, ...]  # W₁u, [N, m, C, o] for every output width
+
+    def tokens(self, first: int, last: int) -> Pass:
+        """The inputs from number `first` to before `last`."""
+        at = Hidden(*(t[:, :, first:last] for t in self.hidden))
+        return Pass(self.x[:, first:last], at, tuple(a[:, :, first:last] for a in self.answers))
 
 
-@dataclass(frozen=True)
-class MLPWritten:
-    """The write of both layers over a chunk."""
-
-    first: Written  # of W₂, keys k
-    second: Written  # of W₁, keys σ̂(W₂k)
+def _second(u: Tensor, w1: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """W₁u for every output width, from `u [N, M, C, h]`."""
+    parts = torch.split(u, [w.shape[1] for w in w1], 1)
+    return tuple(part @ w.mT for part, w in zip(parts, w1, strict=True))
 
 
-def mlp_write(
-    rates: Rates,
-    weights: MLPWeights,
-    momentum: MLPWeights | None,
-    keys: Tensor,
-    residual: Tensor,
-    *,
-    initial: MLPWeights | None = None,
-    delta: bool = True,
-) -> MLPWritten:
-    """Solve for the write of one chunk with objective ½‖M(k) − v̂‖².
+def forward(weights: Stack, x: Tensor) -> Pass:
+    """All memories at the same inputs `x [N, C, d]`."""
+    at = hidden(_to_memories(x @ weights.w2.flatten(1, 2).mT, weights.w2.shape[1]))
+    return Pass(x, at, _second(at.u, weights.w1))
+
+
+def read(weights: Stack, x: Tensor) -> tuple[Tensor, ...]:
+    """W₁σ̂(W₂x), `[N, m, C, o]` for every output width; `x [N, C, d]`, or `[N, M, C, d]` for each its own."""
+    if x.dim() == 3:
+        return forward(weights, x).answers
+    return _second(hidden(x @ weights.w2.mT).u, weights.w1)
+
+
+def _to_memories(rows: Tensor, memories: int) -> Tensor:
+    """`[N, C, M·h]` → `[N, M, C, h]`."""
+    return rows.unflatten(-1, (memories, -1)).transpose(1, 2)
+
+
+def _to_rows(z: Tensor) -> Tensor:
+    """`[N, M, C, h]` → `[N, C, M·h]`."""
+    return z.transpose(1, 2).flatten(2)
+
+
+class StackWritten(NamedTuple):
+    """The write of a stack over a chunk."""
+
+    first: Written  # of the first layers, as one memory with M·h outputs
+    second: tuple[Written, ...]  # of the second layers, for every output width
+
+    def of_first_memory(self) -> StackWritten:
+        """The write of memory number 0 alone."""
+        rates, keys, *parts = self.second[0]
+        second = Written(rates, keys[:, :1], *(None if t is None else t[:, :1] for t in parts))
+        width = keys.shape[-1]
+        rates, keys, *parts = self.first
+        first = Written(rates, keys, *(None if t is None else t[..., :width] for t in parts))
+        return StackWritten(first, (second,))
+
+
+def write(
+    rule: WriteRule, memories: Memories, at: Pass, residuals: tuple[Tensor, ...], rates: Rates
+) -> StackWritten:
+    """Solve for the write of one chunk with the objective ½‖M(k) − v̂‖² of every memory.
 
     Args:
+        rule: the options.
+        memories: at the chunk's start.
+        at: their forward pass at the keys, which have unit norm.
+        residuals: P k − v̂ of every memory, `[N, m, C, o]` for every output width.
         rates: step sizes and decays `[N, C]`.
-        weights, momentum: of the chunk's start (momentum None = none).
-        keys: `[N, C, d]`, of unit norm.
-        residual: P k − v̂, `[N, C, o]`: the error but for W₁σ̂(W₂k).
-        initial: W_init, for retention towards it.
-        delta: whether the delta term erases.
     """
-    z = keys @ weights.w2.mT
-    inner = unit_silu(z)
-    answer = inner @ weights.w1.mT
-    error = residual + answer
-    error_z = unit_silu_backward(z, error @ weights.w1)
-
-    def apply(stack: MLPWeights | None) -> tuple[Tensor | None, Tensor | None]:
-        return (None, None) if stack is None else (inner @ stack.w1.mT, keys @ stack.w2.mT)
-
-    (moment1, moment2), (rest1, rest2) = apply(momentum), apply(initial)
-    second = delta_write(rates, inner, error, start=(answer, moment1), initial=rest1, delta=delta)
-    first = delta_write(rates, keys, error_z, start=(z, moment2), initial=rest2, delta=delta)
-    return MLPWritten(first, second)
-
-
-def mlp_finish(
-    written: MLPWritten,
-    weights: MLPWeights,
-    momentum: MLPWeights | None,
-    initial: MLPWeights | None = None,
-) -> tuple[MLPWeights, MLPWeights | None]:
-    """Weights and momenta after the chunk."""
-    moments, rest = momentum or (None, None), initial or (None, None)
-    w1, s1 = finish(written.second, weights.w1, moments[0], rest[0])
-    w2, s2 = finish(written.first, weights.w2, moments[1], rest[1])
-    return MLPWeights(w1, w2), None if s1 is None or s2 is None else MLPWeights(s1, s2)
+    w1 = memories.weights.w1
+    errors = tuple(r + a for r, a in zip(residuals, at.answers, strict=True))
+    at_hidden = torch.cat([e @ w for e, w in zip(errors, w1, strict=True)], 1)  # W₁ᵀe
+    error = _to_rows(at.hidden.backward(at_hidden))
+    _, momentum, initial = _first_layers(memories)
+    start = Applied(_to_rows(at.hidden.z), *apply(at.x, momentum, initial))
+    first = delta_write(rates, at.x, error, start, delta=rule.delta)
+    wide, second = rates.map_over_memories(), []
+    for i, u in enumerate(torch.split(at.hidden.u, [w.shape[1] for w in w1], 1)):
+        _, momentum, initial = _second_layers(memories, i)
+        start = Applied(at.answers[i], *apply(u, momentum, initial))
+        second.append(delta_write(wide, u, errors[i], start, delta=rule.delta))
+    return StackWritten(first, tuple(second))
 
 
-def mlp_read_inside(
-    written: MLPWritten,
-    weights: MLPWeights,
-    momentum: MLPWeights | None,
-    queries: Tensor,
-    read: str,
-    initial: MLPWeights | None = None,
-) -> Tensor:
-    """W₁ σ̂(W₂ q) inside the chunk, before or after each token's own write: `[N, Q, o]`.
-
-    `queries [N, Q, d]` are those of the last `Q ≤ C` tokens.
-    """
-
-    def layer(write: Written, x: Tensor, index: int) -> Tensor:
-        start = (x @ weights[index].mT, None if momentum is None else x @ momentum[index].mT)
-        return read_inside(write, x, start, read, None if initial is None else x @ initial[index].mT)
-
-    return layer(written.second, unit_silu(layer(written.first, queries, 1)), 0)
+def _first_layers(memories: Memories) -> tuple[Tensor | None, ...]:
+    """W₂, its momentum and W_init of all memories as those of one linear memory `[N, M·h, d]`."""
+    return tuple(None if stack is None else stack.w2.flatten(1, 2) for stack in memories)
 
 
-def memory_mlp(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rates: tuple[Tensor, Tensor, Tensor | None],
-    weights: MLPWeights,
-    *,
-    chunk_size: int,
-    momentum: MLPWeights | None = None,
-    read: str = "chunk",
-    delta: bool = True,
-    initial: MLPWeights | None = None,
-) -> tuple[Tensor, MLPWeights, MLPWeights | None]:
-    """Read and write a two-layer memory with given targets over a sequence, P = 1.
+def _second_layers(memories: Memories, group: int) -> tuple[Tensor | None, ...]:
+    """W₁, its momentum and W_init of the memories of one output width `[N, m, o, h]`."""
+    return tuple(None if stack is None else stack.w1[group] for stack in memories)
 
-    Args:
-        q, k: `[N, T, d]`, k of unit norm.
-        v: targets `[N, T, o]`, `o = d`.
-        rates: η, α and β (None = no momentum), each `[N, T]`.
-        weights, momentum, initial: see `mlp_write`.
-        chunk_size: tokens between two refreshes of the errors; the last chunk may be shorter.
-        read: "chunk", "before_write" or "after_write".
 
-    Returns:
-        answers `[N, T, o]`, weights and momenta after the last token.
-    """
-    eta, alpha, beta = rates
-    if beta is not None and momentum is None:
-        momentum = MLPWeights(torch.zeros_like(weights.w1), torch.zeros_like(weights.w2))
+def finish(written: StackWritten, memories: Memories) -> Memories:
+    """The memories after the chunk."""
+    weights, _, initial = memories
+    w2, s2 = delta_finish(written.first, *_first_layers(memories))
+    pairs = [delta_finish(w, *_second_layers(memories, i)) for i, w in enumerate(written.second)]
+    shape = weights.w2.shape
+    after = Stack(w2.view(shape), tuple(w1 for w1, _ in pairs))
+    if s2 is None:
+        return Memories(after, None, initial)
+    return Memories(after, Stack(s2.view(shape), tuple(s1 for _, s1 in pairs if s1 is not None)), initial)
+
+
+def answer_inside(written: StackWritten, memories: Memories, x: Tensor, read: str) -> tuple[Tensor, ...]:
+    """W₁σ̂(W₂x) inside the chunk, before or after each token's own write; `x [N, Q, d]`: the last Q tokens."""
+    z = read_inside(written.first, x, Applied(*apply(x, *_first_layers(memories))), read)
+    w1 = memories.weights.w1
+    u = hidden(_to_memories(z, memories.weights.w2.shape[1])).u
     answers = []
-    for first in range(0, k.shape[-2], chunk_size):
-        part = slice(first, first + chunk_size)
-        keys, queries = k[..., part, :], q[..., part, :]
-        chunk = make_rates(
-            eta[..., part], alpha[..., part].log(), None if beta is None else beta[..., part].log()
-        )
-        residual = keys - v[..., part, :]
-        written = mlp_write(chunk, weights, momentum, keys, residual, initial=initial, delta=delta)
-        if read == "chunk":
-            answer = predict(weights, queries)
-        else:
-            answer = mlp_read_inside(written, weights, momentum, queries, read, initial)
-        answers.append(queries + answer)
-        weights, momentum = mlp_finish(written, weights, momentum, initial)
-    return torch.cat(answers, -2), weights, momentum
+    for i, part in enumerate(torch.split(u, [w.shape[1] for w in w1], 1)):
+        start = Applied(*apply(part, *_second_layers(memories, i)))
+        answers.append(read_inside(written.second[i], part, start, read))
+    return tuple(answers)

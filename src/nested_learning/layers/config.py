@@ -1,0 +1,55 @@
+"""The configuration of the memories, validated where it is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from nested_learning.checks import at_least, check_types, one_of, within
+from nested_learning.ops.self_modifying.chunk import SelfModRule
+
+READS: tuple[str, ...] = ("chunk", "before_write", "after_write")
+ADAPTIVE: tuple[str, ...] = ("k", "v", "q", "eta", "alpha")
+ETA_START = 1 / 128  # the step size at the start of training
+
+
+@dataclass(kw_only=True, slots=True)
+class MemoryConfig(SelfModRule):
+    """How the memories of a `self_mod`, `titans` or `linear` mixer, and of fast levels, are made and written.
+
+    The options of the write itself are those of `WriteRule` and `SelfModRule`.
+
+    Args:
+        projection_chunk_size: chunk of the adaptive projections in tokens; None = the chunk of M_memory.
+        hidden: hidden width of a memory per head; None = width of the head.
+        eta_bias: initial logit of η / eta_max; None: η starts at 1/128, whatever its bound. Steps that
+            start larger make the gradient through many small chunks explode.
+        alpha_bias: initial logit of α.
+        keep_every: store for the backward pass only the memories at the start of every so many chunks, and
+            recompute the rest: less memory, more time, the same gradient. None = store intermediates.
+        conv_window: window of the causal convolutions in tokens.
+    """
+
+    projection_chunk_size: int | None = None
+    hidden: int | None = None
+    eta_bias: float | None = None
+    alpha_bias: float = 8.0
+    keep_every: int | None = None
+    conv_window: int = 4
+
+    def __post_init__(self) -> None:
+        where = "model.memory"
+        check_types(self, where)
+        for name in self.adaptive:
+            one_of(f"{where}.adaptive", name, ADAPTIVE)
+        one_of(f"{where}.retention_target", self.retention_target, ("zero", "init"))
+        within(f"{where}.eta_max", self.eta_max, "(0, 1]")
+        for name in ("projection_chunk_size", "hidden", "keep_every", "conv_window"):
+            at_least(f"{where}.{name}", getattr(self, name), 1)
+
+    def step_bias(self, chunk: int) -> float:
+        """Initial logit of η over its bound, for a memory that is written every `chunk` tokens."""
+        if self.eta_bias is not None:
+            return self.eta_bias
+        share = min(ETA_START / self.step_limit(chunk), 0.5)
+        return math.log(share / (1 - share))

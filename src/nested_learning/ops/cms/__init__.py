@@ -1,0 +1,1 @@
+"""Fast levels of the Continuum Memory System (Eqs. 70–74)."""

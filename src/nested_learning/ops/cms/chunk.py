@@ -1,0 +1,88 @@
+"""One fast level of the Continuum Memory System over some tokens of a chunk, as a function of explicit state.
+
+Shapes: B batch, D model width, n tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nested_learning.ops.memory_mlp.chunk import (
+    Memories,
+    Pass,
+    Tokens,
+    WriteRule,
+    finish,
+    forward,
+    read,
+    write,
+)
+
+
+class LevelProgress(NamedTuple):
+    """Where the sequences stand: the memory, and the tokens of the unfinished chunk (None = none)."""
+
+    memory: Memories
+    pending: Tokens | None
+
+
+class LevelPiece(NamedTuple):
+    """Some tokens of one chunk.
+
+    Args:
+        queries: inputs of unit norm `[B, n, D]`.
+        tokens: what they write.
+        ends: how the chunk ends with them: by a "write", or a "reset" to the initial state; None = it goes on.
+    """
+
+    queries: Tensor
+    tokens: Tokens
+    ends: str | None
+
+
+def answer_and_write(
+    rule: WriteRule, start: Memories, shared: str | None, at: LevelProgress, piece: LevelPiece
+) -> tuple[Tensor, LevelProgress]:
+    """Answers `[B, n, D]` by the weights of the chunk's start, and where the sequences stand afterwards.
+
+    Args:
+        rule: the options of the write.
+        start: the memory at the start of a context.
+        shared: what the keys of a piece are: the "same" as its queries, those of the token before ("next":
+            the target is the next token's), or None = projected on their own.
+        at: where the sequences stand.
+        piece: the tokens.
+    """
+    memory, pending = at
+    queries, new, ends = piece
+    if ends == "write" and pending is None:
+        answer, at_keys = _read_both(memory, queries, new.k, shared)
+        return answer, LevelProgress(_written(rule, memory, at_keys, new), None)
+    answer = read(memory.weights, queries)[0].squeeze(1)
+    if ends == "reset":
+        return answer, LevelProgress(start, None)
+    pending = new if pending is None else pending.join(new)
+    if ends is None:
+        return answer, LevelProgress(memory, pending)
+    at_keys = forward(memory.weights, pending.k)
+    return answer, LevelProgress(_written(rule, memory, at_keys, pending), None)
+
+
+def _read_both(memory: Memories, queries: Tensor, keys: Tensor, shared: str | None) -> tuple[Tensor, Pass]:
+    """Answers to the queries, and the forward pass at the keys, in one where they are the same inputs."""
+    if shared is None:
+        return read(memory.weights, queries)[0].squeeze(1), forward(memory.weights, keys)
+    if shared == "same":
+        at = forward(memory.weights, queries)
+        return at.answers[0].squeeze(1), at
+    count = queries.shape[1]
+    at = forward(memory.weights, torch.cat([keys[:, :1], queries], 1))
+    return at.tokens(1, count + 1).answers[0].squeeze(1), at.tokens(0, count)
+
+
+def _written(rule: WriteRule, memory: Memories, at: Pass, tokens: Tokens) -> Memories:
+    # P = 0, so the residual is −v: the residual connection is outside the level
+    return finish(write(rule, memory, at, (-tokens.v.unsqueeze(1),), tokens.rates()), memory)
