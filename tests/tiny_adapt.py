@@ -1,10 +1,10 @@
 """Tiny models and texts for the tests of learning at test time, in float64."""
 
 import torch
+from small_models import hope
 from torch import Tensor
 
 from nested_learning.levels import LevelSpec
-from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 
 VOCAB = 13
@@ -15,7 +15,7 @@ PLAIN = LevelSpec(name="mlp")
 def tiny(mixer: str = "self_mod", levels: tuple[LevelSpec, ...] = (FAST, PLAIN), seed: int = 0) -> HopeLM:
     """Two blocks of width 8; weights are large enough for gradients of every path to matter."""
     torch.manual_seed(seed)
-    config = HopeConfig(
+    config = hope(
         vocab_size=VOCAB,
         dim=8,
         num_layers=2,

@@ -67,6 +67,15 @@ class LevelSpec:
                 distinct and min(self.layers) >= 0, "layers", "different block numbers from 0, or null"
             )
 
+    def fast_options(self) -> list[tuple[str, Any]]:
+        """The options of fast levels that are set, with their values."""
+        default = LevelSpec()
+        return [
+            (name, getattr(self, name))
+            for name in ("eta", "retention", "delta", "momentum", "key", "target", "gain")
+            if getattr(self, name) != getattr(default, name)
+        ]
+
     def _check(self, ok: bool, name: str, allowed: str) -> None:
         if not ok:
             raise ValueError(

@@ -27,13 +27,13 @@ def test_every_row_uses_its_own_weights() -> None:
 def test_the_parameters_as_state_give_the_same_answer() -> None:
     torch.manual_seed(0)
     layer, x = SwiGLU(6, 8).double(), torch.randn(2, 5, 6, dtype=torch.float64)
-    assert_same(layer(x, layer.fast_state(2))[0], layer(x)[0], length=6 + 8)
+    assert_same(layer(x, layer.init_state(2))[0], layer(x)[0], length=6 + 8)
 
 
 def test_low_precision_answers_in_the_precision_of_its_input() -> None:
     torch.manual_seed(0)
     layer, x = SwiGLU(6, 8).bfloat16(), torch.randn(2, 5, 6).bfloat16()
-    state = layer.fast_state(2)
+    state = layer.init_state(2)
     assert state.w_in.dtype == torch.float32
     y = layer(x, state)[0]
     assert y.dtype == torch.bfloat16
@@ -43,7 +43,7 @@ def test_low_precision_answers_in_the_precision_of_its_input() -> None:
 def test_a_state_of_another_batch_is_refused() -> None:
     layer = SwiGLU(6, 8)
     with pytest.raises(ValueError, match="batch of x, 2, got 3"):
-        layer(torch.randn(2, 5, 6), layer.fast_state(3))
+        layer(torch.randn(2, 5, 6), layer.init_state(3))
 
 
 def test_a_model_with_plain_levels_as_state_is_the_same_model() -> None:

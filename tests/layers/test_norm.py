@@ -4,7 +4,8 @@ import pytest
 import torch
 from tolerances import assert_same
 
-from nested_learning.layers.norm import RMSNorm, l2_normalize
+from nested_learning.layers.norm import RMSNorm
+from nested_learning.ops.unit import l2_normalize
 
 
 def test_rms_norm_is_its_formula() -> None:

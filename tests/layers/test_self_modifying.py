@@ -7,8 +7,8 @@ import torch
 from naive_self_modifying import naive_self_modifying
 from tolerances import SAFETY, assert_same
 
-from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
 from nested_learning.layers.config import MemoryConfig
+from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
 from nested_learning.state import State
 
 LIVELY = {

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import hope
 from tolerances import assert_same
 from torch import Tensor
 
@@ -32,7 +33,7 @@ LIVELY: dict[str, Any] = {"eta_max": 1.0, "eta_bias": 0.0, "alpha_bias": 1.0}
 
 def make(mixer: str, levels: str = "fast", memory: dict[str, Any] | None = None, **options: Any) -> HopeLM:
     torch.manual_seed(0)
-    config = HopeConfig(
+    config = hope(
         vocab_size=VOCAB, dim=16, num_layers=2, num_heads=2, mixer=mixer, levels=LEVELS[levels], chunk_size=4,
         window=5, memory=MemoryConfig(**LIVELY, **(memory or {})), **options,
     )  # fmt: skip
@@ -72,7 +73,6 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("attention", "two", {}, {"cms_variant": "independent"}),
     ("self_mod", "plain", {"momentum": True}, {}),
     ("self_mod", "plain", {"keep_every": 2}, {}),
-    ("self_mod", "plain", {"truncate_every": 3}, {}),
     ("self_mod", "plain", {"projection_chunk_size": 8, "retention_target": "init"}, {}),
     ("titans", "fast", {}, {"read": "after_write"}),
 ]
@@ -116,7 +116,6 @@ def test_without_numbers_documents_do_reach_one_another(mixer: str) -> None:
         ("attention", "two", {}, 8),
         ("linear", "plain", {}, 4),
         ("self_mod", "projected", {"projection_chunk_size": 2}, 8),
-        ("self_mod", "plain", {"truncate_every": 3}, 12),
     ],
 )
 def test_alignment_is_whole_chunks_of_every_memory(

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from small_models import hope
 from torch import Tensor
 
 from nested_learning.layers.attention import Attention
@@ -22,7 +23,7 @@ LIVELY = MemoryConfig(eta_max=1.0, eta_bias=0.0, alpha_bias=1.0)
 
 
 def config(mixer: str) -> HopeConfig:
-    return HopeConfig(
+    return hope(
         vocab_size=29, dim=8, num_layers=2, num_heads=2, mixer=mixer, levels=LEVELS, chunk_size=BLOCK,
         window=5, memory=LIVELY,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_models import hope
 from tolerances import assert_same
 from torch.nn import functional as F
 
@@ -18,7 +19,7 @@ FAST = (LevelSpec(name="fast", chunk_size=4), LevelSpec(name="slow"))
 def model(mixer: str, levels: tuple[LevelSpec, ...] = FAST, **options: object) -> HopeLM:
     torch.manual_seed(0)
     memory = options.pop("memory", MemoryConfig(eta_max=1.0, eta_bias=0.0, alpha_bias=1.0))
-    config = HopeConfig(
+    config = hope(
         vocab_size=29, dim=16, num_layers=2, num_heads=2, mixer=mixer, levels=levels, chunk_size=4, window=5,
         memory=memory, **options,
     )  # fmt: skip

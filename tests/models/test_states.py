@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import hope
 from torch import Tensor, nn
 
 from nested_learning.layers.attention import Attention
 from nested_learning.layers.cms import CMS, FastLevel
 from nested_learning.layers.linear import GatedDeltaRule
 from nested_learning.layers.mlp import SwiGLU
-from nested_learning.layers.self_modifying import SelfModifyingTitans
-from nested_learning.layers.self_modifying import TitansMemory
+from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
 from nested_learning.levels import LevelSpec, calendar
 from nested_learning.models.block import HopeBlock
-from nested_learning.models.config import MIXERS, HopeConfig, MemoryConfig
+from nested_learning.models.config import MIXERS, MemoryConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.models.nested_mlp import NestedModel
 from nested_learning.models.pretrained import levels_from_pretrained
@@ -31,7 +31,7 @@ FAST = (LevelSpec(name="fast", chunk_size=4), LevelSpec())
 def make(mixer: str = "self_mod", **changes: Any) -> HopeLM:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"vocab_size": 11, "dim": 8, "num_layers": 2, "num_heads": 2, "chunk_size": 4}
-    return HopeLM(HopeConfig(**{**sizes, "mixer": mixer, "levels": FAST, "window": 5, **changes}))
+    return HopeLM(hope(**{**sizes, "mixer": mixer, "levels": FAST, **changes}))
 
 
 def tokens(batch: int = 2, length: int = 6) -> Tensor:
@@ -169,7 +169,7 @@ def test_layers_alone_refuse_other_input(name: str) -> None:
 @pytest.mark.parametrize("other", [*LAYERS, "SwiGLU"])
 def test_layers_alone_refuse_states_of_other_layers(name: str, other: str) -> None:
     layer, x = LAYERS[name](), torch.randn(2, 6, 8)
-    state = SwiGLU(8, 8).fast_state(2) if other == "SwiGLU" else LAYERS[other]()(x)[1]
+    state = SwiGLU(8, 8).init_state(2) if other == "SwiGLU" else LAYERS[other]()(x)[1]
     if name == other:
         assert layer(x, state)[0].shape == x.shape
         return

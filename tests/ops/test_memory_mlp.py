@@ -1,4 +1,4 @@
-"""The write of stacks of two-layer memories against the token loop: answers, state, every gradient, in float64."""
+"""The write of stacks of memories against the token loop: answers, state, every gradient, in float64."""
 
 from __future__ import annotations
 

@@ -129,6 +129,13 @@ class Attention(nn.Module):
         self.w_qkv = nn.Linear(dim, 3 * dim, bias=False)  # rows: q, k, v, heads side by side in each
         self.w_out = nn.Linear(dim, dim, bias=False)
 
+    def init_state(self, batch: int) -> KVCache:
+        """State at the start of a context: an empty cache."""
+        empty = self.w_out.weight.new_empty(
+            batch, self.num_heads, 0, self.w_out.in_features // self.num_heads
+        )
+        return KVCache.of(empty, empty, 0, None if self.window is None else self.window - 1)
+
     def forward(
         self, x: Tensor, state: KVCache | None = None, documents: Documents | None = None
     ) -> tuple[Tensor, KVCache]:
@@ -147,7 +154,7 @@ class Attention(nn.Module):
         )
         q, k = rotate(qkv[:2], position, self.rope_base)  # [B, H, T, d] each
         v = qkv[2]
-        if state is None:
+        if state is None or not state.position:
             keep = None if self.window is None else self.window - 1
             keys, values, state = k, v, KVCache.of(*_last(k, v, keep), tokens, keep)
         else:

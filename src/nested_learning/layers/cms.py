@@ -117,17 +117,21 @@ class FastLevel(nn.Module):
         self.shared = None if spec.key == "projected" else spec.target  # whether keys are inputs too
         self.compiled = False
 
-    def init_state(self, batch: int) -> FastLevelState:
-        """State at the start of a context."""
+    def init_state(self, batch: int, plain: bool = False) -> FastLevelState:
+        """State at the start of a context; `plain` is for ordinary levels."""
         start = self._start(batch)
         memory = MemoryState.pack(start.weights, start.momentum, batch)
         like = start.weights.w2
         last = like.new_zeros(batch, 1, like.shape[-1]) if self.spec.target == "next" else None
         return FastLevelState(memory, None, last, self.chunk_size)
 
-    def forward(self, x: Tensor, state: FastLevelState | None = None) -> tuple[Tensor, FastLevelState]:
-        """`x [B, T, D]` → (`y [B, T, D]`, state)."""
+    def forward(
+        self, x: Tensor, state: FastLevelState | None = None, documents: Documents | None = None
+    ) -> tuple[Tensor, FastLevelState]:
+        """`x [B, T, D]` → (`y [B, T, D]`, state). `documents`: those of x; only without a state."""
         check_input(x, self.values.in_features, "FastLevel")
+        if documents is not None:
+            return read_apart(self, x, state, documents)
         batch, tokens, _ = x.shape
         if state is None:
             state = self.init_state(batch)
@@ -264,14 +268,7 @@ class CMS(nn.Module):
 
     def init_state(self, batch: int, plain: bool = False) -> CMSState:
         """State at the start of a context. `plain` makes ordinary levels fast weights too (see `adapt`)."""
-        states: list[Any] = []
-        for level in self.levels:
-            if isinstance(level, FastLevel):
-                states.append(level.init_state(batch))
-            else:
-                assert isinstance(level, SwiGLU)
-                states.append(level.fast_state(batch) if plain else None)
-        return CMSState(tuple(states))
+        return CMSState(tuple(level.init_state(batch, plain) for level in self.levels))  # type: ignore[operator]
 
     def forward(
         self, x: Tensor, state: CMSState | None = None, documents: Documents | None = None
@@ -279,15 +276,11 @@ class CMS(nn.Module):
         """`x [B, T, D]` → (x plus what the levels add, state). `documents`: those of x, from its start."""
         check_input(x, self.dim, "CMS")
         check_documents(documents, x, state, "CMS")
-        state = self.init_state(x.shape[0]) if state is None else state
-        self._check_state(state)
         after: list[Any] = []
         total = x
-        for i, (norm, level, before) in enumerate(zip(self.norms, self.levels, state.levels, strict=True)):
-            if documents is not None and isinstance(level, FastLevel):
-                y, new = read_apart(level, norm(x), documents)
-            else:
-                y, new = level(norm(x), before)
+        starts = [None] * len(self.levels) if state is None else self._states(state)
+        for i, (norm, level, before) in enumerate(zip(self.norms, self.levels, starts, strict=True)):
+            y, new = level(norm(x), before, documents)
             after.append(new)
             if self.shares is None:
                 x = total = x + y
@@ -295,13 +288,14 @@ class CMS(nn.Module):
                 total = total + y * self._share(i, y)
         return total, CMSState(tuple(after))
 
-    def _check_state(self, state: CMSState) -> None:
+    def _states(self, state: CMSState) -> tuple[Any, ...]:
         check_kind(state, CMSState, "CMS")
         if len(state.levels) != len(self.levels):
             raise ValueError(f"CMS state must be of {len(self.levels)} levels, got {len(state.levels)}")
         for spec, kind, held in zip(self.specs, self.kinds, state.levels, strict=True):
             if kind == "fast" and held is None:
                 raise ValueError(f"CMS state has no weights of level {spec.name!r}, which is fast")
+        return state.levels
 
     def _share(self, level: int, like: Tensor) -> Tensor:
         """Softmax weight of a level for every channel `[D]`."""

@@ -1,4 +1,4 @@
-"""Several documents in one row, each read as if it stood in a row of its own.
+"""Several documents in one row, each processed as if it were alone in a row.
 
 A document is a run of equal numbers, for every layer: a number that comes back later begins another document.
 Attention sees the tokens of its own document only. Everything that carries a state is read in blocks, and
@@ -80,14 +80,18 @@ def check_documents(documents: Documents | None, x: Tensor, state: object, owner
         raise ValueError(f"{owner} takes documents or a state, not both: documents start a context")
 
 
-def read_apart(layer: Reader, x: Tensor, documents: Documents) -> tuple[Tensor, Any]:
-    """`x [B, T, D]` → (`y [B, T, D]`, state): `layer`, with a new context where a document begins."""
+def read_apart(layer: Reader, x: Tensor, state: object, documents: Documents) -> tuple[Tensor, Any]:
+    """`x [B, T, D]` → (`y [B, T, D]`, state): `layer`, with a new context where a document begins.
+
+    `state` must be None: documents start a context.
+    """
+    check_documents(documents, x, state, type(layer).__name__)
     fresh: State = layer.init_state(x.shape[0])
-    state, answers = fresh, []
+    after, answers = fresh, []
     blocks = torch.split(x, documents.block, 1)
     for number, (part, begins) in enumerate(zip(blocks, documents.begins.unbind(1), strict=True)):
         if number:
-            state = state.replace_rows(begins, fresh)
-        y, state = layer(part, state)
+            after = after.replace_rows(begins, fresh)
+        y, after = layer(part, after)
         answers.append(y)
-    return torch.cat(answers, 1), state
+    return torch.cat(answers, 1), after

@@ -11,9 +11,16 @@ from torch.nn import functional as F
 from nested_learning.layers.checks import check_heads, check_held, check_input, check_kind, widened
 from nested_learning.layers.config import MemoryConfig
 from nested_learning.layers.conv import CausalConv, ConvState
+from nested_learning.layers.documents import Documents, read_apart
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.streams import merge_heads, split_heads, split_rates, start_rates
-from nested_learning.ops.delta_rule.chunk import delta_rule
+from nested_learning.ops.delta_rule.chunk import (
+    LinearMemory,
+    LinearPiece,
+    read_and_write,
+    split_tokens,
+)
+from nested_learning.ops.scan import scan
 from nested_learning.ops.unit import l2_normalize
 from nested_learning.state import State
 
@@ -47,7 +54,7 @@ class GatedDeltaRule(nn.Module):
         if chunk_size < 1:
             raise ValueError(f"GatedDeltaRule chunk_size must be at least 1, got {chunk_size}")
         self.config = config = config or MemoryConfig()
-        self.heads, self.chunk_size = num_heads, chunk_size
+        self.heads, self.chunk_size, self.compiled = num_heads, chunk_size, False
         self.gates = 3 if config.momentum else 2
         self.project = nn.Linear(dim, 3 * dim, bias=False)
         self.conv = CausalConv(3 * dim, config.conv_window)
@@ -63,9 +70,13 @@ class GatedDeltaRule(nn.Module):
         zeros = self.out.weight.new_zeros(batch, self.heads, width, width, dtype=widened(self.out.weight))
         return LinearState(zeros, zeros if self.config.momentum else None, self.conv.init_state(batch))
 
-    def forward(self, x: Tensor, state: LinearState | None = None) -> tuple[Tensor, LinearState]:
-        """`x [B, T, D]` → (`y [B, T, D]`, state)."""
+    def forward(
+        self, x: Tensor, state: LinearState | None = None, documents: Documents | None = None
+    ) -> tuple[Tensor, LinearState]:
+        """`x [B, T, D]` → (`y [B, T, D]`, state). `documents`: those of x; only without a state."""
         check_input(x, self.out.in_features, "GatedDeltaRule")
+        if documents is not None:
+            return read_apart(self, x, state, documents)
         batch = x.shape[0]
         if state is None:
             state = self.init_state(batch)
@@ -74,25 +85,23 @@ class GatedDeltaRule(nn.Module):
         projected, conv = self.conv(self.project(x), state.conv)
         k, v, q = split_heads(projected, self.heads)
         logits = split_rates(self.rates(x), self.heads).to(k.dtype)
-        lead = (batch, self.heads)
-        with torch.autocast(x.device.type, enabled=False):
-            eta = (self.config.eta_max or 1.0) * torch.sigmoid(logits[0])
-            alpha = torch.sigmoid(logits[1]) if self.config.retention else torch.ones_like(eta)
-            y, weights, momentum = delta_rule(
-                l2_normalize(q),
-                l2_normalize(k),
-                F.silu(v),
-                (eta, alpha, torch.sigmoid(logits[2]) if self.config.momentum else None),
-                state.weights.flatten(0, 1),
-                chunk_size=self.chunk_size,
-                momentum=None if state.momentum is None else state.momentum.flatten(0, 1),
-                objective="dot",
-                read="after_write",
-                delta=self.config.delta,
-            )
-        y = self.out(self.norm(merge_heads(y, batch).to(x.dtype)).flatten(2))
-        moments = None if momentum is None else momentum.view(*lead, *momentum.shape[1:])
-        return y, LinearState(weights.view(*lead, *weights.shape[1:]), moments, conv)
+        momentum = None if state.momentum is None else state.momentum.flatten(0, 1)
+        with torch.autocast(x.device.type, enabled=False):  # the memory stays in float32
+            eta, log_alpha, log_beta = self.config.rates(logits, 1)
+            vectors = l2_normalize(q), l2_normalize(k), F.silu(v)
+            pieces = split_tokens(vectors, (eta, log_alpha, log_beta), self.chunk_size)
+            how = ("dot", "after_write", self.config.delta)
+            at = LinearMemory(state.weights.flatten(0, 1), momentum)
+            answers, at = scan(read_and_write, how, at, [self._run(piece) for piece in pieces])
+        y = merge_heads(torch.cat(answers, 1), batch).to(x.dtype)
+        y = self.out(self.norm(y).flatten(2))
+        weights, moments = (None if t is None else t.unflatten(0, (batch, -1)) for t in at[:2])
+        return y, LinearState(weights, moments, conv)
+
+    def _run(self, piece: LinearPiece) -> tuple[LinearPiece, bool, bool]:
+        """A piece, whether to compile its step, and whether to recompute it; see `scan`."""
+        whole = piece.k.shape[1] == self.chunk_size
+        return piece, self.compiled and whole, self.config.keep_every is not None
 
     def _check_state(self, state: LinearState, x: Tensor) -> None:
         check_kind(state, LinearState, "GatedDeltaRule")

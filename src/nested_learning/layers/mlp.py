@@ -17,7 +17,7 @@ def swiglu_width(dim: int, expansion: float = 8 / 3) -> int:
 
     With 8/3, the three matrices of a SwiGLU weigh as much as the two of an MLP of expansion 4.
     """
-    wanted = round(expansion * dim, 3)  # 2.6666667 * 768 means 2048, not a hair more
+    wanted = round(expansion * dim, 3)  # avoid rounding 2048.0000256 up to 2056
     return 8 * math.ceil(wanted / 8)
 
 
@@ -42,13 +42,21 @@ class SwiGLU(nn.Module):
         self.w_in = nn.Linear(dim, 2 * hidden, bias=False)  # rows: W_gate, then W_up
         self.w_out = nn.Linear(hidden, dim, bias=False)
 
-    def fast_state(self, batch: int) -> SwiGLUState:
-        """The parameters as fast weights of `batch` sequences, in float32 at least; they share memory until
-        something writes to them."""
+    def init_state(self, batch: int, plain: bool = True) -> SwiGLUState | None:
+        """The parameters as fast weights of `batch` sequences, in float32 at least; None without `plain`.
+
+        The sequences share memory until something writes to it.
+        """
+        if not plain:
+            return None
         return SwiGLUState(*(_repeat(linear.weight, batch) for linear in (self.w_in, self.w_out)))
 
-    def forward(self, x: Tensor, state: SwiGLUState | None = None) -> tuple[Tensor, SwiGLUState | None]:
+    def forward(
+        self, x: Tensor, state: SwiGLUState | None = None, documents: object = None
+    ) -> tuple[Tensor, SwiGLUState | None]:
         """`x [B, T, D]` to `(y [B, T, D], state)`, by the parameters or, if `state` is given, by its weights.
+
+        Tokens do not see one another, so `documents` make no difference.
 
         The layer writes nothing: the state that comes back is the one that was given (see `adapt`).
         """

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nested_learning.layers.checks import check_heads, check_input, check_kind
 from nested_learning.layers.config import READS, MemoryConfig
 from nested_learning.layers.conv import CausalConv, ConvState
+from nested_learning.layers.documents import Documents, read_apart
 from nested_learning.layers.memory import (
     MemoryMLP,
     MemoryState,
@@ -125,9 +126,16 @@ class SelfModifyingTitans(nn.Module):
         """State at the start of a context."""
         return self._pack(self._start(batch), self.conv.init_state(batch), batch)
 
-    def forward(self, x: Tensor, state: SelfModState | None = None) -> tuple[Tensor, SelfModState]:
-        """`x [B, T, D]` → (`y [B, T, D]`, state). Any split of a sequence gives the same answers."""
+    def forward(
+        self, x: Tensor, state: SelfModState | None = None, documents: Documents | None = None
+    ) -> tuple[Tensor, SelfModState]:
+        """`x [B, T, D]` → (`y [B, T, D]`, state). Any split of a sequence gives the same answers.
+
+        `documents`: those of x, each processed as if it were alone in a row; only without a state.
+        """
         check_input(x, self.out.in_features, type(self).__name__)
+        if documents is not None:
+            return read_apart(self, x, state, documents)
         if state is not None:
             self._check_state(state, x)
         batch = x.shape[0]
@@ -150,8 +158,6 @@ class SelfModifyingTitans(nn.Module):
         whole = (tokens - first) // stretch
         lengths = [first, *[stretch] * whole, tokens - first - whole * stretch]
         lengths = [length for length in lengths if length]
-        if not (self.compiled or every):
-            return [(x, False, False)]
         return [
             (part, self.compiled and length == stretch, every is not None)
             for part, length in zip(x.split(lengths), lengths, strict=True)

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
-from nested_learning.layers.attention import Attention
 from nested_learning.layers.checks import check_input, check_kind
 from nested_learning.layers.cms import CMS
-from nested_learning.layers.documents import Documents, check_documents, read_apart
-from nested_learning.layers.linear import GatedDeltaRule
+from nested_learning.layers.documents import Documents
+from nested_learning.layers.mixer import MIXERS
 from nested_learning.layers.norm import RMSNorm
-from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
 from nested_learning.models.config import HopeConfig
 from nested_learning.state import LayerState
-
-
-def build_mixer(config: HopeConfig) -> nn.Module:
-    """The sequence mixer that `config.mixer` names."""
-    dim, heads = config.dim, config.num_heads
-    if config.mixer == "self_mod":
-        return SelfModifyingTitans(dim, heads, config.chunk_size, config.read, config.memory)
-    if config.mixer == "titans":
-        return TitansMemory(dim, heads, config.chunk_size, config.read, config.memory)
-    if config.mixer == "linear":
-        return GatedDeltaRule(dim, heads, config.chunk_size, config.memory)
-    window = config.window if config.mixer == "sliding_attention" else None
-    return Attention(dim, heads, config.rope_base, window)
 
 
 class HopeBlock(nn.Module):
@@ -43,7 +26,7 @@ class HopeBlock(nn.Module):
     def __init__(self, config: HopeConfig, layer: int = 0) -> None:
         super().__init__()
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.mixer = build_mixer(config)
+        self.mixer = MIXERS[config.mixer].build(config)
         self.memory = CMS(
             config.dim,
             config.levels_of(layer),
@@ -55,13 +38,12 @@ class HopeBlock(nn.Module):
         )
 
     def init_state(self, batch: int, plain: bool = False) -> LayerState:
-        """State at the start of a context. Attention has none until it has read something.
+        """State at the start of a context.
 
         `plain` makes ordinary MLPs fast weights of each sequence too (see `adapt`).
         """
-        mixer = self.mixer
-        start = None if isinstance(mixer, Attention) else mixer.init_state(batch)  # type: ignore[operator]
-        return LayerState(start, self.memory.init_state(batch, plain))
+        mixer = self.mixer.init_state(batch)  # type: ignore[operator]
+        return LayerState(mixer, self.memory.init_state(batch, plain))
 
     def forward(
         self, x: Tensor, state: LayerState | None = None, documents: Documents | None = None
@@ -70,15 +52,6 @@ class HopeBlock(nn.Module):
         check_input(x, self.norm.weight.shape[0], "HopeBlock")
         state = LayerState() if state is None else state
         check_kind(state, LayerState, "HopeBlock")
-        mixed, mixer = self._mix(self.norm(x), state.mixer, documents)
+        mixed, mixer = self.mixer(self.norm(x), state.mixer, documents)
         y, memory = self.memory(x + mixed, state.memory, documents)
         return y, LayerState(mixer, memory)
-
-    def _mix(self, x: Tensor, state: Any, documents: Documents | None) -> tuple[Tensor, Any]:
-        if documents is not None and not isinstance(self.mixer, Attention):
-            check_documents(documents, x, state, "HopeBlock")
-            return read_apart(self.mixer, x, documents)  # type: ignore[arg-type]
-        mixed: tuple[Tensor, Any] = (
-            self.mixer(x, state) if documents is None else self.mixer(x, state, documents)
-        )
-        return mixed

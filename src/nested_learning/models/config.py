@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self
 
-from nested_learning.checks import at_least, build, check_types, one_of, positive, within
+from nested_learning.checks import at_least, build, check_types, one_of, positive
 from nested_learning.layers.config import READS, MemoryConfig
+from nested_learning.layers.mixer import FAST_LEVEL, MIXERS
 from nested_learning.levels import (
     VARIANTS,
     Event,
@@ -18,10 +19,6 @@ from nested_learning.levels import (
     kind_of,
     reset_periods,
 )
-
-Mixer = Literal["self_mod", "titans", "linear", "attention", "sliding_attention"]
-Read = Literal["chunk", "before_write", "after_write"]
-MIXERS: tuple[str, ...] = ("self_mod", "titans", "linear", "attention", "sliding_attention")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -80,6 +77,7 @@ class HopeConfig:
             raise ValueError(f"model.dim / model.num_heads must be even, got {self.dim // self.num_heads}")
         check_levels(self.levels, "model.levels")
         self._check_levels()
+        self._check_unread()
         other = self.memory.projection_chunk_size
         if other is not None and max(other, self.chunk_size) % min(other, self.chunk_size):
             raise ValueError(
@@ -110,6 +108,48 @@ class HopeConfig:
                 raise ValueError(f"model.levels must leave every block a level, got none for block {layer}")
             reset_periods(self.levels_of(layer), self.cms_variant, self.seq_len)
 
+    def with_mixer(self, mixer: str, **changes: Any) -> Self:
+        """The same model with another mixer; options that it does not read go back to their defaults."""
+        one_of("mixer", mixer, MIXERS)
+        reads = MIXERS[mixer].reads | FAST_LEVEL
+        default, memory = type(self)(), MemoryConfig()
+        names = [f.name for f in fields(memory) if f"memory.{f.name}" not in reads]
+        changes.setdefault("memory", replace(self.memory, **{name: getattr(memory, name) for name in names}))
+        unread = [name for name in ("read", "window", "rope_base") if name not in reads]
+        return replace(self, mixer=mixer, **{name: getattr(default, name) for name in unread} | changes)
+
+    def _check_unread(self) -> None:
+        """Refuse an option that is set and that neither the mixer nor a level reads."""
+        reads = MIXERS[self.mixer].reads
+        readers = f"model.mixer = {self.mixer}"
+        if any(self.level_kind(level) == "fast" for level in self.levels):
+            reads, readers = reads | FAST_LEVEL, f"{readers} with fast levels"
+        defaults = HopeConfig.__dataclass_fields__
+        values = {
+            name: (getattr(self, name), defaults[name].default) for name in ("read", "window", "rope_base")
+        }
+        memory = MemoryConfig()
+        for option in fields(memory):
+            values[f"memory.{option.name}"] = (
+                getattr(self.memory, option.name),
+                getattr(memory, option.name),
+            )
+        for name, (value, default) in values.items():
+            if value != default and name not in reads:
+                who = ", ".join(mixer for mixer, kind in MIXERS.items() if name in kind.reads)
+                raise ValueError(
+                    f"model.{name} is not read by {readers}, so it must stay {default!r}, got {value!r}; "
+                    f"it is an option of {who}"
+                )
+        for level in self.levels:
+            if self.level_kind(level) != "fast" and (unread := level.fast_options()):
+                name, value = unread[0]
+                kind = self.level_kind(level)
+                raise ValueError(
+                    f"model.levels.{level.name}.{name} is read by fast levels only, and this level is {kind} "
+                    f"(chunk_size = {level.chunk_size}, model.seq_len = {self.seq_len}); got {value!r}"
+                )
+
     @property
     def head_dim(self) -> int:
         """Width of one head."""
@@ -119,7 +159,7 @@ class HopeConfig:
     def alignment(self) -> int:
         """Tokens in a whole number of chunks of every memory: where documents of one row may begin."""
         sizes = [1]
-        if self.mixer in ("self_mod", "titans", "linear"):
+        if "memory.delta" in MIXERS[self.mixer].reads:  # a mixer with memories
             sizes.append(max(self.chunk_size, self.memory.projection_chunk_size or 1))
         sizes += [level.chunk_size or 1 for level in self.levels if self.level_kind(level) == "fast"]
         return math.lcm(*sizes)

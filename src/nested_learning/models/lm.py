@@ -57,7 +57,7 @@ class HopeLM(nn.Module):
             ValueError: a batch below 1.
         """
         check_count("batch", batch, 1)
-        return ModelState(tuple(block.init_state(batch, plain) for block in self._blocks()))
+        return ModelState(tuple(block.init_state(batch, plain) for block in self.blocks))  # type: ignore[operator]
 
     def slow_parameters(self) -> dict[str, list[str]]:
         """Names of the parameters of every slow level, over all blocks; the norm before it is one of them.
@@ -70,9 +70,6 @@ class HopeLM(nn.Module):
                 for name, own in module.slow_parameters().items():
                     slow.setdefault(name, []).extend(f"{path}.{parameter}" for parameter in own)
         return slow
-
-    def _blocks(self) -> list[HopeBlock]:
-        return [block for block in self.blocks if isinstance(block, HopeBlock)]
 
     def forward(
         self, tokens: Tensor, state: ModelState | None = None, documents: Tensor | None = None

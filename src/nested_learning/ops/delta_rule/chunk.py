@@ -90,7 +90,9 @@ class Written(NamedTuple):
 
     rates: Rates
     keys: Tensor  # [N, C, d]
-    solved: Tensor | None  # U [N, C, o]: what the delta term erases (and, without momentum, Ê); None = nothing
+    solved: (
+        Tensor | None
+    )  # U [N, C, o]: what the delta term erases (and, without momentum, Ê); None = nothing
     error: Tensor | None  # Ê [N, C, o]; None where U has absorbed it
 
 
@@ -202,15 +204,51 @@ def delta_rule(
     eta, alpha, beta = rates
     if beta is not None and momentum is None:
         momentum = torch.zeros_like(weights)
-    answers = []
-    vectors = [torch.split(t, chunk_size, -2) for t in (k, v, q)]  # the gradient of a slice would be long
-    logs = (eta, alpha.log(), *(() if beta is None else (beta.log(),)))
-    scalars = [torch.split(t, chunk_size, -1) for t in logs]
-    for keys, values, queries, *own in zip(*vectors, *scalars, strict=True):
-        start = Applied(*apply(keys, weights, momentum, initial))
-        error = start.weights - values if objective == "l2" else -values
-        written = delta_write(make_rates(*own), keys, error, start, delta=delta)
-        asked = Applied(*apply(queries, weights, momentum, initial))
-        answers.append(asked.weights if read == "chunk" else read_inside(written, queries, asked, read))
-        weights, momentum = finish(written, weights, momentum, initial)
-    return torch.cat(answers, -2), weights, momentum
+    answers, at = [], LinearMemory(weights, momentum, initial)
+    logs = (eta, alpha.log(), None if beta is None else beta.log())
+    for piece in split_tokens((q, k, v), logs, chunk_size):
+        y, at = read_and_write(objective, read, delta, at, piece)
+        answers.append(y)
+    return torch.cat(answers, -2), at.weights, at.momentum
+
+
+class LinearMemory(NamedTuple):
+    """W, S (None = no momentum) and W_init (None = retention towards zero), each `[N, o, d]`."""
+
+    weights: Tensor
+    momentum: Tensor | None = None
+    initial: Tensor | None = None
+
+
+class LinearPiece(NamedTuple):
+    """Some tokens: `q, k [N, n, d]`, `v [N, n, o]`, and η, log α and log β (None = no momentum) `[N, n]`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    eta: Tensor
+    log_alpha: Tensor
+    log_beta: Tensor | None
+
+
+def split_tokens(
+    vectors: tuple[Tensor, Tensor, Tensor], logs: tuple[Tensor, Tensor, Tensor | None], size: int
+) -> list[LinearPiece]:
+    """q, k, v and η, log α, log β in pieces of `size` tokens. (One split: a slice's gradient is long.)"""
+    count = -(-vectors[0].shape[-2] // size)
+    parts = [torch.split(t, size, -2) for t in vectors]
+    rates = [[None] * count if t is None else torch.split(t, size, -1) for t in logs]
+    return [LinearPiece(*items) for items in zip(*parts, *rates, strict=True)]
+
+
+def read_and_write(
+    objective: str, read: str, delta: bool, at: LinearMemory, piece: LinearPiece
+) -> tuple[Tensor, LinearMemory]:
+    """Answers `[N, n, o]` to one chunk, and the memory after it; for the options see `delta_rule`."""
+    queries, keys, values, *logs = piece
+    start = Applied(*apply(keys, *at))
+    error = start.weights - values if objective == "l2" else -values
+    written = delta_write(make_rates(*logs), keys, error, start, delta=delta)
+    asked = Applied(*apply(queries, *at))
+    answer = asked.weights if read == "chunk" else read_inside(written, queries, asked, read)
+    return answer, LinearMemory(*finish(written, *at), at.initial)
