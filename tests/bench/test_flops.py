@@ -6,8 +6,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nested_learning.bench.flops import Work, flops_per_token, forward_work, inverse_flops
+from nested_learning.layers.config import MemoryConfig
 from nested_learning.levels import LevelSpec
-from nested_learning.models.config import HopeConfig, MemoryConfig
+from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.ops.triangular import inverse_unit_lower
 

@@ -11,9 +11,10 @@ from nested_learning.commands import audit as command
 from nested_learning.commands import nl
 from nested_learning.config import load_config
 from nested_learning.layers import cms
+from nested_learning.layers.config import MemoryConfig
 from nested_learning.levels import LevelSpec
 from nested_learning.models.bill import fast_weight_bill
-from nested_learning.models.config import HopeConfig, MemoryConfig
+from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.train import audit
 from nested_learning.train.config import RunConfig, TrainConfig

@@ -10,8 +10,9 @@ import pytest
 
 from nested_learning.config import load_config
 from nested_learning.data.config import SourceConfig
+from nested_learning.layers.config import MemoryConfig
 from nested_learning.levels import LevelSpec
-from nested_learning.models.config import HopeConfig, MemoryConfig
+from nested_learning.models.config import HopeConfig
 from nested_learning.train.config import RunConfig, run_config
 
 ANY_SIGN = ("alpha_bias", "eta_bias", "slow_weight")  # numbers that may be negative

@@ -10,9 +10,10 @@ from naive_cms import naive_cms
 from tolerances import assert_same
 
 from nested_learning.layers.cms import CMS, FastLevel, FastLevelState
+from nested_learning.layers.config import MemoryConfig
 from nested_learning.layers.mlp import SwiGLU
 from nested_learning.levels import VARIANTS, LevelSpec, calendar
-from nested_learning.models.config import HopeConfig, MemoryConfig
+from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 
 DIM, TOKENS = 6, 19

@@ -10,8 +10,9 @@ import torch
 from naive_cms import naive_cms
 
 from nested_learning.layers.cms import CMS, FastLevelState
+from nested_learning.layers.config import MemoryConfig
 from nested_learning.levels import VARIANTS, LevelSpec, calendar, reset_periods
-from nested_learning.models.config import HopeConfig, MemoryConfig
+from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.train import audit
 from nested_learning.train.config import RunConfig, TrainConfig

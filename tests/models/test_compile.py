@@ -9,9 +9,10 @@ import torch
 from tolerances import assert_same
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from nested_learning.layers.config import MemoryConfig
 from nested_learning.levels import LevelSpec
 from nested_learning.models.compile import compile_model
-from nested_learning.models.config import HopeConfig, MemoryConfig
+from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.ops.scan import compiled
 

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from nested_learning.layers.config import READS, MemoryConfig
+from nested_learning.layers.mixer import MIXERS
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.levels import VARIANTS, LevelSpec
-from nested_learning.models.config import MIXERS, READS, HopeConfig, MemoryConfig
+from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 
 LENGTH = 21  # two chunks of 8 and an unfinished one

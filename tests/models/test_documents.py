@@ -10,9 +10,11 @@ from small_models import hope
 from tolerances import assert_same
 from torch import Tensor
 
+from nested_learning.layers.config import MemoryConfig
 from nested_learning.layers.documents import locate_documents
+from nested_learning.layers.mixer import MIXERS
 from nested_learning.levels import LevelSpec
-from nested_learning.models.config import MIXERS, HopeConfig, MemoryConfig
+from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 
 VOCAB = 29

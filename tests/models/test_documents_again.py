@@ -11,10 +11,12 @@ from torch import Tensor
 
 from nested_learning.layers.attention import Attention
 from nested_learning.layers.cms import CMS
+from nested_learning.layers.config import MemoryConfig
 from nested_learning.layers.documents import locate_documents
+from nested_learning.layers.mixer import MIXERS
 from nested_learning.levels import LevelSpec
 from nested_learning.models.block import HopeBlock
-from nested_learning.models.config import MIXERS, HopeConfig, MemoryConfig
+from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 
 BLOCK = 4

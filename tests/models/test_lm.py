@@ -8,8 +8,10 @@ from small_models import hope
 from tolerances import assert_same
 from torch.nn import functional as F
 
+from nested_learning.layers.config import MemoryConfig
+from nested_learning.layers.mixer import MIXERS
 from nested_learning.levels import LevelSpec
-from nested_learning.models.config import MIXERS, HopeConfig, MemoryConfig
+from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 
 LENGTH = 2 * 19 * 16  # operations in a row: layers, tokens that a memory passes, width

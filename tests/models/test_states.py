@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from nested_learning.layers.attention import Attention
 from nested_learning.layers.cms import CMS, FastLevel
+from nested_learning.layers.config import MemoryConfig
 from nested_learning.layers.linear import GatedDeltaRule
+from nested_learning.layers.mixer import MIXERS
 from nested_learning.layers.mlp import SwiGLU
 from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
 from nested_learning.levels import LevelSpec, calendar
 from nested_learning.models.block import HopeBlock
-from nested_learning.models.config import MIXERS, MemoryConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.models.nested_mlp import NestedModel
 from nested_learning.models.pretrained import levels_from_pretrained

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from nested_learning.commands.reproduce import parser
-from nested_learning.models.config import HopeConfig, MemoryConfig
+from nested_learning.layers.config import MemoryConfig
+from nested_learning.models.config import HopeConfig
 from nested_learning.reproduce import EXPERIMENTS, chunk_size, defaults, experiment, recall, stability
 from nested_learning.reproduce.defaults import with_setting
 from nested_learning.reproduce.tasks import RecallRun, TextRun

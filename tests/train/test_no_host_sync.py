@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nested_learning.layers.config import MemoryConfig
+from nested_learning.layers.mixer import MIXERS
 from nested_learning.levels import LevelSpec
-from nested_learning.models.config import MIXERS, HopeConfig, MemoryConfig
+from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer
 from nested_learning.optim.config import OptimConfig

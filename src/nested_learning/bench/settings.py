@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from nested_learning.layers.config import MemoryConfig
+from nested_learning.layers.mixer import MIXERS
 from nested_learning.levels import LevelSpec
-from nested_learning.models.config import MIXERS, HopeConfig, MemoryConfig
+from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.runtime import pick_device
 
@@ -78,7 +80,7 @@ class BenchSettings:
         device = pick_device(self.device, "bench.device")
         _one_of("device", (device.type,), ("cpu", "cuda"))  # others could not be waited for
         self.device = str(device)
-        _one_of("mixers", self.mixers, MIXERS)
+        _one_of("mixers", self.mixers, tuple(MIXERS))
         _one_of("parts", self.parts, PARTS)
         _one_of("precision", (self.precision,), PRECISIONS)
         counts = [("lengths", value) for pair in self.lengths for value in pair if value is not None]

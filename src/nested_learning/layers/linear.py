@@ -87,7 +87,7 @@ class GatedDeltaRule(nn.Module):
         logits = split_rates(self.rates(x), self.heads).to(k.dtype)
         momentum = None if state.momentum is None else state.momentum.flatten(0, 1)
         with torch.autocast(x.device.type, enabled=False):  # the memory stays in float32
-            eta, log_alpha, log_beta = self.config.rates(logits, 1)
+            eta, log_alpha, log_beta = self.config.rates(logits.unbind(0), 1)
             vectors = l2_normalize(q), l2_normalize(k), F.silu(v)
             pieces = split_tokens(vectors, (eta, log_alpha, log_beta), self.chunk_size)
             how = ("dot", "after_write", self.config.delta)
@@ -95,8 +95,9 @@ class GatedDeltaRule(nn.Module):
             answers, at = scan(read_and_write, how, at, [self._run(piece) for piece in pieces])
         y = merge_heads(torch.cat(answers, 1), batch).to(x.dtype)
         y = self.out(self.norm(y).flatten(2))
-        weights, moments = (None if t is None else t.unflatten(0, (batch, -1)) for t in at[:2])
-        return y, LinearState(weights, moments, conv)
+        weights, momentum = at.weights, at.momentum
+        moments = None if momentum is None else momentum.view(batch, -1, *momentum.shape[1:])
+        return y, LinearState(weights.view(batch, -1, *weights.shape[1:]), moments, conv)
 
     def _run(self, piece: LinearPiece) -> tuple[LinearPiece, bool, bool]:
         """A piece, whether to compile its step, and whether to recompute it; see `scan`."""

@@ -48,7 +48,7 @@ class MemoryState(State):
         """Inverse of `unpack`."""
 
         def whole(stack: Stack) -> tuple[Any, ...]:
-            return stack.map(lambda t: t.unflatten(0, (batch, -1)))
+            return stack.map(lambda t: t.view(batch, -1, *t.shape[1:]))
 
         return cls(*whole(weights)) if momentum is None else cls(*whole(weights), *whole(momentum))
 

@@ -26,13 +26,12 @@ from nested_learning.layers.memory import (
 )
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.streams import merge_heads, split_heads, split_rates, start_rates
-from nested_learning.ops.memory_mlp.chunk import Tokens
+from nested_learning.ops.memory_mlp.chunk import Memories, Tokens
 from nested_learning.ops.scan import scan
 from nested_learning.ops.self_modifying.chunk import (
     MEMORY,
     RATES,
     Bank,
-    Memories,
     Progress,
     Streams,
     read_and_write,
@@ -201,7 +200,7 @@ class SelfModifyingTitans(nn.Module):
         pending = at.pending
         packed = None
         if pending is not None:
-            packed = tuple(None if t is None else t.unflatten(0, (batch, -1)) for t in pending)
+            packed = tuple(None if t is None else t.view(batch, -1, *t.shape[1:]) for t in pending)
         return SelfModState(banks, conv, packed, at.position, self.chunks)
 
 

@@ -23,7 +23,7 @@ def compiled(step: Step) -> Step:
     return torch.compile(step, dynamic=False, fullgraph=True)
 
 
-@torch.compiler.disable(recursive=False)
+@torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
 def scan(
     step: Step, how: Sequence[Any], carried: Any, pieces: Sequence[tuple[Any, bool, bool]]
 ) -> tuple[list[Tensor], Any]:

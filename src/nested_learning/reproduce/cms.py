@@ -9,10 +9,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from nested_learning.layers.mixer import MIXERS
 from nested_learning.layers.mlp import swiglu_width
 from nested_learning.levels import LevelSpec
 from nested_learning.models.bill import count_parameters
-from nested_learning.models.config import MIXERS, HopeConfig
+from nested_learning.models.config import HopeConfig
 from nested_learning.report import highest, mean, show
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, positive
 from nested_learning.reproduce.report import Plot, Report

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from nested_learning.models.config import READS, HopeConfig
+from nested_learning.layers.config import READS
+from nested_learning.models.config import HopeConfig
 from nested_learning.report import mean, show
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, positive
 from nested_learning.reproduce.report import Plot, Report

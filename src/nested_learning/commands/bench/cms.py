@@ -17,9 +17,10 @@ import torch
 
 from nested_learning.bench.timing import spread
 from nested_learning.command import Parser
+from nested_learning.layers.mixer import MIXERS
 from nested_learning.layers.mlp import swiglu_width
 from nested_learning.levels import LevelSpec
-from nested_learning.models.config import MIXERS, HopeConfig
+from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.runtime import keep_freed_memory
 from nested_learning.train.objective import next_token_loss

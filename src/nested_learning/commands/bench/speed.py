@@ -17,7 +17,7 @@ from nested_learning.bench.report import write_report
 from nested_learning.bench.run import run_benchmark
 from nested_learning.bench.settings import PARTS, PRECISIONS, BenchSettings, smoke_settings
 from nested_learning.command import Parser
-from nested_learning.models.config import MIXERS
+from nested_learning.layers.mixer import MIXERS
 
 NUMBERS = (
     "dim layers heads vocab chunk batch repeats threads keep_every decode_batch yardstick_max_position "

@@ -133,9 +133,9 @@ def finish(
     """W and S `[N, o, d]` after the chunk."""
     rates, keys = written.rates, written.keys
     decay = rates.a if rates.c is None else rates.c
-    change = 0.0 if written.solved is None else rates.a.inside[..., -1, :, None] * written.solved
-    if written.error is not None:
-        change = change + decay.inside[..., -1, :, None] * written.error
+    parts = ((rates.a, written.solved), (decay, written.error))
+    change = sum(d.inside[..., -1, :, None] * part for d, part in parts if part is not None)
+    assert isinstance(change, Tensor)
     a0 = rates.a.start[..., -1, None, None]
     after = a0 * weights - change.mT @ keys
     if initial is not None:
@@ -245,10 +245,10 @@ def read_and_write(
     objective: str, read: str, delta: bool, at: LinearMemory, piece: LinearPiece
 ) -> tuple[Tensor, LinearMemory]:
     """Answers `[N, n, o]` to one chunk, and the memory after it; for the options see `delta_rule`."""
-    queries, keys, values, *logs = piece
+    queries, keys, values, eta, log_alpha, log_beta = piece
     start = Applied(*apply(keys, *at))
     error = start.weights - values if objective == "l2" else -values
-    written = delta_write(make_rates(*logs), keys, error, start, delta=delta)
+    written = delta_write(make_rates(eta, log_alpha, log_beta), keys, error, start, delta=delta)
     asked = Applied(*apply(queries, *at))
     answer = asked.weights if read == "chunk" else read_inside(written, queries, asked, read)
     return answer, LinearMemory(*finish(written, *at), at.initial)

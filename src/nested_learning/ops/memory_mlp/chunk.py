@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nested_learning.ops.delta_rule.chunk import finish as delta_finish
 from nested_learning.ops.delta_rule.chunk import (
     Applied,
+    LinearMemory,
     Rates,
     Written,
     apply,
@@ -31,6 +31,7 @@ from nested_learning.ops.delta_rule.chunk import (
     make_rates,
     read_inside,
 )
+from nested_learning.ops.delta_rule.chunk import finish as delta_finish
 
 EPS = 1.0  # in the norm of the hidden layer: keeps the slope of σ̂ below 1.1, so that no error is amplified
 
@@ -188,7 +189,7 @@ def read(weights: Stack, x: Tensor) -> tuple[Tensor, ...]:
 
 def _to_memories(rows: Tensor, memories: int) -> Tensor:
     """`[N, C, M·h]` → `[N, M, C, h]`."""
-    return rows.unflatten(-1, (memories, -1)).transpose(1, 2)
+    return rows.view(*rows.shape[:2], memories, -1).transpose(1, 2)
 
 
 def _to_rows(z: Tensor) -> Tensor:
@@ -239,14 +240,14 @@ def write(
     return StackWritten(first, tuple(second))
 
 
-def _first_layers(memories: Memories) -> tuple[Tensor | None, ...]:
-    """W₂, its momentum and W_init of all memories as those of one linear memory `[N, M·h, d]`."""
-    return tuple(None if stack is None else stack.w2.flatten(1, 2) for stack in memories)
+def _first_layers(memories: Memories) -> LinearMemory:
+    """The first layers of all memories as one linear memory `[N, M·h, d]`."""
+    return LinearMemory(*(None if stack is None else stack.w2.flatten(1, 2) for stack in memories))  # type: ignore[arg-type]
 
 
-def _second_layers(memories: Memories, group: int) -> tuple[Tensor | None, ...]:
-    """W₁, its momentum and W_init of the memories of one output width `[N, m, o, h]`."""
-    return tuple(None if stack is None else stack.w1[group] for stack in memories)
+def _second_layers(memories: Memories, group: int) -> LinearMemory:
+    """The second layers of the memories of one output width, as linear memories `[N, m, o, h]`."""
+    return LinearMemory(*(None if stack is None else stack.w1[group] for stack in memories))  # type: ignore[arg-type]
 
 
 def finish(written: StackWritten, memories: Memories) -> Memories:
