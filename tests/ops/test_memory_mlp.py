@@ -33,7 +33,7 @@ def in_chunks(
     wanted = [torch.split(t, size, 2) for t in targets]
     for number, (queries, *own) in enumerate(zip(*pieces, strict=True)):
         chunk = Tokens(*own)
-        at = forward(memories.weights, chunk.k)
+        (at,) = forward(memories.weights, chunk.k)
         residuals = tuple(chunk.k[:, None] - v[number] for v in wanted)
         written = write(rule, memories, at, residuals, chunk.rates())
         if which == "chunk":
@@ -100,7 +100,7 @@ def test_output_widths_stand_beside_one_another() -> None:
     def after(weights: Stack, targets: Outputs) -> Stack:
         memories = Memories(weights, None, None)
         residuals = tuple(-v for v in targets)
-        at = forward(weights, k)
+        (at,) = forward(weights, k)
         return finish(write(WriteRule(), memories, at, residuals, tokens.rates()), memories).weights
 
     together = after(Stack(w2, (wide, narrow)), targets)
@@ -139,7 +139,7 @@ def test_gradient_of_the_write_by_finite_differences() -> None:
         written = write(
             WriteRule(momentum=True),
             memories,
-            forward(stacks[0], k),
+            forward(stacks[0], k)[0],
             (-v,),
             Tokens(k, k, eta, alpha.log(), beta.log()).rates(),
         )

@@ -33,7 +33,7 @@ from nested_learning.layers.streams import split_rates
 from nested_learning.levels import LevelSpec, check_levels, kind_of, reset_periods
 from nested_learning.ops.cms.chunk import LevelPiece, LevelProgress, answer_and_write
 from nested_learning.ops.memory_mlp.chunk import Memories, Tokens
-from nested_learning.ops.scan import scan
+from nested_learning.ops.scan import Piece, scan
 from nested_learning.ops.segments import segments
 from nested_learning.ops.unit import l2_normalize
 from nested_learning.state import State
@@ -139,12 +139,11 @@ class FastLevel(nn.Module):
             self._check_state(state, x)
         queries = l2_normalize(x.to(torch.promote_types(x.dtype, torch.float32)))
         written, last = self._tokens(x, queries, state.last)
-        start = self._start(batch)
-        at = self._unpack(state, start)
+        at = self._unpack(state)
         lengths = segments(tokens, state.position, self.chunk_size)
         ends = self._ends(lengths, state.position)
         pieces = map(LevelPiece, torch.split(queries, lengths, 1), written.split(lengths), ends)
-        how = (self.config, start, self.shared)
+        how = (self.config, self.shared)
         with torch.autocast(x.device.type, enabled=False):  # fast weights stay in float32
             answers, at = scan(answer_and_write, how, at, [self._run(piece) for piece in pieces])
         y = torch.cat(answers, 1)
@@ -169,10 +168,9 @@ class FastLevel(nn.Module):
             ends.append("reset" if resets else "write" if writes else None)
         return ends
 
-    def _run(self, piece: LevelPiece) -> tuple[LevelPiece, bool, bool]:
-        """A piece, whether to compile its step, and whether to recompute it; see `scan`."""
+    def _run(self, piece: LevelPiece) -> Piece:
         whole = piece.queries.shape[1] == self.chunk_size
-        return piece, self.compiled and whole, self.config.keep_every is not None
+        return Piece(piece, self.compiled and whole, self.config.keep_every is not None)
 
     def _check_state(self, state: FastLevelState, x: Tensor) -> None:
         check_kind(state, FastLevelState, "FastLevel")
@@ -189,11 +187,12 @@ class FastLevel(nn.Module):
         momentum = zero_momentum(weights) if self.config.momentum else None
         return Memories(weights, momentum, weights if self.config.to_initial else None)
 
-    def _unpack(self, state: FastLevelState, start: Memories) -> LevelProgress:
+    def _unpack(self, state: FastLevelState) -> LevelProgress:
+        start = self._start(state.memory.w2.shape[0])
         pending = state.pending
         if pending is not None:
             pending = Tokens(*(None if t is None else t.squeeze(1) for t in pending))  # type: ignore[arg-type]
-        return LevelProgress(Memories(*state.memory.unpack(), start.initial), pending)
+        return LevelProgress(Memories(*state.memory.unpack(), start.initial), pending, start)
 
     def _tokens(self, x: Tensor, queries: Tensor, last: Tensor | None) -> tuple[Tokens, Tensor | None]:
         """Keys, targets and rates of every token's write, and the key that waits for its next token."""

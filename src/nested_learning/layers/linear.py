@@ -20,7 +20,7 @@ from nested_learning.ops.delta_rule.chunk import (
     read_and_write,
     split_tokens,
 )
-from nested_learning.ops.scan import scan
+from nested_learning.ops.scan import Piece, scan
 from nested_learning.ops.unit import l2_normalize
 from nested_learning.state import State
 
@@ -99,10 +99,9 @@ class GatedDeltaRule(nn.Module):
         moments = None if momentum is None else momentum.view(batch, -1, *momentum.shape[1:])
         return y, LinearState(weights.view(batch, -1, *weights.shape[1:]), moments, conv)
 
-    def _run(self, piece: LinearPiece) -> tuple[LinearPiece, bool, bool]:
-        """A piece, whether to compile its step, and whether to recompute it; see `scan`."""
+    def _run(self, piece: LinearPiece) -> Piece:
         whole = piece.k.shape[1] == self.chunk_size
-        return piece, self.compiled and whole, self.config.keep_every is not None
+        return Piece(piece, self.compiled and whole, self.config.keep_every is not None)
 
     def _check_state(self, state: LinearState, x: Tensor) -> None:
         check_kind(state, LinearState, "GatedDeltaRule")

@@ -27,7 +27,7 @@ from nested_learning.layers.memory import (
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.streams import merge_heads, split_heads, split_rates, start_rates
 from nested_learning.ops.memory_mlp.chunk import Memories, Tokens
-from nested_learning.ops.scan import scan
+from nested_learning.ops.scan import Piece, scan
 from nested_learning.ops.self_modifying.chunk import (
     MEMORY,
     RATES,
@@ -149,7 +149,7 @@ class SelfModifyingTitans(nn.Module):
         y = merge_heads(torch.cat(answers, 1) if len(answers) > 1 else answers[0], batch).to(x.dtype)
         return self.out(self.norm(y).flatten(2)), self._pack(at, conv, batch)
 
-    def _pieces(self, x: Streams, position: int) -> list[tuple[Streams, bool, bool]]:
+    def _pieces(self, x: Streams, position: int) -> list[Piece]:
         """The tokens up to a boundary, then whole stretches of chunks, then the rest; see `scan`."""
         tokens, every = x.k.shape[1], self.config.keep_every
         stretch = (every or 1) * self.chunk
@@ -158,7 +158,7 @@ class SelfModifyingTitans(nn.Module):
         lengths = [first, *[stretch] * whole, tokens - first - whole * stretch]
         lengths = [length for length in lengths if length]
         return [
-            (part, self.compiled and length == stretch, every is not None)
+            Piece(part, self.compiled and length == stretch, every is not None)
             for part, length in zip(x.split(lengths), lengths, strict=True)
         ]
 

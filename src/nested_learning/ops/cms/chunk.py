@@ -23,10 +23,12 @@ from nested_learning.ops.memory_mlp.chunk import (
 
 
 class LevelProgress(NamedTuple):
-    """Where the sequences stand: the memory, and the tokens of the unfinished chunk (None = none)."""
+    """Where the sequences stand: the memory, the tokens of the unfinished chunk (None = none), and the memory
+    at the start of a context."""
 
     memory: Memories
     pending: Tokens | None
+    start: Memories
 
 
 class LevelPiece(NamedTuple):
@@ -44,42 +46,42 @@ class LevelPiece(NamedTuple):
 
 
 def answer_and_write(
-    rule: WriteRule, start: Memories, shared: str | None, at: LevelProgress, piece: LevelPiece
+    rule: WriteRule, shared: str | None, at: LevelProgress, piece: LevelPiece
 ) -> tuple[Tensor, LevelProgress]:
     """Answers `[B, n, D]` by the weights of the chunk's start, and where the sequences stand afterwards.
 
     Args:
         rule: the options of the write.
-        start: the memory at the start of a context.
         shared: what the keys of a piece are: the "same" as its queries, those of the token before ("next":
             the target is the next token's), or None = projected on their own.
         at: where the sequences stand.
         piece: the tokens.
     """
-    memory, pending = at
+    memory, pending, start = at
     queries, new, ends = piece
     if ends == "write" and pending is None:
         answer, at_keys = _read_both(memory, queries, new.k, shared)
-        return answer, LevelProgress(_written(rule, memory, at_keys, new), None)
+        return answer, LevelProgress(_written(rule, memory, at_keys, new), None, start)
     answer = read(memory.weights, queries)[0].squeeze(1)
     if ends == "reset":
-        return answer, LevelProgress(start, None)
+        return answer, LevelProgress(start, None, start)
     pending = new if pending is None else pending.join(new)
     if ends is None:
-        return answer, LevelProgress(memory, pending)
-    at_keys = forward(memory.weights, pending.k)
-    return answer, LevelProgress(_written(rule, memory, at_keys, pending), None)
+        return answer, LevelProgress(memory, pending, start)
+    (at_keys,) = forward(memory.weights, pending.k)
+    return answer, LevelProgress(_written(rule, memory, at_keys, pending), None, start)
 
 
 def _read_both(memory: Memories, queries: Tensor, keys: Tensor, shared: str | None) -> tuple[Tensor, Pass]:
     """Answers to the queries, and the forward pass at the keys, in one where they are the same inputs."""
     if shared is None:
-        return read(memory.weights, queries)[0].squeeze(1), forward(memory.weights, keys)
+        at_queries, at_keys = forward(memory.weights, queries, keys)
+        return at_queries.answers[0].squeeze(1), at_keys
     if shared == "same":
-        at = forward(memory.weights, queries)
+        (at,) = forward(memory.weights, queries)
         return at.answers[0].squeeze(1), at
     count = queries.shape[1]
-    at = forward(memory.weights, torch.cat([keys[:, :1], queries], 1))
+    (at,) = forward(memory.weights, torch.cat([keys[:, :1], queries], 1))
     return at.tokens(1, count + 1).answers[0].squeeze(1), at.tokens(0, count)
 
 

@@ -174,16 +174,21 @@ def _second(u: Tensor, w1: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(part @ w.mT for part, w in zip(parts, w1, strict=True))
 
 
-def forward(weights: Stack, x: Tensor) -> Pass:
-    """All memories at the same inputs `x [N, C, d]`."""
-    at = hidden(_to_memories(x @ weights.w2.flatten(1, 2).mT, weights.w2.shape[1]))
-    return Pass(x, at, _second(at.u, weights.w1))
+def forward(weights: Stack, *inputs: Tensor) -> list[Pass]:
+    """All memories at inputs `[N, C, d]`, their first layers in one product."""
+    sizes = [x.shape[1] for x in inputs]
+    z = torch.cat(inputs, 1) @ weights.w2.flatten(1, 2).mT
+    passes = []
+    for x, part in zip(inputs, torch.split(z, sizes, 1), strict=True):
+        at = hidden(_to_memories(part, weights.w2.shape[1]))
+        passes.append(Pass(x, at, _second(at.u, weights.w1)))
+    return passes
 
 
 def read(weights: Stack, x: Tensor) -> tuple[Tensor, ...]:
     """W₁σ̂(W₂x), `[N, m, C, o]` for every output width; `x [N, C, d]`, or `[N, M, C, d]` for each its own."""
     if x.dim() == 3:
-        return forward(weights, x).answers
+        return forward(weights, x)[0].answers
     return _second(hidden(x @ weights.w2.mT).u, weights.w1)
 
 

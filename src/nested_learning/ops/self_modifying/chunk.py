@@ -158,21 +158,27 @@ def _project(
 
 def _solve(rule: SelfModRule, bank: Bank, memories: Memories, tokens: Tokens) -> StackWritten:
     """The write of a bank over its tokens."""
-    at = forward(memories.weights, tokens.k)
-    return write(rule, memories, at, _residuals(rule, bank, memories.weights, tokens), tokens.rates())
+    weights = memories.weights
+    first, count = (0 if rule.self_targets else bank.full), len(bank.names)  # before it: v is the target
+    own: tuple[Tensor, ...] = ()
+    if first == 0:
+        at, at_values = forward(weights, tokens.k, tokens.v)
+        own = at_values.answers
+    else:
+        (at,) = forward(weights, tokens.k)
+        if first < count:
+            own = read(weights.select(first, count), tokens.v)
+    return write(rule, memories, at, _residuals(rule, bank, own, tokens), tokens.rates())
 
 
-def _residuals(rule: SelfModRule, bank: Bank, weights: Stack, tokens: Tokens) -> tuple[Tensor, ...]:
-    """P k − v̂ of every memory, by output width."""
-    count = len(bank.names)
-    first = 0 if rule.self_targets else bank.full  # the memories before it learn v itself
-    own = read(weights.select(first, count), tokens.v) if first < count else ()
+def _residuals(rule: SelfModRule, bank: Bank, own: tuple[Tensor, ...], tokens: Tokens) -> tuple[Tensor, ...]:
+    """P k − v̂ of every memory, by output width; `own`: M(v) of those that make their own targets."""
     residuals = []
     if bank.full:
         value = tokens.v.unsqueeze(1)
         target = value + own[0] if rule.self_targets else value
         residuals.append(tokens.k.unsqueeze(1) - (target.detach() if rule.stop_gradient_targets else target))
-    if bank.full < count:
+    if bank.full < len(bank.names):
         residuals.append(-(own[-1].detach() if rule.stop_gradient_targets else own[-1]))
     return tuple(residuals)
 
