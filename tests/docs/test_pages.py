@@ -100,7 +100,7 @@ def lacking_files(text: str, page: Path) -> Iterator[str]:
     for code in re.findall(r"`([^`\n]+)`", prose(text)):
         path = re.split(r"::|: |[:,] ", code)[0]
         is_file = re.fullmatch(r"[\w.{},/-]*/[\w.{},/-]+\.(md|yaml)|[\w.{},/-]+\.(py|sh)", path)
-        if is_file and not path.startswith(MADE) and not exists(path):
+        if is_file and not path.startswith(MADE) and "NAME" not in path and not exists(path):
             yield path
 
 
