@@ -20,6 +20,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.thorough
 def test_smoke(tmp_path: Path):
     done = run("--smoke", "--skip-titans-pytorch", "--lengths", "32:3", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -121,6 +121,7 @@ def accuracy(learner, task: ClassTask, candidates) -> float:
     return sum(learner.predict(text, candidates) == label for text, label in task.test) / len(task.test)
 
 
+@pytest.mark.thorough
 def test_fine_tuning_learns_forgets_and_leaves_the_checkpoint_alone(loaded, tasks) -> None:
     before = checksum(loaded.model)
     how = FineTuning(optim=optim(), epochs=20, batch_size=6)
@@ -172,6 +173,7 @@ def test_elastic_penalty_by_hand() -> None:
     assert penalty_of([], 3.0) is None and penalty_of([held], 0.0) is None
 
 
+@pytest.mark.thorough
 def test_ewc_holds_the_weights(loaded, tasks) -> None:
     def drift(ewc: float) -> float:
         how = FineTuning(optim=replace(optim(), lr=1e-3), epochs=4, batch_size=6, ewc=ewc)
