@@ -54,6 +54,7 @@ def nonsense(tmp_path):
     return tmp_path
 
 
+@pytest.mark.thorough
 def test_a_random_model_scores_at_chance(loaded, nonsense):
     torch.manual_seed(0)
     model = HopeLM(loaded.config.model).eval()
@@ -102,6 +103,7 @@ CARRYING = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("carried", CARRYING)
 def test_an_interrupted_evaluation_gives_the_same_file(loaded, tmp_path, monkeypatch, carried):
     """Also when something is carried from question to question."""

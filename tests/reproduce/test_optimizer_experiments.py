@@ -149,6 +149,7 @@ def test_a_short_run_on_digits_learns():
     assert result["final"] < 1.9 and result["accuracy"] > 0.3  # chance: 2.30 and 0.1
 
 
+@pytest.mark.thorough
 def test_optimizers_are_tuned_on_their_own_seed_and_compared_with_adamw():
     options = options_of("optimizers --tasks text --seeds 3 4 --text-lrs 0.1 0.2 0.3")
     plan = options.experiment.prepare(options)
