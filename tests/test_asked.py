@@ -563,7 +563,12 @@ def check_test_script(home: Home) -> None:
     assert "test_lock.py" in printed and " 1 error" not in printed
 
 
-@row("B", "jupyter notebook notebooks/01_cms_demo.ipynb", "", "`pytest` runs it whole")
+@row(
+    "B",
+    "jupyter notebook notebooks/01_cms_demo.ipynb",
+    "",
+    "`uv run pytest -m thorough notebooks` runs it whole",
+)
 def check_notebook(home: Home) -> None:
     assert json.loads((ROOT / "notebooks/01_cms_demo.ipynb").read_text())["nbformat"] == 4
 
