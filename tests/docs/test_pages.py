@@ -97,7 +97,9 @@ def dead_links(text: str, page: Path) -> Iterator[str]:
 
 
 def lacking_files(text: str, page: Path) -> Iterator[str]:
-    for code in re.findall(r"`([^`\n]+)`", prose(text)):
+    codes = re.findall(r"`([^`\n]+)`", prose(text))
+    words = [word for code in codes if " " in code for word in code.split() if word.startswith("tests/")]
+    for code in [*codes, *words]:
         path = re.split(r"::|: |[:,] ", code)[0]
         is_file = re.fullmatch(r"[\w.{},/-]*/[\w.{},/-]+\.(md|yaml)|[\w.{},/-]+\.(py|sh)", path)
         if is_file and not path.startswith(MADE) and "NAME" not in path and not exists(path):
@@ -177,6 +179,7 @@ def test_a_page_agrees_with_the_repository(page: Path, check: Check) -> None:
         ),
         ("`levels.py` and `ops/nothing.py` and `gone.py`", ["ops/nothing.py", "gone.py"]),
         ("`levels.py: calendar, nothing_of_this`", ["levels.py: nothing_of_this"]),
+        ("`uv run pytest tests/test_levels.py tests/gone.py`", ["tests/gone.py"]),
         ("`x.py::test_nothing_like_it`", ["x.py", "test_nothing_like_it"]),
         ("    uv run python scripts/bench/gone.py --smoke", ["scripts/bench/gone.py"]),
         ("```bash\nuv run nl audit --all \\\n  --no-such-option  # --ignored\n```\n", ["--no-such-option"]),

@@ -183,6 +183,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_before_weights_are_read(
         assert err.startswith("zeroshot.py: http://127.0.0.1:")
 
 
+@pytest.mark.thorough
 def test_memorizing_the_right_answer_helps_and_is_marked(loaded, tmp_path):
     """A few large steps on the solved question are enough to know it; without the answer they are not."""
     adapt = AdaptConfig(lr=1.0, steps=4)
