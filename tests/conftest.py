@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +31,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("reorder_sums") is not None:
         KERNELS.enter_context(reorder_sums(config.getoption("reorder_sums")))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process per core, at most 4; none where single files are named: they end before workers start."""
+    names = [argument.split("::")[0] for argument in config.args]
+    if not all(Path(config.invocation_params.dir, name).is_dir() for name in names):
+        return 0
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
 
 
 def pytest_unconfigure() -> None:

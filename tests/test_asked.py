@@ -55,7 +55,7 @@ class Row:
     ours: str
     note: str
     check: Callable[[Home], None] | None
-    slow: bool
+    tier: str
     struck: str
 
 
@@ -64,13 +64,13 @@ Check = Callable[["Home"], None]
 
 
 def row(
-    document: str, theirs: str, ours: str = "", note: str = "", slow: bool = False
+    document: str, theirs: str, ours: str = "", note: str = "", tier: str = ""
 ) -> Callable[[Check], Check]:
-    """Add a row that the decorated function checks."""
+    """Add a row that the decorated function checks; `tier` is the mark of its test, "" = quick."""
     place = len(
         ROWS
     )  # decorators are made from the first to the last, but applied from the last to the first
-    given = Row(document=document, theirs=theirs, ours=ours, note=note, check=None, slow=slow, struck="")
+    given = Row(document=document, theirs=theirs, ours=ours, note=note, check=None, tier=tier, struck="")
     ROWS.append(given)
 
     def add(check: Check) -> Check:
@@ -82,9 +82,7 @@ def row(
 
 def struck(document: str, theirs: str, reason: str, ours: str = "") -> None:
     """Add a row that cannot be run in a test."""
-    ROWS.append(
-        Row(document=document, theirs=theirs, ours=ours, note="", check=None, slow=False, struck=reason)
-    )
+    ROWS.append(Row(document=document, theirs=theirs, ours=ours, note="", check=None, tier="", struck=reason))
 
 
 # Where commands run
@@ -194,7 +192,7 @@ def check_ruff(home: Home) -> None:
     shell(f"{sys.executable} -m ruff check .")
 
 
-@row("A", "uv run mypy src", slow=True)
+@row("A", "uv run mypy src", tier="slow")
 def check_mypy(home: Home) -> None:
     shell(f"{sys.executable} -m mypy src")
 
@@ -257,7 +255,7 @@ def check_shards(home: Home) -> None:
         assert our_path(MODEL) == OURS_MODEL
 
 
-@row("A", "uv run bash scripts/data/run_sample.sh", "", "without a network: the bundled text", slow=True)
+@row("A", "uv run bash scripts/data/run_sample.sh", "", "without a network: the bundled text", tier="slow")
 def check_run_sample(home: Home) -> None:
     assert "all good" in shell("bash scripts/data/run_sample.sh", OFFLINE="1", RUN=f"env PATH={path()}")
 
@@ -296,7 +294,7 @@ def check_run_smoke(home: Home) -> None:
     assert "results in" in printed
 
 
-@row("A", "uv run bash scripts/run_e2e_smoke.sh", slow=True)
+@row("A", "uv run bash scripts/run_e2e_smoke.sh", tier="slow")
 def check_end_to_end(home: Home) -> None:
     printed = shell("bash scripts/run_e2e_smoke.sh train.steps=20", RUN=f"env PATH={path()}")
     assert "/outputs/eval/e2e_smoke-" in printed.splitlines()[-1]
@@ -325,7 +323,7 @@ def check_no_data(home: Home) -> None:
     "uv run python train.py --config-name pilot",
     "",
     "on a CPU a step reads one row instead of 256, and a line says so",
-    slow=True,
+    tier="slow",
 )
 def check_pilot(home: Home) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "--config-name", "pilot"]
@@ -355,12 +353,12 @@ def several(home: Home, command: str) -> None:
     assert "results in" in shell(f"{command} {own}", PATH=path())
 
 
-@row("A", "torchrun --nproc_per_node=2 train_dist.py --config-name mid", slow=True)
+@row("A", "torchrun --nproc_per_node=2 train_dist.py --config-name mid", tier="slow")
 def check_dist(home: Home) -> None:
     several(home, "torchrun --nproc_per_node=2 train_dist.py --config-name mid")
 
 
-@row("A", "torchrun --nproc_per_node=2 train_fsdp.py --config-name mid", slow=True)
+@row("A", "torchrun --nproc_per_node=2 train_fsdp.py --config-name mid", tier="slow")
 def check_fsdp(home: Home) -> None:
     several(home, "torchrun --nproc_per_node=2 train_fsdp.py --config-name mid")
 
@@ -558,14 +556,19 @@ def check_requirements(home: Home) -> None:
     assert all(re.fullmatch(r"[\w-]+==[\w.]+( ; .+)?", line) for line in lines if line != "-e .")
 
 
-@row("B", "./test.sh")
-@row("B", "pytest tests/ -v")
+@row("B", "./test.sh", tier="thorough")
+@row("B", "pytest tests/ -v", tier="thorough")
 def check_test_script(home: Home) -> None:
     printed = shell("./test.sh --collect-only -v tests/test_lock.py", PATH=path())
     assert "test_lock.py" in printed and " 1 error" not in printed
 
 
-@row("B", "jupyter notebook notebooks/01_cms_demo.ipynb", "", "`pytest` runs it whole")
+@row(
+    "B",
+    "jupyter notebook notebooks/01_cms_demo.ipynb",
+    "",
+    "`uv run pytest -m thorough notebooks` runs it whole",
+)
 def check_notebook(home: Home) -> None:
     assert json.loads((ROOT / "notebooks/01_cms_demo.ipynb").read_text())["nbformat"] == 4
 
@@ -692,7 +695,9 @@ row("B", "Tier 3: learned learning rates", "setup_optimizers(â€¦, learn_rates=â€
 @pytest.mark.parametrize(
     "asked",
     [
-        pytest.param(r, id=f"{r.document}: {r.theirs[:60]}", marks=[pytest.mark.slow] if r.slow else [])
+        pytest.param(
+            r, id=f"{r.document}: {r.theirs[:60]}", marks=getattr(pytest.mark, r.tier) if r.tier else []
+        )
         for r in ROWS
         if r.check is not None
     ],

@@ -26,10 +26,10 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 x = torch.ones(2**21)  # 8 MiB
 for _ in range(5):
-    y = [x + 1, x + 2]; del y
+    y = [x + 1, x + 2, x + 3, x + 4]; del y
 before = faults()
-for _ in range(50):
-    y = [x + 1, x + 2]; del y
+for _ in range(300):
+    y = [x + 1, x + 2, x + 3, x + 4]; del y
 print(faults() - before)
 """
 
@@ -132,12 +132,13 @@ def test_benchmark_scripts_say_so_in_one_line(machine, monkeypatch, capsys, tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_freed_blocks_are_not_faulted_in_again() -> None:
-    """Counted in page faults of a fresh process."""
+    """Counted in page faults of a fresh process: a block has 2,048 pages, and one or two are new to it."""
 
     def faults(mode: str) -> int:
         run = subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True)
         return int(run.stdout)
 
-    assert faults("keep") < 1000 < faults("return")
+    assert faults("keep") < 10_000 < faults("return")

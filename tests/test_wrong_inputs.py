@@ -428,6 +428,7 @@ def started(folder, *command):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.thorough
 def test_in_a_process_of_its_own(tmp_path):
     line = "nl: --gpus must be whole numbers of at least 1, got '0'\n"
     assert started(tmp_path, "-m", "nested_learning.commands.nl", "plan", "--gpus", "0") == (2, "", line)
@@ -436,6 +437,7 @@ def test_in_a_process_of_its_own(tmp_path):
 RANKS = ("--nproc-per-node", "2", ROOT / "train_dist.py", "optim.lrr=1")
 
 
+@pytest.mark.thorough
 def test_two_ranks_say_it_once(tmp_path):
     status, _, error = started(tmp_path, "-m", "nested_learning.torchrun", *RANKS)
     assert error.startswith("train_dist.py: unknown key 'optim.lrr'; did you mean optim.lr?"), error

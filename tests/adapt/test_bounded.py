@@ -42,6 +42,7 @@ def check(model, paths: str, rate: float, steps: int, slack: float = 0.0) -> Non
             assert (moved <= REACH * first[name].flatten(1).norm(dim=1) * (1 + 1e-5)).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("steps", [1, 8])
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize(("mixer", "paths"), MIXERS)
@@ -49,6 +50,7 @@ def test_no_rate_makes_a_second_reading_worse(mixer: str, paths: str, rate: floa
     check(tiny(mixer, (FAST, PLAIN)), paths, rate, steps, slack=0.005 if mixer == "linear" else 0.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("layers", [(1,), (0, 1, 2, 3)])
 @pytest.mark.parametrize("steps", [1, 8])
 @pytest.mark.parametrize("rate", RATES)

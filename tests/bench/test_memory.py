@@ -23,6 +23,7 @@ def test_the_peak_is_what_was_alive_at_once():
         assert measure_peak(two_then_one) == pytest.approx(160 * MB, rel=0.05)
 
 
+@pytest.mark.thorough
 def test_a_failing_process_is_an_error_with_its_reason():
     with pytest.raises(RuntimeError, match=r"model\.mixer must be one of"):
         peak_in_subprocess(smoke_settings(), Case("unknown", "unknown", 8), batch=1, length=8)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import statistics
 import subprocess
 import sys
@@ -20,6 +21,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.thorough
 def test_smoke(tmp_path: Path):
     done = run("--smoke", "--skip-titans-pytorch", "--lengths", "32:3", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -46,9 +48,11 @@ def test_smoke(tmp_path: Path):
     assert "train T=32 batch=3: round 2/2 self_mod" in done.stderr
 
 
-def test_a_wrong_option_is_named():
-    done = run("--smoke", "--repeats", "0", "--output", "unused")
-    assert done.returncode != 0
-    assert "bench.repeats must be at least 1, got 0" in done.stderr
+def test_a_wrong_option_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("sys.argv", [str(SCRIPT), "--smoke", "--repeats", "0", "--output", "unused"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert stop.value.code == 2
+    assert "bench.repeats must be at least 1, got 0" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"bench\.precision must be of fp32, bf16, got 'fp8'"):
         BenchSettings(precision="fp8")

@@ -22,6 +22,7 @@ from nested_learning.train.config import RunConfig, TrainConfig
 ONE_ROW = ["train.batch_size=1", "train.accumulation=1"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("title, name, overrides", command.shipped())
 def test_every_shipped_configuration_does_what_it_plans(
     title: str, name: str, overrides: list[str], monkeypatch

@@ -96,6 +96,7 @@ def as_override(value):
     return re.sub(r"'", "", repr(value)).replace("None", "null")
 
 
+@pytest.mark.thorough
 def test_two_hundred_wrong_overrides_of_the_command_line():
     """Hydra and OmegaConf have their own errors, of several lines, about some of them."""
     hints = dict(leaves(RunConfig))

@@ -155,6 +155,7 @@ def mixtures(folder):
     yield LoaderConfig(curriculum=(Stage(until_step=4, seq_len=2), Stage(until_step=9, seq_len=3))), weighted
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", range(7))
 def test_resume_anywhere_on_other_ranks_and_workers(tmp_path, case):
     """Stop after any number of steps, go on with other ranks (once with workers): the same batches follow."""

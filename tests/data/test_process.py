@@ -137,6 +137,7 @@ def run_and_die(mixture, folder, workers, where, count):
     process_mixture(job(mixture, folder, workers=workers))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "where", [(os, "fsync"), (Path, "rename"), (Path, "replace"), (ShardStore, "append")]
 )
@@ -184,6 +185,7 @@ def larger(mixture, tmp_path):
     return replace(mixture, sources=(*mixture.sources, extra), shard_tokens=100_000)
 
 
+@pytest.mark.thorough
 def test_three_kills_at_random_moments_change_nothing(larger, tmp_path, monkeypatch):
     monkeypatch.setattr(process_module, "BLOCK_CHARS", 20_000)
     monkeypatch.setattr(process_module, "COMMIT_CHARS", 60_000)
@@ -313,6 +315,7 @@ def test_dedup_can_be_switched_off(mixture, tmp_path):
     assert check_shards(ShardFolder(tmp_path / "out")) == []  # equal texts are in the same split all the same
 
 
+@pytest.mark.thorough
 def test_one_enormous_document(tmp_path):
     text = "word and another word, " * 2_300_000  # 50 MB in one line
     (tmp_path / "x.jsonl").write_bytes(lines(["before " * 40, text, "after " * 40]))

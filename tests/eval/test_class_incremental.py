@@ -121,6 +121,7 @@ def accuracy(learner, task: ClassTask, candidates) -> float:
     return sum(learner.predict(text, candidates) == label for text, label in task.test) / len(task.test)
 
 
+@pytest.mark.thorough
 def test_fine_tuning_learns_forgets_and_leaves_the_checkpoint_alone(loaded, tasks) -> None:
     before = checksum(loaded.model)
     how = FineTuning(optim=optim(), epochs=20, batch_size=6)
@@ -172,6 +173,7 @@ def test_elastic_penalty_by_hand() -> None:
     assert penalty_of([], 3.0) is None and penalty_of([held], 0.0) is None
 
 
+@pytest.mark.thorough
 def test_ewc_holds_the_weights(loaded, tasks) -> None:
     def drift(ewc: float) -> float:
         how = FineTuning(optim=replace(optim(), lr=1e-3), epochs=4, batch_size=6, ewc=ewc)
@@ -233,6 +235,7 @@ def test_examples_in_the_context_are_balanced_and_fit(loaded, tasks) -> None:
     assert learner._state.position == len(text.encode())
 
 
+@pytest.mark.thorough
 def test_memory_is_kept_from_task_to_task_only_without_reset(loaded, tasks) -> None:
     def memory(reset: bool, *order: ClassTask):
         adapt = AdaptConfig(lr=0.5, reset=reset, chunk_size=32)
@@ -283,6 +286,7 @@ def test_an_oracle_is_right_and_one_that_forgets_is_half_right(tasks) -> None:
     assert named["all tasks", "latest forgetting"].value == 1.0
 
 
+@pytest.mark.thorough
 def test_the_whole_evaluation_resumes(loaded, tasks, tmp_path) -> None:
     output, log = tmp_path / "c.json", tmp_path / "c.samples.jsonl"
     learning = Memorize(adapt=AdaptConfig(chunk_size=32))
@@ -299,6 +303,7 @@ def test_the_whole_evaluation_resumes(loaded, tasks, tmp_path) -> None:
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.thorough
 def test_a_model_that_knows_nothing_is_at_chance(loaded, tmp_path) -> None:
     """Labels that have nothing to do with the texts: accuracy is chance within its interval."""
     rng = random.Random(5)

@@ -99,6 +99,7 @@ def test_cells_are_the_losses_of_plain_forward_passes(run_folder, segments, tmp_
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.thorough
 def test_a_kill_changes_nothing_and_other_settings_are_refused(run_folder, segments, tmp_path) -> None:
     paths, output = checkpoints(run_folder), tmp_path / "c.json"
     kept = Memorize(adapt=AdaptConfig(lr=0.3, chunk_size=8, reset=False))

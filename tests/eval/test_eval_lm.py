@@ -56,6 +56,7 @@ def harness_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_lm_eval_scores_our_seven_tasks_as_we_do(loaded, harness_folder, tmp_path):
     """Same prompts (every log-likelihood) and same scoring (every accuracy) as lm-eval's own definitions."""
     output = tmp_path / "zeroshot.json"

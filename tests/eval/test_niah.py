@@ -182,6 +182,7 @@ def test_arms_with_memorize(loaded, tmp_path) -> None:
     assert (tmp_path / "g.adapted.png").exists()
 
 
+@pytest.mark.thorough
 def test_what_was_learned_is_carried_over_a_kill(loaded, tmp_path) -> None:
     kept = Memorize(adapt=replace(Memorize().adapt, reset=False, lr=0.5))
     output, log = tmp_path / "n.json", tmp_path / "n.samples.jsonl"

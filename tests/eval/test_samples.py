@@ -77,6 +77,7 @@ def test_keys_must_differ(tmp_path):
         evaluate_samples(tmp_path / "log", {}, [("a", 1), ("a", 2)], square)
 
 
+@pytest.mark.thorough
 def test_kill_minus_nine_and_rerun_give_the_same_log(tmp_path):
     code = (
         "import sys, time\nfrom pathlib import Path\n"

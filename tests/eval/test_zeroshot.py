@@ -54,6 +54,7 @@ def nonsense(tmp_path):
     return tmp_path
 
 
+@pytest.mark.thorough
 def test_a_random_model_scores_at_chance(loaded, nonsense):
     torch.manual_seed(0)
     model = HopeLM(loaded.config.model).eval()
@@ -102,6 +103,7 @@ CARRYING = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("carried", CARRYING)
 def test_an_interrupted_evaluation_gives_the_same_file(loaded, tmp_path, monkeypatch, carried):
     """Also when something is carried from question to question."""
@@ -181,6 +183,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_before_weights_are_read(
         assert err.startswith("zeroshot.py: http://127.0.0.1:")
 
 
+@pytest.mark.thorough
 def test_memorizing_the_right_answer_helps_and_is_marked(loaded, tmp_path):
     """A few large steps on the solved question are enough to know it; without the answer they are not."""
     adapt = AdaptConfig(lr=1.0, steps=4)

@@ -134,6 +134,7 @@ def test_titans_is_the_layer_without_self_modification() -> None:
     assert_same(layer(x)[0], naive_self_modifying(layer, x), LENGTH)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("period", [1, 2])
 @pytest.mark.parametrize("chunk", [1, 16, 64])

@@ -1,4 +1,4 @@
-"""`pytest` executes the notebooks themselves (nbmake). Here: what is committed of them."""
+"""`pytest -m thorough notebooks` executes the notebooks (nbmake). Here: what is committed of them."""
 
 import json
 from pathlib import Path

@@ -70,6 +70,7 @@ def train(model, optimizer, steps):
     return F.cross_entropy(model(x).float(), y).item()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_a_small_network_learns_two_spirals(name):
     make, _, lr = OPTIMIZERS[name]

@@ -68,6 +68,7 @@ def test_matrices_go_to_the_rule_and_the_rest_to_adamw_each_once(name, tie):
     assert kinds["matrix"] == 0.1 and kinds["embedding"] == kinds["vector"] == kinds["memory"] == 0.0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_trains_a_language_model(name):
     model = language_model()

@@ -16,7 +16,6 @@ from nested_learning.reproduce import fig4, optimizers, orthogonal
 from nested_learning.reproduce.digits import DigitsRun, TinyViT, digits, to_patches
 from nested_learning.reproduce.fig4 import METHODS, REFERENCE, START, ValleyRun, valley
 from nested_learning.reproduce.orthogonal import OrthogonalRun, best_lr
-from nested_learning.reproduce.report import interval
 from nested_learning.reproduce.tasks import TextRun
 
 
@@ -149,6 +148,7 @@ def test_a_short_run_on_digits_learns():
     assert result["final"] < 1.9 and result["accuracy"] > 0.3  # chance: 2.30 and 0.1
 
 
+@pytest.mark.thorough
 def test_optimizers_are_tuned_on_their_own_seed_and_compared_with_adamw():
     options = options_of("optimizers --tasks text --seeds 3 4 --text-lrs 0.1 0.2 0.3")
     plan = options.experiment.prepare(options)
@@ -181,12 +181,6 @@ def test_settings_stand_behind_the_name_of_an_optimizer():
     ):
         with pytest.raises(ValueError, match=message):
             optimizers.optim_of(wrong, 0.01)
-
-
-def test_interval_of_known_numbers():
-    assert interval([1.0, 2.0, 3.0]) == "2.0000 ± 2.4843"  # 4.303 / √3
-    assert interval([1.0], ".1f") == "1.0" and interval([1.0, None]) == "not finite"
-    assert interval([0.0] * 9 + [1.0] * 9, ".3f") == "0.500 ± 0.257"  # 17 degrees of freedom: 2.110
 
 
 def test_quick_runs_write_all_three_pictures(tmp_path, capsys):

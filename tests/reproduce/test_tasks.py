@@ -86,6 +86,7 @@ def test_training_held_out_and_final_data_differ() -> None:
     assert not torch.equal(held_out, replace(run, seed=1).batches(1, 1)[0][0])
 
 
+@pytest.mark.thorough
 def test_recall_with_self_mod_loses_loss_and_repeats_bit_for_bit() -> None:
     model = HopeConfig(vocab_size=16, dim=16, num_layers=1, num_heads=2, chunk_size=4)
     run = RecallRun(model=model, steps=30, pairs=4, batch_size=8, eval_every=30, eval_batches=1)

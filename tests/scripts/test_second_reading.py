@@ -11,6 +11,7 @@ transformers = pytest.importorskip("transformers")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "eval" / "second_reading.py"
 
 
+@pytest.mark.thorough
 def test_the_script_prints_a_row_for_every_setting(tmp_path, monkeypatch, capsys):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 

@@ -98,6 +98,7 @@ def test_a_finished_run_is_reported_again_and_null_starts_anew(tmp_path, capsys)
     assert read_checkpoint(anew.run_dir)["config"]["seed"] == 5
 
 
+@pytest.mark.thorough
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     arguments = overrides(tmp_path, **{"train.steps": 60})
     part = tmp_path / "out" / "part"
@@ -115,6 +116,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.thorough
 def test_ctrl_c_saves_and_exits_0(tmp_path):
     process = start(overrides(tmp_path, **{"train.steps": 100_000, "train.save_every": 100_000}))
     run_dir = tmp_path / "out" / "pilot_smoke"
@@ -127,6 +129,7 @@ def test_ctrl_c_saves_and_exits_0(tmp_path):
     assert not list(ROOT.glob("*.log")) and not (ROOT / ".hydra").exists()
 
 
+@pytest.mark.thorough
 def test_unknown_key_on_the_command_line_is_one_error():
     process = start(["optim.lrr=1"])
     output, _ = process.communicate(timeout=60)

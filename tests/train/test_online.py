@@ -116,6 +116,7 @@ def loss_along(model: HopeLM, way: list[Tensor], size: float, tokens: Tensor, co
         return float(online_loss(copy, tokens, config))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("through", [False, True])
 def test_training_the_start_makes_learning_better(through: bool) -> None:
     """Each text repeats a random word of its own, which only learning inside the text can know."""
