@@ -89,7 +89,8 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: tuple[Any, ...], *given: Any) -> tuple[Tensor, ...]:
         step, how, spec, leaves = call
-        carried, x = tree_unflatten(given, spec)
+        plain = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in given]
+        carried, x = tree_unflatten(plain, spec)  # as without gradients: the graph of evaluation serves both
         made, made_spec = tree_flatten(compiled(step)(*how, carried, x))
         leaves += [made, made_spec]
         ctx.step, ctx.how, ctx.spec = step, how, spec

@@ -29,7 +29,8 @@ class TrainConfig:
         batch_size: sequences per step, over all micro-batches.
         accumulation: micro-batches per step (divides `batch_size`); the gradient does not depend on it.
         precision: "fp32", or "bf16" for automatic mixed precision.
-        compile: `torch.compile` attention, MLPs and memory writes.
+        compile: `torch.compile` attention, MLPs and the chunks of memories: "true", "false", or "auto" = where
+            a compiler is installed and the run has at least 100 steps.
         device: a PyTorch device; "auto" = CUDA if there is one.
         log_every, eval_every, save_every: intervals of metrics, validation and checkpoints.
         eval_batches: micro-batches of a validation; None = the whole held-out part.
@@ -52,7 +53,7 @@ class TrainConfig:
     batch_size: int = 8
     accumulation: int = 1
     precision: str = "fp32"
-    compile: bool = False
+    compile: str = "auto"
     device: str = "auto"
     log_every: int = 10
     eval_every: int = 50
@@ -69,7 +70,9 @@ class TrainConfig:
     grad_through_write: bool = False
 
     def __post_init__(self) -> None:
+        self.compile = str(self.compile).lower()  # true and false are booleans in files
         check_types(self, "train")
+        one_of("train.compile", self.compile, ("auto", "true", "false"))
         check_device(self.device, "train.device")
         one_of("train.precision", self.precision, ("fp32", "bf16"))
         one_of("train.inner", self.inner, ("none", "online"))
@@ -164,13 +167,13 @@ class RunConfig:
         within("seed", self.seed, f"[0, {2**63})")
         length = self.train.seq_len
         if self.train.inner == "online":
-            again = self.train.compile or self.parallel.activation_checkpointing
+            again = self.train.compile == "true" or self.parallel.activation_checkpointing
             check_online(self.adapt, self.model, length, self.train.grad_through_write, again)
             if self.data.loader.packing:
                 raise ValueError(
                     "data.loader.packing must be false for train.inner = online, which knows no documents"
                 )
-        if self.optim.name == "dgd" and self.train.compile:
+        if self.optim.name == "dgd" and self.train.compile == "true":
             raise ValueError("optim.name = dgd watches inputs by hooks, which train.compile = true hides")
         if self.model.seq_len not in (None, length):
             raise ValueError(

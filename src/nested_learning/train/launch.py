@@ -100,6 +100,8 @@ def run_in_folder(
     trainer = Trainer(config, model, corpus, strategy, resume)
     strategy.on_main(lambda: begin(config, trainer.store, resume))
     say(lines)
+    if trainer.eager is not None:
+        say(f"not compiled: {trainer.eager}")
     anew = f"starting with the weights, model and tokenizer of {start.path}" if start else "starting anew"
     say(f"resumed from {resume} at step {trainer.step}" if resume else anew)
     result = trainer.fit()

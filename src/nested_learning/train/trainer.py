@@ -23,6 +23,7 @@ from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer, lr_at
 from nested_learning.train.checkpoint import CheckpointStore
 from nested_learning.train.checkpointer import Checkpointer, Training
+from nested_learning.train.compiling import timed_first_call, why_eager
 from nested_learning.train.config import RunConfig
 from nested_learning.train.guard import NonFiniteError, UpdateGuard, find_nonfinite, first_nonfinite
 from nested_learning.train.metrics import build_writer, memory_gib
@@ -108,7 +109,8 @@ class Trainer:
         if resume is not None:
             self.step, self.validated = self.checkpoints.load(resume)
             self.saved_step = self.step
-        if train.compile:
+        self.eager = why_eager(config, self.device, strategy.name)
+        if self.eager is None:
             compile_model(self.wrapped)
         self.guard = UpdateGuard(self.optimizer, self.device)
         self.first_step = self.step
@@ -132,6 +134,9 @@ class Trainer:
         self.clock = Clock(self.step)  # set-up is not training time
         shown = self.config.logging.progress and self.strategy.is_main
         self.progress = progress = Progress(train.steps, self.step, shown)
+        update = self.update
+        if self.eager is None:
+            update = timed_first_call(update, progress.print if self.strategy.is_main else lambda line: None)
         try:
             with self.signals, self.strategy.watched():
                 if self._lacks_validation():
@@ -140,7 +145,7 @@ class Trainer:
                     if self._due(train.save_every):
                         self.save()
                 while self.step < train.steps and not self._stopping():
-                    loss, norm = self.update(next(self.loader))
+                    loss, norm = update(next(self.loader))
                     progress.reach(self.step)
                     if self._due(train.log_every) or self.step == 1:
                         progress.show(self._log(loss, norm))

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from nested_learning.ops.memory_mlp.chunk import (
     Memories,
-    Stack,
     StackWritten,
     Tokens,
     WriteRule,
