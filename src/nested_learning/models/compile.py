@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+
 import torch
 from torch import nn
 
@@ -18,6 +21,8 @@ def compile_model(model: nn.Module) -> None:
     Attention and MLPs as modules; layers with memories run one chunk as one graph (see `ops/scan.py`). The
     loop over chunks stays in Python: a graph of the whole layer would unroll it, and compile for minutes.
     """
+    warnings.filterwarnings("ignore", message=".*_prims_common.check", category=FutureWarning)  # torch's own
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found"
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     for module in model.modules():
         if isinstance(module, (Attention, SwiGLU)):

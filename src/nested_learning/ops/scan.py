@@ -113,7 +113,7 @@ class _Compiled(torch.autograd.Function):
 def pull_back(
     step: Step, how: tuple[Any, ...], given: tuple[Any, Any], gradients: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """Gradients at the tensors of `given`, carried state and piece, from those at the tensors of the result."""
+    """Gradients at the tensors of `given` (carried state and piece) from those at the tensors of the result."""
     leaves, spec = tree_flatten(given)
 
     def outputs(*tensors: Tensor) -> tuple[Tensor, ...]:

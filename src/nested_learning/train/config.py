@@ -29,8 +29,8 @@ class TrainConfig:
         batch_size: sequences per step, over all micro-batches.
         accumulation: micro-batches per step (divides `batch_size`); the gradient does not depend on it.
         precision: "fp32", or "bf16" for automatic mixed precision.
-        compile: `torch.compile` attention, MLPs and the chunks of memories: "true", "false", or "auto" = where
-            a compiler is installed and the run has at least 100 steps.
+        compile: whether attention, MLPs and the chunks of memories go through `torch.compile`: "true",
+            "false", or "auto" = where a compiler is installed and the run has at least 100 steps.
         device: a PyTorch device; "auto" = CUDA if there is one.
         log_every, eval_every, save_every: intervals of metrics, validation and checkpoints.
         eval_batches: micro-batches of a validation; None = the whole held-out part.

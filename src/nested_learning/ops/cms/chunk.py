@@ -37,7 +37,7 @@ class LevelPiece(NamedTuple):
     Args:
         queries: inputs of unit norm `[B, n, D]`.
         tokens: what they write.
-        ends: how the chunk ends with them: by a "write", or a "reset" to the initial state; None = it goes on.
+        ends: what happens after them: a "write", a "reset" to the initial state, or nothing (None).
     """
 
     queries: Tensor

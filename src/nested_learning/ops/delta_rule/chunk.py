@@ -32,7 +32,7 @@ class Decay(NamedTuple):
     start: Tensor  # [N, C]    from the start of the chunk to after token t
 
     def before(self, first: float) -> Decay:
-        """The same up to the moment before token t: strictly lower triangular. `first`: at the first token."""
+        """The same up to before token t: strictly lower triangular. `first`: value at the first token."""
         inside = F.pad(self.inside, (0, 0, 1, 0))[..., :-1, :]
         return Decay(inside, F.pad(self.start, (1, 0), value=first)[..., :-1])
 

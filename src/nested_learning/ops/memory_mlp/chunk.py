@@ -96,7 +96,7 @@ class Stack(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What a write needs of its tokens: keys and values `[N, n, d]`, rates `[N, n]` (log β None = no momentum)."""
+    """What a write needs of its tokens: `k, v [N, n, d]`, rates `[N, n]` (log β None = no momentum)."""
 
     k: Tensor
     v: Tensor
