@@ -27,7 +27,7 @@ from nested_learning.layers.memory import (
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.streams import merge_heads, split_heads, split_rates, start_rates
 from nested_learning.ops.memory_mlp.chunk import Memories, Tokens
-from nested_learning.ops.scan import Piece, scan
+from nested_learning.ops.scan import Piece, run_compiled, run_eager, scan
 from nested_learning.ops.self_modifying.chunk import (
     MEMORY,
     RATES,
@@ -144,7 +144,8 @@ class SelfModifyingTitans(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # fast weights stay in float32
             k, v, q = l2_normalize(split_heads(mixed, self.heads))
             at = self._start(batch) if state is None else self._unpack(state)
-            how = (self.config, self.layout, self.read)
+            run = run_compiled if self.compiled and not self._one_graph else run_eager
+            how = (self.config, self.layout, self.read, run)
             answers, at = scan(read_and_write, how, at, self._pieces(Streams(k, v, q, logits), at.position))
         y = merge_heads(torch.cat(answers, 1) if len(answers) > 1 else answers[0], batch).to(x.dtype)
         return self.out(self.norm(y).flatten(2)), self._pack(at, conv, batch)
@@ -158,9 +159,14 @@ class SelfModifyingTitans(nn.Module):
         lengths = [first, *[stretch] * whole, tokens - first - whole * stretch]
         lengths = [length for length in lengths if length]
         return [
-            Piece(part, self.compiled and length == stretch, every is not None)
+            Piece(part, self._one_graph and length == stretch, every is not None and not self._one_graph)
             for part, length in zip(x.split(lengths), lengths, strict=True)
         ]
+
+    @property
+    def _one_graph(self) -> bool:
+        """Whether a whole chunk is one compiled graph: not where it would hold many short chunks."""
+        return self.compiled and len(self.layout) == 1 and self.config.keep_every in (None, 1)
 
     def _check_state(self, state: SelfModState, x: Tensor) -> None:
         owner = type(self).__name__

@@ -6,16 +6,17 @@ of the whole loop would unroll it and take minutes to compile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
-Step = Callable[..., tuple[Tensor, Any]]
+Step = Callable[..., tuple[Any, Any]]
+Runner = Callable[[Step, tuple[Any, ...], Any, Any], tuple[Any, Any]]
+"""Runs a step: `run_eager` or `run_compiled`."""
 
 
 class Piece(NamedTuple):
@@ -44,7 +45,7 @@ def scan(step: Step, how: tuple[Any, ...], carried: Any, pieces: Sequence[Piece]
     """
     answers = []
     for piece in pieces:
-        run = _run_compiled if piece.compiled else _run
+        run = run_compiled if piece.compiled else run_eager
         if piece.recompute and torch.is_grad_enabled():
             y, carried = checkpoint(
                 run, step, how, carried, piece.x, use_reentrant=False, preserve_rng_state=False
@@ -55,7 +56,8 @@ def scan(step: Step, how: tuple[Any, ...], carried: Any, pieces: Sequence[Piece]
     return answers, carried
 
 
-def _run(step: Step, how: tuple[Any, ...], carried: Any, x: Any) -> tuple[Tensor, Any]:
+def run_eager(step: Step, how: tuple[Any, ...], carried: Any, x: Any) -> tuple[Any, Any]:
+    """`step` as it stands."""
     return step(*how, carried, x)
 
 
@@ -65,62 +67,75 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
-def _run_compiled(step: Step, how: tuple[Any, ...], carried: Any, x: Any) -> tuple[Tensor, Any]:
+def run_compiled(step: Step, how: tuple[Any, ...], carried: Any, x: Any) -> tuple[Any, Any]:
+    """`step` as one graph, or as two of them under automatic differentiation."""
     if not torch.is_grad_enabled():
         y, carried = compiled(step)(*how, carried, x)
         return y, carried
-    given, spec = tree_flatten((carried, x))
-    leaves: list[Any] = []
-    outputs = _Compiled.apply((step, how, spec, leaves), *given)  # type: ignore[no-untyped-call]
-    made, spec = leaves
-    y, carried = tree_unflatten(_merge(outputs, made), spec)
+    tensors: list[Tensor] = []
+    frame = take_apart((carried, x), tensors)
+    made: list[Any] = []  # filled by the call: the frame of the result
+    results = _Compiled.apply(step, how, frame, made, *tensors)  # type: ignore[no-untyped-call]
+    y, carried = put_together(made[0], iter(results))
     return y, carried
 
 
-def _merge(tensors: Sequence[Tensor], leaves: list[Any]) -> list[Any]:
-    """`leaves` with its tensors replaced by `tensors`, in order."""
-    own = iter(tensors)
-    return [next(own) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+PLACE = "tensor"
+"""Stands in a frame where a tensor was."""
+
+
+def take_apart(value: Any, tensors: list[Tensor]) -> Any:
+    """The frame of nested tuples, with `PLACE` for every tensor; the tensors are appended to `tensors`."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return PLACE
+    if not isinstance(value, tuple):
+        return value
+    parts = [take_apart(part, tensors) for part in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+
+
+def put_together(frame: Any, tensors: Iterator[Tensor]) -> Any:
+    """Inverse of `take_apart`."""
+    if isinstance(frame, tuple):
+        parts = [put_together(part, tensors) for part in frame]
+        return type(frame)(*parts) if hasattr(frame, "_fields") else tuple(parts)
+    return next(tensors) if isinstance(frame, str) and frame == PLACE else frame
 
 
 class _Compiled(torch.autograd.Function):
     """One step as a graph that stores nothing, and a graph that runs it again with its backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, call: tuple[Any, ...], *given: Any) -> tuple[Tensor, ...]:
-        step, how, spec, leaves = call
-        plain = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in given]
-        carried, x = tree_unflatten(plain, spec)  # as without gradients: the graph of evaluation serves both
-        made, made_spec = tree_flatten(compiled(step)(*how, carried, x))
-        leaves += [made, made_spec]
-        ctx.step, ctx.how, ctx.spec = step, how, spec
-        ctx.constants = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in given]
-        ctx.save_for_backward(*(leaf for leaf in given if isinstance(leaf, Tensor)))
-        return tuple(leaf for leaf in made if isinstance(leaf, Tensor))
+    def forward(
+        ctx: Any, step: Step, how: tuple[Any, ...], frame: Any, made: list[Any], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        plain = (tensor.detach() for tensor in tensors)  # as in evaluation: one graph serves both
+        results: list[Tensor] = []
+        made.append(take_apart(compiled(step)(*how, *put_together(frame, plain)), results))
+        ctx.step, ctx.how, ctx.frame = step, how, frame
+        ctx.save_for_backward(*tensors)
+        return tuple(results)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        tensors = ctx.saved_tensors
-        own = iter(tensors)
-        given = [next(own) if constant is None else constant[0] for constant in ctx.constants]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = tuple(tensor.detach() for tensor in ctx.saved_tensors)
         with torch.autocast(tensors[0].device.type, enabled=False):
-            found = compiled(pull_back)(ctx.step, ctx.how, tree_unflatten(given, ctx.spec), gradients)
-        found = iter(found)
-        return (None, *(next(found) if constant is None else None for constant in ctx.constants))
+            found = compiled(pull_back)(ctx.step, ctx.how, ctx.frame, tensors, gradients)
+        return None, None, None, None, *found
 
 
 def pull_back(
-    step: Step, how: tuple[Any, ...], given: tuple[Any, Any], gradients: tuple[Tensor, ...]
+    step: Step, how: tuple[Any, ...], frame: Any, tensors: tuple[Tensor, ...], gradients: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """Gradients at the tensors of `given` (carried state and piece) from those at the tensors of the result."""
-    leaves, spec = tree_flatten(given)
+    """Gradients at the `tensors` of carried state and piece, from those at the result's tensors."""
 
     def outputs(*tensors: Tensor) -> tuple[Tensor, ...]:
-        made = step(*how, *tree_unflatten(_merge(tensors, leaves), spec))
-        return tuple(leaf for leaf in tree_flatten(made)[0] if isinstance(leaf, Tensor))
+        results: list[Tensor] = []
+        take_apart(step(*how, *put_together(frame, iter(tensors))), results)
+        return tuple(results)
 
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     back = torch.func.vjp(outputs, *tensors)[1]
     found: tuple[Tensor, ...] = back(gradients)
     return found

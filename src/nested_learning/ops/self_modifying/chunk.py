@@ -30,6 +30,7 @@ from nested_learning.ops.memory_mlp.chunk import (
     read,
     write,
 )
+from nested_learning.ops.scan import Runner, run_eager
 from nested_learning.ops.segments import segments
 from nested_learning.ops.unit import l2_normalize
 
@@ -94,7 +95,12 @@ class Progress(NamedTuple):
 
 
 def read_and_write(
-    rule: SelfModRule, layout: tuple[Bank, ...], which: str, at: Progress, x: Streams
+    rule: SelfModRule,
+    layout: tuple[Bank, ...],
+    which: str,
+    run: Runner,
+    at: Progress,
+    x: Streams,
 ) -> tuple[Tensor, Progress]:
     """Answers `[N, T, d]` to a run of tokens, and where the sequences stand after it.
 
@@ -102,30 +108,34 @@ def read_and_write(
         rule: the options.
         layout: which memories there are; the bank of M comes first.
         which: weights that M is read with: "chunk", "before_write" or "after_write".
+        run: how whole chunks are projected and written: as they stand, or compiled (see `ops/scan.py`).
         at: where the sequences stand.
         x: the tokens.
     """
     banks, pending, position = at
-    longest = max(bank.chunk for bank in layout)
+    longest, shortest = (pick(bank.chunk for bank in layout) for pick in (max, min))
     answers: list[Tensor] = []
     queries: list[Tensor] = []  # not answered yet
-    parts = x.split(segments(x.k.shape[1], position, min(bank.chunk for bank in layout)))
+    parts = x.split(segments(x.k.shape[1], position, shortest))
     for number, part in enumerate(parts):
-        query, new = _project(rule, layout, banks, part, longest)
+        count = part.k.shape[1]
+        project = run if count == shortest else run_eager
+        query, new = project(_project, (rule, layout, longest), banks, part)
         queries.append(query)
         pending = new if pending is None else pending.join(new)
-        position += query.shape[1]
+        position += count
         after = []
         for bank, memories in zip(layout, banks, strict=True):
             ends = position % bank.chunk == 0
-            tokens = pending.last((position - 1) % bank.chunk + 1)
-            solved = _solve(rule, bank, memories, tokens) if ends else None
+            asked = None
             if bank.names[0] == MEMORY and (ends or number == len(parts) - 1):
-                q = torch.cat(queries, 1) if len(queries) > 1 else queries[0]
-                answers.append(q + _answer(rule, bank, memories, tokens, q, which, solved))
-                queries = []
-            if solved is not None:
-                memories = finish(solved, memories)
+                asked, queries = torch.cat(queries, 1) if len(queries) > 1 else queries[0], []
+            if ends or asked is not None:
+                tokens = pending.last((position - 1) % bank.chunk + 1)
+                whole = ends and (asked is None or asked.shape[1] == bank.chunk)
+                write = run if whole else run_eager
+                answer, memories = write(_turn, (rule, bank, which, ends), memories, (tokens, asked))
+                answers += [] if answer is None else [answer]
             after.append(memories)
         banks = tuple(after)
         if position == longest:
@@ -134,9 +144,9 @@ def read_and_write(
 
 
 def _project(
-    rule: SelfModRule, layout: tuple[Bank, ...], banks: tuple[Memories, ...], x: Streams, chunk: int
+    rule: SelfModRule, layout: tuple[Bank, ...], chunk: int, banks: tuple[Memories, ...], x: Streams
 ) -> tuple[Tensor, Tokens]:
-    """Queries `[N, n, d]`, and what the tokens will write."""
+    """Queries `[N, n, d]`, and what the tokens will write every `chunk` tokens."""
     sources = {"k": x.k, "v": x.v, "q": x.q, "eta": x.k, "alpha": x.k}
     added: dict[str, Tensor] = {}
     for bank, memories in zip(layout, banks, strict=True):
@@ -153,6 +163,27 @@ def _project(
         if name in added:
             logits[i] = logits[i] + added[name].squeeze(-1)
     return q, Tokens(k, v, *rule.rates(logits, chunk))
+
+
+def _turn(
+    rule: SelfModRule,
+    bank: Bank,
+    which: str,
+    ends: bool,
+    memories: Memories,
+    x: tuple[Tokens, Tensor | None],
+) -> tuple[Tensor | None, Memories]:
+    """Answers to the queries (None = none are asked), and a bank after its chunk, if it `ends`.
+
+    Args:
+        x: the tokens of the chunk so far, and the queries `[N, n, d]` of its newest n.
+    """
+    tokens, queries = x
+    solved = _solve(rule, bank, memories, tokens) if ends else None
+    answer = None
+    if queries is not None:
+        answer = queries + _answer(rule, bank, memories, tokens, queries, which, solved)
+    return answer, memories if solved is None else finish(solved, memories)
 
 
 def _solve(rule: SelfModRule, bank: Bank, memories: Memories, tokens: Tokens) -> StackWritten:
