@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +20,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 FORMAT, VERSION = "nested_learning.state", 1  # of files
 DEFINING = ("nested_learning.models.lm", "nested_learning.models.pretrained")
@@ -96,15 +98,32 @@ def _unpack(value: Any) -> Any:
     return value
 
 
+def _flatten(state: State) -> tuple[list[Any], tuple[Any, ...]]:
+    """The fields of a state that can hold tensors, and the others with the names of all, for torch's pytrees."""
+    values = [(f.name, getattr(state, f.name)) for f in dataclasses.fields(state)]
+    inner = [(name, value) for name, value in values if not isinstance(value, (int, str))]
+    plain = tuple((name, value) for name, value in values if isinstance(value, (int, str)))
+    return [value for _, value in inner], (tuple(name for name, _ in inner), plain)
+
+
+def _unflatten(kind: type[State], values: Iterable[Any], context: tuple[Any, ...]) -> State:
+    names, plain = context
+    return kind(**dict(zip(names, values, strict=True)), **dict(plain))
+
+
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Base of all states. Subclasses are frozen dataclasses; they register themselves by name."""
+    """Base of all states. Subclasses are frozen dataclasses; they register themselves by name and as pytrees.
+
+    As pytrees their tensors are leaves; numbers and names are part of the structure.
+    """
 
     kinds: ClassVar[dict[str, type[State]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         State.kinds[cls.__name__] = cls
+        register_pytree_node(cls, _flatten, partial(_unflatten, cls))
 
     def map(self, fn: TensorFn) -> Self:
         """The same state with `fn` applied to every tensor in it."""

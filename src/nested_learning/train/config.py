@@ -30,7 +30,8 @@ class TrainConfig:
         accumulation: micro-batches per step (divides `batch_size`); the gradient does not depend on it.
         precision: "fp32", or "bf16" for automatic mixed precision.
         compile: whether attention, MLPs and the chunks of memories go through `torch.compile`: "true",
-            "false", or "auto" = where a compiler is installed and the run has at least 100 steps.
+            "false", or "auto" = where a compiler is installed and the run is long enough (500 steps on a
+            CPU, 50 on a GPU).
         device: a PyTorch device; "auto" = CUDA if there is one.
         log_every, eval_every, save_every: intervals of metrics, validation and checkpoints.
         eval_batches: micro-batches of a validation; None = the whole held-out part.
