@@ -50,7 +50,8 @@ class NaiveLevel:
         own = unit(x) if level.keys is None else unit(level.keys(x))
         key, self.previous = (own if spec.target == "same" else self.previous), own
         answer = predict(self.chunk_start, unit(x))
-        inner, at_output, at_z = errors(self.chunk_start, key, level.values(x), torch.zeros_like(x))
+        target, skip = level.values(x), torch.zeros_like(x)
+        inner, at_output, at_z = errors(self.chunk_start, key, target, skip, config.error_limit)
         towards = config.retention and config.retention_target == "init"
         rest = self.initial if towards else [None, None]
         pairs = ((inner, at_output), (key, at_z))

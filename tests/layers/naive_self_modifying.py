@@ -71,7 +71,7 @@ def naive_self_modifying(layer: SelfModifyingTitans, x: Tensor) -> Tensor:
                 target = target + made
             if config.stop_gradient_targets:
                 target = target.detach()
-            inner, at_output, at_z = errors(start[name], k, target, skip)
+            inner, at_output, at_z = errors(start[name], k, target, skip, config.error_limit)
             rest = initial[name] if config.retention_target == "init" and config.retention else (None, None)
             w1, s1 = step(
                 now[name][0], moments[name][0], inner, at_output, (eta, alpha, beta), config.delta, rest[0]

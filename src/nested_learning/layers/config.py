@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nested_learning.checks import at_least, check_types, one_of, within
+from nested_learning.checks import at_least, check_types, one_of
 from nested_learning.ops.self_modifying.chunk import SelfModRule
 
 READS: tuple[str, ...] = ("chunk", "before_write", "after_write")
@@ -40,10 +40,9 @@ class MemoryConfig(SelfModRule):
     def __post_init__(self) -> None:
         where = "model.memory"
         check_types(self, where)
+        self.check(where)
         for name in self.adaptive:
             one_of(f"{where}.adaptive", name, ADAPTIVE)
-        one_of(f"{where}.retention_target", self.retention_target, ("zero", "init"))
-        within(f"{where}.eta_max", self.eta_max, "(0, 1]")
         for name in ("projection_chunk_size", "hidden", "keep_every", "conv_window"):
             at_least(f"{where}.{name}", getattr(self, name), 1)
 

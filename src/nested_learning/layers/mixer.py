@@ -16,6 +16,7 @@ from nested_learning.layers.config import MemoryConfig
 from nested_learning.layers.documents import Documents
 from nested_learning.layers.linear import GatedDeltaRule
 from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
+from nested_learning.ops.memory_mlp.chunk import WriteRule
 
 
 class Mixer(Protocol):
@@ -66,11 +67,12 @@ def _memory(*names: str) -> frozenset[str]:
 
 
 ALL_OF_MEMORY = _memory(*(field.name for field in fields(MemoryConfig)))
+WRITE = _memory(*(field.name for field in fields(WriteRule)))  # every two-layer memory reads these
 SELF_MODIFICATION = _memory("adaptive", "self_targets", "stop_gradient_targets", "projection_chunk_size")
 LINEAR = _memory(
     "delta", "momentum", "retention", "eta_max", "eta_bias", "alpha_bias", "keep_every", "conv_window"
 )
-FAST_LEVEL = LINEAR - _memory("conv_window") | _memory("retention_target")
+FAST_LEVEL = WRITE | _memory("eta_bias", "alpha_bias", "keep_every")
 """What fast levels of a Continuum Memory System read."""
 
 MIXERS: dict[str, MixerKind] = {

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nested_learning.checks import one_of, positive, within
 from nested_learning.ops.delta_rule.chunk import (
     Applied,
     LinearMemory,
@@ -47,6 +48,8 @@ class WriteRule:
         retention_target: what forgetting returns to, "zero" or "init" (the meta-learned initial state).
         eta_max: upper bound of the step size; None = min(1, 2 / chunk size). Errors are those of the
             chunk's start, so a key that fills a chunk overshoots once its steps sum to more than 2.
+        error_limit: the gradient at a memory's output is shortened to at most this norm (the objective is
+            Huber's: quadratic near the target, then linear); None = it is not (½‖M(k) − v̂‖²).
     """
 
     delta: bool = True
@@ -54,6 +57,13 @@ class WriteRule:
     retention: bool = True
     retention_target: str = "zero"
     eta_max: float | None = None
+    error_limit: float | None = None
+
+    def check(self, where: str) -> None:
+        """Raise ValueError for a value that is not allowed. `where`: the name of the rule in errors."""
+        one_of(f"{where}.retention_target", self.retention_target, ("zero", "init"))
+        within(f"{where}.eta_max", self.eta_max, "(0, 1]")
+        positive(f"{where}.error_limit", self.error_limit)
 
     @property
     def to_initial(self) -> bool:
@@ -63,6 +73,13 @@ class WriteRule:
     def step_limit(self, chunk: int) -> float:
         """Upper bound of the step size of a memory that is written every `chunk` tokens."""
         return min(1.0, 2 / chunk) if self.eta_max is None else self.eta_max
+
+    def errors(self, differences: Tensor) -> Tensor:
+        """Gradients of the objective at the outputs, from M(k) − v̂ `[..., o]`."""
+        if self.error_limit is None:
+            return differences
+        most = self.error_limit**2  # e · min(1, limit / ‖e‖), with a finite gradient at e = 0
+        return differences * (most / differences.square().sum(-1, keepdim=True).clamp(min=most)).sqrt()
 
     def rates(self, logits: Sequence[Tensor], chunk: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """η, log α and log β (None = no momentum) of a write every `chunk` tokens, from their logits."""
@@ -221,7 +238,7 @@ class StackWritten(NamedTuple):
 def write(
     rule: WriteRule, memories: Memories, at: Pass, residuals: tuple[Tensor, ...], rates: Rates
 ) -> StackWritten:
-    """Solve for the write of one chunk with the objective ½‖M(k) − v̂‖² of every memory.
+    """Solve for the write of one chunk, which takes every memory M(k) towards its v̂.
 
     Args:
         rule: the options.
@@ -231,7 +248,7 @@ def write(
         rates: step sizes and decays `[N, C]`.
     """
     w1 = memories.weights.w1
-    errors = tuple(r + a for r, a in zip(residuals, at.answers, strict=True))
+    errors = tuple(rule.errors(r + a) for r, a in zip(residuals, at.answers, strict=True))
     at_hidden = torch.cat([e @ w for e, w in zip(errors, w1, strict=True)], 1)  # W₁ᵀe
     error = _to_rows(at.hidden.backward(at_hidden))
     _, momentum, initial = _first_layers(memories)

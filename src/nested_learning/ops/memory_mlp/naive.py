@@ -26,12 +26,24 @@ def predict(weights: Weights, x: Tensor) -> Tensor:
     return torch.einsum("...oh,...h->...o", weights[0], hidden(z))
 
 
-def errors(weights: Weights, key: Tensor, value: Tensor, skip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """σ̂(W₂k) and the gradients of ½‖Pk + W₁σ̂(W₂k) − v‖² at the outputs of W₁ and of W₂."""
+def objective(difference: Tensor, limit: float | None) -> Tensor:
+    """½‖e‖² of `difference [N, o]`, summed over N; beyond a norm of `limit` a line of the same slope."""
+    square = difference.square().sum(-1)
+    if limit is None:
+        return 0.5 * square.sum()
+    far = square > limit**2
+    norm = torch.where(far, square, 1.0).sqrt()
+    return torch.where(far, limit * (norm - 0.5 * limit), 0.5 * square).sum()
+
+
+def errors(
+    weights: Weights, key: Tensor, value: Tensor, skip: Tensor, limit: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """σ̂(W₂k) and the gradients of the objective at Pk + W₁σ̂(W₂k) − v, at the outputs of W₁ and of W₂."""
     z = torch.einsum("...hd,...d->...h", weights[1], key)
     inner = hidden(z)
     output = skip + torch.einsum("...oh,...h->...o", weights[0], inner)
-    loss = 0.5 * (output - value).square().sum()
+    loss = objective(output - value, limit)
     at_output, at_z = torch.autograd.grad(loss, (output, z), create_graph=True)
     return inner, at_output, at_z
 
@@ -48,8 +60,23 @@ def memory_mlp(
     read: str = "chunk",
     delta: bool = True,
     initial: Weights | None = None,
+    limit: float | None = None,
 ) -> tuple[Tensor, Weights, Weights]:
-    """Read and write a two-layer memory over a sequence, P = 1; same arguments as `chunk.memory_mlp`."""
+    """Read and write a two-layer memory over a sequence, with P = 1.
+
+    Args:
+        q, k, v: queries and unit-norm keys `[N, T, d]`, targets `[N, T, o]`.
+        rates: η, α and β (None = no momentum), each `[N, T]`.
+        weights, momentum: at the start.
+        chunk_size: tokens between two refreshes of the errors.
+        read: the weights that answer: "chunk", "before_write" or "after_write".
+        delta: whether the delta term erases.
+        initial: what retention pulls to; None = zero.
+        limit: of the norm of the gradient at the output; None = no limit.
+
+    Returns:
+        answers `[N, T, o]`, weights and momentum after the last token.
+    """
     eta, alpha, beta = rates
     moments = momentum or (torch.zeros_like(weights[0]), torch.zeros_like(weights[1]))
     rest = initial or (None, None)
@@ -58,7 +85,7 @@ def memory_mlp(
         if t % chunk_size == 0:
             chunk_start = weights
         key, query = k[..., t, :], q[..., t, :]
-        inner, at_output, at_z = errors(chunk_start, key, v[..., t, :], key)
+        inner, at_output, at_z = errors(chunk_start, key, v[..., t, :], key, limit)
         rate = (eta[..., t], alpha[..., t], None if beta is None else beta[..., t])
         before = weights
         w1, s1 = step(weights[0], moments[0], inner, at_output, rate, delta, rest[0])
