@@ -100,8 +100,12 @@ def as_override(value):
 def test_two_hundred_wrong_overrides_of_the_command_line():
     """Hydra and OmegaConf have their own errors, of several lines, about some of them."""
     hints = dict(leaves(RunConfig))
-    texts = (bool, str, str | None)  # a number is a text there
-    written = [(n, as_override(v)) for n, v in WRONG if not (hints[n] in texts and isinstance(v, int))]
+    texts = (bool, str, str | None)  # a number is a text there, and in a list of texts too
+    written = [
+        (n, as_override(v))
+        for n, v in WRONG
+        if not (hints[n] in texts and isinstance(v, int)) and not ("[str" in str(hints[n]) and v == [1])
+    ]
     for name, text in random.Random(0).sample([(n, t) for n, t in written if t is not None], 200):
         with pytest.raises(Exception) as error:
             load_config("pilot_smoke", [f"{name}={text}"])
