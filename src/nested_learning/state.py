@@ -2,7 +2,8 @@
 
 Weights that adapt inside a sequence are state, never parameters. A state is a frozen dataclass whose
 fields are batch-first tensors, ints, further states, tuples of these, or None. Functions take a state
-and hand back a new one; nothing is written in place.
+and hand back a new one, and what the given one says stays as it is. (Without gradients, the cache of
+attention writes new tokens into spare room of a buffer that older states share; they do not see them.)
 
     y, state = layer(x, state)        # state=None means "start of a context"
 """
