@@ -16,7 +16,7 @@ from nested_learning.layers.linear import GatedDeltaRule
 
 
 def naive_linear(layer: GatedDeltaRule, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The layer over `x [B, T, D]` from the start of a context: its output, and W (and S) `[B, H, d, d]` after it."""
+    """The layer over `x [B, T, D]` from the start of a context: its output, and W (and S) `[B, H, d, d]`."""
     config, batch = layer.config, x.shape[0]
     (ks, vs, qs), logits = slow_streams(layer, x)
     width = ks.shape[-1]

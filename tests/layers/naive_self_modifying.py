@@ -24,9 +24,7 @@ class NaiveMemory:
     def __init__(self, layer: SelfModifyingTitans, name: str, chunk: int, batch: int) -> None:
         memory = layer.memories[name]
         self.config, self.chunk, self.is_rate = layer.config, chunk, name in RATES
-        self.initial: Pair = tuple(
-            w.expand(batch, *w.shape) for w in (memory.initial_w1, memory.initial_w2)
-        )
+        self.initial: Pair = tuple(w.expand(batch, *w.shape) for w in (memory.initial_w1, memory.initial_w2))
         self.now = self.before = self.start = self.initial
         self.moments = self.start_moments = tuple(torch.zeros_like(w) for w in self.initial)
         self.seen = 0

@@ -23,7 +23,7 @@ def rms_norm(x: Tensor, norm: RMSNorm) -> Tensor:
 
 
 def slow_streams(layer: Mixer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Convolved k, v, q `[3, B, T, H, d]` and logits of the rates `[B, T, G, H]`; the convolution is a loop."""
+    """Convolved k, v, q `[3, B, T, H, d]`, the convolution as a loop, and logits of rates `[B, T, G, H]`."""
     batch, tokens, _ = x.shape
     projected = x @ layer.project.weight.T
     window = layer.conv.weight.shape[1]

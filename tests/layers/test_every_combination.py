@@ -1,4 +1,4 @@
-"""Every combination of the options of the write on a tiny layer: outputs, state, gradients of the token loop."""
+"""Every combination of the options of the write, on a tiny layer, against the token loop with gradients."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import assert_equals_loop, in_pieces
+from oracle import assert_equals_loop
 from torch import Tensor
 
 from nested_learning.layers.config import MemoryConfig

@@ -1,4 +1,4 @@
-"""Gradients of gradients through the writes: products with the Hessian against finite differences, in float64."""
+"""Gradients of gradients through the writes: products with the Hessian against finite differences."""
 
 from __future__ import annotations
 
