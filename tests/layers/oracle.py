@@ -77,7 +77,7 @@ def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tenso
 def assert_all_same(actual: Sequence[Tensor], expected: Sequence[Tensor], length: int) -> None:
     """`assert_same`, where what is below `SMALL` of the largest tensor is measured by that: some of them are
     zero but for rounding."""
-    sizes = [float(tensor.detach().abs().max()) for tensor in expected]
+    sizes = [float(tensor.detach().abs().max()) if tensor.numel() else 0.0 for tensor in expected]
     for one, other, size in zip(actual, expected, sizes, strict=True):
         assert_same(one, other, length, scale=max(size, SMALL * max(sizes)))
 
