@@ -23,6 +23,14 @@ SMALL = (
 )
 
 
+def liven(layer: nn.Module) -> None:
+    """Parameters that start small or at zero, made large enough for every path to matter."""
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if name.endswith(("initial_w1", "rates.weight", "shares")):
+                parameter.normal_()
+
+
 def run_loop(layer: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """The output of a layer's token loop, and its last fast weights in the order of `fast_weights`."""
     if isinstance(layer, GatedDeltaRule):

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from oracle import assert_equals_loop
+from oracle import assert_equals_loop, liven
 
 from nested_learning.layers.cms import CMS
 from nested_learning.layers.config import READS, MemoryConfig
@@ -24,19 +24,11 @@ RETENTION = {
 SWITCH = (False, True)
 
 
-def liven(layer: torch.nn.Module) -> None:
-    """Parameters that start small or at zero, made large enough for every path to matter."""
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            if name.endswith(("initial_w1", "rates.weight")):
-                parameter.normal_()
-
-
 @pytest.mark.parametrize("retention", RETENTION)
 @pytest.mark.parametrize("momentum", SWITCH)
 @pytest.mark.parametrize("delta", SWITCH)
 @pytest.mark.parametrize("read", READS)
-@pytest.mark.parametrize("projection_chunk_size", [None, 1, 4])
+@pytest.mark.parametrize("projection_chunk_size", [None, 1, pytest.param(4, marks=pytest.mark.thorough)])
 def test_self_modifying(
     projection_chunk_size: int | None, read: str, delta: bool, momentum: bool, retention: str
 ) -> None:

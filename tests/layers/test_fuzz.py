@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from oracle import assert_equals_loop
+from oracle import assert_equals_loop, liven
 from torch import nn
 
 from nested_learning.layers.cms import CMS
@@ -97,14 +97,6 @@ def draw(number: int) -> Draw:
         options |= {} if kind is GatedDeltaRule else {"read": rng.choice(READS)}
     cuts = sorted(rng.sample(range(1, tokens), min(rng.randint(1, 4), tokens - 1)))
     return Draw(kind, options, rng.randint(1, 2), tokens, width, cuts)
-
-
-def liven(layer: nn.Module) -> None:
-    """Parameters that start small or at zero, made large enough for every path to matter."""
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            if name.endswith(("initial_w1", "rates.weight", "shares")):
-                parameter.normal_()
 
 
 def show(found: Draw) -> str:
