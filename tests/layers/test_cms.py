@@ -214,3 +214,5 @@ def test_every_block_keeps_a_level() -> None:
         CMS(4, [LevelSpec()], "both")
     with pytest.raises(ValueError, match="heads must divide dim = 4, got 3"):
         CMS(4, [LevelSpec()], "independent", heads=3)
+    with pytest.raises(ValueError, match="levels.a.expansion must leave at least one hidden unit of dim = 4"):
+        CMS(4, [LevelSpec(name="a", chunk_size=2, expansion=0.1)])

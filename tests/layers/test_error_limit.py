@@ -27,9 +27,13 @@ def config(limit: float | None) -> MemoryConfig:
     return MemoryConfig(eta_max=1.0, eta_bias=0.0, alpha_bias=1.0, momentum=True, error_limit=limit)
 
 
+def own_outputs(layer: nn.Module, x: Tensor) -> Tensor:
+    return naive_self_modifying(layer, x)[0]
+
+
 LAYERS: dict[str, tuple[Callable[[float | None], nn.Module], Callable[[nn.Module, Tensor], Tensor]]] = {
-    "self_mod": (lambda limit: SelfModifyingTitans(DIM, 2, 4, config=config(limit)), naive_self_modifying),
-    "titans": (lambda limit: TitansMemory(DIM, 2, 4, config=config(limit)), naive_self_modifying),
+    "self_mod": (lambda limit: SelfModifyingTitans(DIM, 2, 4, config=config(limit)), own_outputs),
+    "titans": (lambda limit: TitansMemory(DIM, 2, 4, config=config(limit)), own_outputs),
     "fast level": (
         lambda limit: CMS(DIM, (LevelSpec(name="fast", chunk_size=4),), memory=config(limit)),
         lambda layer, x: naive_cms(layer, x)[0],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from naive_self_modifying import naive_self_modifying
+from oracle import assert_equals_loop
 from tolerances import SAFETY, assert_same
 
 from nested_learning.layers.config import MemoryConfig
@@ -57,7 +58,15 @@ def test_layer_equals_the_token_loop(variant: str, read: str, chunk: int) -> Non
     if VARIANTS[variant].projection_chunk_size and chunk == 1:
         chunk = 2
     layer, x = make(variant, read, chunk), sample()
-    assert_same(layer(x)[0], naive_self_modifying(layer, x), LENGTH)
+    assert_same(layer(x)[0], naive_self_modifying(layer, x)[0], LENGTH)
+
+
+@pytest.mark.parametrize("self_targets", [True, False])
+def test_heads_as_wide_as_a_rate_equal_the_token_loop(self_targets: bool) -> None:
+    torch.manual_seed(0)
+    config = MemoryConfig(**LIVELY, self_targets=self_targets)
+    layer = SelfModifyingTitans(2, 2, 4, config=config).double()
+    assert_equals_loop(layer, sample()[..., :2], [3, 4, 11], LENGTH)
 
 
 def in_pieces(layer: SelfModifyingTitans, x: torch.Tensor, cuts: list[int]) -> tuple[torch.Tensor, State]:
@@ -101,7 +110,7 @@ def test_gradients_equal_those_of_the_token_loop(variant: str, read: str) -> Non
         loss, inputs = (outputs * weights).sum(), [x, *layer.parameters()]
         return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
 
-    assert_same(gradients(layer(x)[0]), gradients(naive_self_modifying(layer, x)), LENGTH)
+    assert_same(gradients(layer(x)[0]), gradients(naive_self_modifying(layer, x)[0]), LENGTH)
 
 
 def test_gradient_through_the_state_after_a_scan() -> None:
@@ -131,7 +140,7 @@ def test_titans_is_the_layer_without_self_modification() -> None:
     torch.manual_seed(0)
     layer, x = TitansMemory(8, 2, 4, config=MemoryConfig(**LIVELY)).double(), sample()
     assert list(layer.memories) == ["memory"]
-    assert_same(layer(x)[0], naive_self_modifying(layer, x), LENGTH)
+    assert_same(layer(x)[0], naive_self_modifying(layer, x)[0], LENGTH)
 
 
 @pytest.mark.thorough

@@ -75,3 +75,12 @@ def test_sharded_parameters_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="needs whole parameters on every rank, which fsdp does not keep"):
         trainer(config(tmp_path), Sharded())
+
+
+def test_a_step_through_the_writes_of_memories_differs_from_the_first_order_one(tmp_path: Path) -> None:
+    first, through = (trainer(config(tmp_path, grad_through_write=on)) for on in (False, True))
+    assert through.config.model.mixer == "self_mod"
+    tokens = next(first.loader)
+    (loss, norm), (same_loss, other_norm) = (one.update(tokens) for one in (first, through))
+    torch.testing.assert_close(same_loss, loss, rtol=1e-5, atol=0)
+    assert other_norm.isfinite() and abs(other_norm - norm) > 1e-4 * norm

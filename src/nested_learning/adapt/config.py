@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nested_learning.checks import at_least, check_types, one_of
-from nested_learning.models.config import HopeConfig
 
 PATHS: tuple[str, ...] = ("titan", "cms_fast", "cms", "all")
 SURPRISES: tuple[str, ...] = ("none", "l2", "loss", "logit_entropy")
@@ -47,14 +46,11 @@ class AdaptConfig:
             raise ValueError(f"adapt.threshold must be 0 for adapt.surprise = none, got {self.threshold}")
 
 
-def check_online(
-    adapt: AdaptConfig, model: HopeConfig, seq_len: int, through_write: bool, recomputed: bool
-) -> None:
+def check_online(adapt: AdaptConfig, seq_len: int, recomputed: bool) -> None:
     """Whether a model can be trained with `train.inner=online`; a ValueError if not.
 
     Args:
         seq_len: tokens of a training sequence.
-        through_write: `train.grad_through_write`.
         recomputed: whether `train.compile` or `parallel.activation_checkpointing` is on.
     """
     if adapt.lr == 0:
@@ -68,16 +64,4 @@ def check_online(
         raise ValueError(
             "train.compile and parallel.activation_checkpointing must be false for train.inner = online, "
             "which takes gradients in the forward pass"
-        )
-    if not through_write:
-        return
-    if model.mixer not in ("attention", "sliding_attention"):
-        raise ValueError(
-            "train.grad_through_write needs layers that can be differentiated twice: model.mixer must be "
-            f"attention or sliding_attention, got {model.mixer!r}, whose backward pass is derived by hand"
-        )
-    if fast := [level.name for level in model.levels if model.level_kind(level) == "fast"]:
-        raise ValueError(
-            "train.grad_through_write needs layers that can be differentiated twice: model.levels must not "
-            f"be fast, whose backward pass is derived by hand; got {', '.join(fast)}"
         )

@@ -102,6 +102,11 @@ class FastLevel(nn.Module):
         self.spec, self.chunk_size, self.reset_every = spec, spec.chunk_size, reset_every
         self.config = config = level_memory(spec, memory)
         hidden = round(dim * (spec.expansion or 1))
+        if hidden < 1:
+            raise ValueError(
+                f"levels.{spec.name}.expansion must leave at least one hidden unit of dim = {dim}, "
+                f"got {spec.expansion}"
+            )
         self.initial = MemoryMLP(1, dim, hidden, dim)
         self.values = nn.Linear(dim, dim, bias=False)
         self.norm = None if spec.gain is None else RMSNorm(dim, eps, spec.gain)

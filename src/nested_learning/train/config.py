@@ -79,6 +79,11 @@ class TrainConfig:
         one_of("train.inner", self.inner, ("none", "online"))
         if self.grad_through_write and self.inner == "none":
             raise ValueError("train.grad_through_write must be false for train.inner = none, got true")
+        if self.grad_through_write and self.compile == "true":
+            raise ValueError(
+                "train.grad_through_write must be false for train.compile = true, whose steps can be "
+                "differentiated once only; got true"
+            )
         counts = "steps seq_len batch_size accumulation log_every eval_every save_every keep_last"
         for name in counts.split():
             at_least(f"train.{name}", getattr(self, name), 1)
@@ -169,7 +174,7 @@ class RunConfig:
         length = self.train.seq_len
         if self.train.inner == "online":
             again = self.train.compile == "true" or self.parallel.activation_checkpointing
-            check_online(self.adapt, self.model, length, self.train.grad_through_write, again)
+            check_online(self.adapt, length, again)
             if self.data.loader.packing:
                 raise ValueError(
                     "data.loader.packing must be false for train.inner = online, which knows no documents"

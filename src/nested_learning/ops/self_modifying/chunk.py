@@ -203,13 +203,17 @@ def _solve(rule: SelfModRule, bank: Bank, memories: Memories, tokens: Tokens) ->
 
 def _residuals(rule: SelfModRule, bank: Bank, own: tuple[Tensor, ...], tokens: Tokens) -> tuple[Tensor, ...]:
     """P k − v̂ of every memory, by output width; `own`: M(v) of those that make their own targets."""
-    residuals = []
+    residuals, rates = [], len(bank.names) - bank.full
     if bank.full:
         value = tokens.v.unsqueeze(1)
-        target = value + own[0] if rule.self_targets else value
+        target = value + own[0][:, : bank.full] if rule.self_targets else value
         residuals.append(tokens.k.unsqueeze(1) - (target.detach() if rule.stop_gradient_targets else target))
-    if bank.full < len(bank.names):
-        residuals.append(-(own[-1].detach() if rule.stop_gradient_targets else own[-1]))
+    if rates:
+        target = own[-1][:, -rates:]
+        residuals.append(-(target.detach() if rule.stop_gradient_targets else target))
+    if len(residuals) == 2 and tokens.k.shape[-1] == 1:  # heads as wide as a rate: one output width
+        full = residuals[0].expand(-1, bank.full, -1, -1)
+        return (torch.cat([full, residuals[1]], 1),)
     return tuple(residuals)
 
 
