@@ -34,8 +34,8 @@ def online_loss(
     Args:
         model: `HopeLM`, or a wrapper that holds one as `module` (DDP).
         config: what learns, and how. Every sequence starts from the parameters.
-        through_write: differentiate through the inner gradients too (second order). They cannot be
-            differentiated twice where a layer's backward pass is derived by hand: see `RunConfig`.
+        through_write: differentiate through the inner gradients too (second order). Compiled layers cannot
+            be differentiated twice.
         count: divisor of the summed loss; None = the number of targets.
 
     Returns:
