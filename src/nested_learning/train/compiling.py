@@ -16,8 +16,8 @@ import torch
 from nested_learning.train.config import RunConfig
 
 WORTHWHILE = {"cuda": 50, "cpu": 500}
-"""Steps from which on a run of `train.compile = auto` is compiled, which takes a minute or two: on a CPU a step
-of the smallest models gains a fifth of a second by it."""
+"""Steps from which on a run of `train.compile = auto` is compiled. That takes a minute or two; on a CPU a
+step of the smallest models gains a fifth of a second."""
 
 
 def why_eager(config: RunConfig, device: torch.device, strategy: str) -> str | None:
