@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import hope
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -17,7 +18,6 @@ from nested_learning.layers.config import READS, MemoryConfig
 from nested_learning.layers.mixer import MIXERS
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.levels import VARIANTS, LevelSpec
-from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 
 LENGTH = 21  # two chunks of 8 and an unfinished one
@@ -45,7 +45,7 @@ def read_in_two_calls(**changes: Any) -> list[Tensor]:
     sizes: dict[str, Any] = {"vocab_size": 11, "dim": 8, "num_layers": 2, "num_heads": 2, "chunk_size": 8}
     # Only while the model is made: as default device of its forward pass, CUDA would hide a missing device.
     with torch.device("cuda"):
-        model = HopeLM(HopeConfig(**{**sizes, "levels": LEVELS, "seq_len": 32, "window": 5, **changes}))
+        model = HopeLM(hope(**{**sizes, "levels": LEVELS, "seq_len": 32, **changes}))
     tokens = torch.zeros(2, LENGTH, dtype=torch.int64, device="cuda")
     first, state = model(tokens)
     second, state = model(tokens[:, :5], state)

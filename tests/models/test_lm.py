@@ -14,6 +14,7 @@ from nested_learning.levels import LevelSpec
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 
+INSIDE = ("self_mod", "titans")  # mixers that can be read inside a chunk
 LENGTH = 2 * 19 * 16  # operations in a row: layers, tokens that a memory passes, width
 FAST = (LevelSpec(name="fast", chunk_size=4), LevelSpec(name="slow"))
 
@@ -45,8 +46,10 @@ def test_any_split_gives_the_same_logits(mixer: str, cuts: list[int]) -> None:
     assert state.position == 19
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("read", ["chunk", "after_write"])
+@pytest.mark.parametrize(
+    "mixer, read",
+    [*((mixer, "chunk") for mixer in MIXERS), ("self_mod", "after_write"), ("titans", "after_write")],
+)
 def test_a_changed_token_reaches_no_earlier_output_and_no_other_row(mixer: str, read: str) -> None:
     lm, x = model(mixer, read=read), tokens()
     before, _ = lm(x)

@@ -152,16 +152,16 @@ def peer_comparison(chunk: int, expansion: float = 1.0) -> list[Case]:
 def hope_config(settings: BenchSettings, case: Case) -> HopeConfig:
     """The configuration of a case, with one plain MLP per block. The peer's is that of `titans`."""
     hidden = round(case.expansion * settings.dim / settings.heads)
-    return HopeConfig(
+    config = HopeConfig(
         vocab_size=settings.vocab,
         dim=settings.dim,
         num_layers=settings.layers,
         num_heads=settings.heads,
-        mixer="titans" if case.mixer == PEER else case.mixer,
         levels=(LevelSpec(),),
         chunk_size=case.chunk,
         memory=MemoryConfig(hidden=hidden, keep_every=settings.keep_every),
     )
+    return config.with_mixer("titans" if case.mixer == PEER else case.mixer)
 
 
 def build_model(settings: BenchSettings, case: Case) -> nn.Module:

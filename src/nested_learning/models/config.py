@@ -111,19 +111,25 @@ class HopeConfig:
     def with_mixer(self, mixer: str, **changes: Any) -> Self:
         """The same model with another mixer; options that it does not read go back to their defaults."""
         one_of("mixer", mixer, MIXERS)
-        reads = MIXERS[mixer].reads | FAST_LEVEL
+        reads = self._reads(mixer)
         default, memory = type(self)(), MemoryConfig()
         names = [f.name for f in fields(memory) if f"memory.{f.name}" not in reads]
         changes.setdefault("memory", replace(self.memory, **{name: getattr(memory, name) for name in names}))
         unread = [name for name in ("read", "window", "rope_base") if name not in reads]
         return replace(self, mixer=mixer, **{name: getattr(default, name) for name in unread} | changes)
 
+    @property
+    def _has_fast_levels(self) -> bool:
+        return any(self.level_kind(level) == "fast" for level in self.levels)
+
+    def _reads(self, mixer: str) -> frozenset[str]:
+        """The options that a mixer or these levels read."""
+        return MIXERS[mixer].reads | (FAST_LEVEL if self._has_fast_levels else frozenset())
+
     def _check_unread(self) -> None:
         """Refuse an option that is set and that neither the mixer nor a level reads."""
-        reads = MIXERS[self.mixer].reads
-        readers = f"model.mixer = {self.mixer}"
-        if any(self.level_kind(level) == "fast" for level in self.levels):
-            reads, readers = reads | FAST_LEVEL, f"{readers} with fast levels"
+        reads = self._reads(self.mixer)
+        readers = f"model.mixer = {self.mixer}{' with fast levels' if self._has_fast_levels else ''}"
         defaults = HopeConfig.__dataclass_fields__
         values = {
             name: (getattr(self, name), defaults[name].default) for name in ("read", "window", "rope_base")

@@ -64,7 +64,7 @@ def _base(options: Options) -> TextRun:
     tokens = base.seq_len * base.batch_size
     if tokens % options.length:
         raise ValueError(f"length must divide the {tokens} tokens of a step, got {options.length}")
-    model = replace(base.model, mixer=options.mixer, dim=options.dim, num_layers=options.layers, seq_len=None)
+    model = base.model.with_mixer(options.mixer, dim=options.dim, num_layers=options.layers, seq_len=None)
     return replace(
         base,
         model=model,

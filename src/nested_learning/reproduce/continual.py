@@ -167,7 +167,7 @@ def plan(options: Options) -> dict[str, list[Run]]:
     for name in options.domains:
         domain_text(name)
     hope = hope_model(SEQ_LEN)
-    transformer = with_plain_mlp(replace(hope, mixer="attention"), count_parameters(hope))
+    transformer = with_plain_mlp(hope.with_mixer("attention"), count_parameters(hope))
     base = ContinualRun(model=transformer, domains=tuple(options.domains), steps_per_domain=options.steps)
     rows = {
         "HOPE, fine-tuned": replace(base, model=hope),

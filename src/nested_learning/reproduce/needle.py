@@ -143,7 +143,6 @@ def plan(options: Options) -> dict[str, list[Run]]:
         num_layers=2,
         num_heads=2,
         chunk_size=options.chunk_size,
-        window=options.length,
     )
     most = max(1, options.depths - 1)
     run = NeedleRun(
@@ -155,10 +154,14 @@ def plan(options: Options) -> dict[str, list[Run]]:
         samples=options.samples,
         steps=options.steps,
     )
+    models = {name: base.with_mixer(mixer) for name, mixer in MODELS.items()}
+    for model in models.values():
+        if model.mixer == "sliding_attention":
+            model.window = options.length
     return {
-        name: [replace(run, model=replace(base, mixer=mixer), seed=seed) for seed in options.seeds]
-        for name, mixer in MODELS.items()
-        if mixer in options.models
+        name: [replace(run, model=model, seed=seed) for seed in options.seeds]
+        for name, model in models.items()
+        if model.mixer in options.models
     }
 
 
@@ -215,7 +218,7 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
     model = run.model
     return [
         f"Trained at {run.length} tokens, answer included, with {run.needles} needle(s) at random depths: "
-        f"width {model.dim}, {model.num_layers} layers, chunk {model.chunk_size}, window {model.window}, "
+        f"width {model.dim}, {model.num_layers} layers, chunk {model.chunk_size}, window {options.length}, "
         f"batch {run.batch_size}, AdamW {run.optim.lr:g}. At most {run.steps} steps; a run stops at a "
         f"held-out accuracy of {run.stop_at}. Steps are listed per seed.",
         f"An answer is right if all {ANSWER} digits are, generated greedily; chance is "

@@ -68,7 +68,7 @@ def make_run(options: Options, task: str, name: str, lr: float, seed: int) -> Ru
     if task == "digits":
         return DigitsRun(optim=optim, steps=options.digits_steps, seed=seed)
     base = pilot_run(options.text_steps, seed)
-    model = replace(base.model, mixer=options.mixer)
+    model = base.model.with_mixer(options.mixer)
     return replace(base, optim=optim, model=model, eval_every=20, eval_tokens=16_384)
 
 

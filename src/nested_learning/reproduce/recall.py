@@ -25,7 +25,7 @@ def models(reads: list[str]) -> dict[tuple[str, str], HopeConfig]:
     for name, adaptive in ((FIVE, ("k", "v", "eta", "alpha")), (ONE, ())):
         memory = replace(base.memory, adaptive=adaptive)
         found |= {(name, read): replace(base, read=read, memory=memory) for read in reads}
-    return {**found, (ATTENTION, "-"): replace(base, mixer="attention")}
+    return {**found, (ATTENTION, "-"): base.with_mixer("attention")}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
