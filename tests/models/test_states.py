@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +341,21 @@ def test_a_state_file_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match=r"bad\.pt cannot be read as a state: "):
         load_state(tmp_path / "bad.pt")
     assert not (tmp_path / "payload-ran").exists()
+
+
+@pytest.mark.parametrize("mixer", ["self_mod", "titans", "linear"])
+def test_momenta_of_another_shape_are_refused(mixer: str) -> None:
+    model = make(mixer, memory=MemoryConfig(momentum=True), levels=(LevelSpec(),))
+    state = state_of(model)
+    names = [name for name in state.named_tensors() if name.split(".")[-1] in ("s2", "momentum")]
+    layers = list(state.layers)
+    mixer_state = layers[0].mixer
+    if mixer == "linear":
+        wrong = replace(mixer_state, momentum=mixer_state.momentum[..., :1])
+    else:
+        bank = replace(mixer_state.banks[0], s2=mixer_state.banks[0].s2[..., :1])
+        wrong = replace(mixer_state, banks=(bank,))
+    layers[0] = replace(layers[0], mixer=wrong)
+    assert names  # there are momenta
+    with pytest.raises(ValueError, match=r"state must hold \[batch, .*\] here"):
+        model(tokens(), replace(state, layers=tuple(layers)))

@@ -110,4 +110,5 @@ class GatedDeltaRule(nn.Module):
                 f"GatedDeltaRule state must be {'with' if self.config.momentum else 'without'} momenta"
             )
         width = self.out.in_features // self.heads
-        check_held(state.weights, (self.heads, width, width), x, "GatedDeltaRule", widened(self.out.weight))
+        for held in (state.weights, *([] if state.momentum is None else [state.momentum])):
+            check_held(held, (self.heads, width, width), x, "GatedDeltaRule", widened(self.out.weight))

@@ -105,9 +105,10 @@ def check_memory(
     if (state.s1 is not None) != momentum:
         raise ValueError(f"{owner} state must be {'with' if momentum else 'without'} momenta")
     groups = _by_width(memories)
-    if len(state.w1) != len(groups):
-        raise ValueError(f"{owner} state must hold {len(groups)} output widths, got {len(state.w1)}")
-    first = memories[0].initial_w2
-    expected = [(len(memories), first)] + [(len(group), group[0].initial_w1) for group in groups]
-    for held, (count, own) in zip((state.w2, *state.w1), expected, strict=True):
-        check_held(held, (own.shape[0], count, *own.shape[1:]), x, owner, widened(own))
+    expected = [(len(memories), memories[0].initial_w2)]
+    expected += [(len(group), group[0].initial_w1) for group in groups]
+    for w2, w1 in ((state.w2, state.w1), *([] if state.s2 is None else [(state.s2, state.s1 or ())])):
+        if len(w1) != len(groups):
+            raise ValueError(f"{owner} state must hold {len(groups)} output widths, got {len(w1)}")
+        for held, (count, own) in zip((w2, *w1), expected, strict=True):
+            check_held(held, (own.shape[0], count, *own.shape[1:]), x, owner, widened(own))
