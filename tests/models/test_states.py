@@ -347,7 +347,6 @@ def test_a_state_file_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_momenta_of_another_shape_are_refused(mixer: str) -> None:
     model = make(mixer, memory=MemoryConfig(momentum=True), levels=(LevelSpec(),))
     state = state_of(model)
-    names = [name for name in state.named_tensors() if name.split(".")[-1] in ("s2", "momentum")]
     layers = list(state.layers)
     mixer_state = layers[0].mixer
     if mixer == "linear":
@@ -356,6 +355,5 @@ def test_momenta_of_another_shape_are_refused(mixer: str) -> None:
         bank = replace(mixer_state.banks[0], s2=mixer_state.banks[0].s2[..., :1])
         wrong = replace(mixer_state, banks=(bank,))
     layers[0] = replace(layers[0], mixer=wrong)
-    assert names  # there are momenta
     with pytest.raises(ValueError, match=r"state must hold \[batch, .*\] here"):
         model(tokens(), replace(state, layers=tuple(layers)))
