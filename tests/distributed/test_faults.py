@@ -16,7 +16,12 @@ from work import losses, tiny_overrides, train
 from nested_learning.train.checkpoint import find_checkpoint, read_checkpoint, verify
 
 ROOT = Path(__file__).parents[2]
-ENDLESS = {"train.steps": 100_000, "train.save_every": 100_000, "train.eval_every": 100_000}
+ENDLESS = {
+    "train.compile": "false",
+    "train.steps": 100_000,
+    "train.save_every": 100_000,
+    "train.eval_every": 100_000,
+}
 
 
 def wait_for(condition, alive, seconds=120):

@@ -103,7 +103,12 @@ def train_in_terminal(overrides, terminal):
 @pytest.mark.parametrize("progress", ["true", "false"])
 def test_a_run_whose_terminal_closes_saves_and_ends_with_0(tmp_path, progress):
     ours, theirs = os.openpty()
-    endless = {"train.steps": 100_000, "train.save_every": 100_000, "train.eval_every": 100_000}
+    endless = {
+        "train.compile": "false",
+        "train.steps": 100_000,
+        "train.save_every": 100_000,
+        "train.eval_every": 100_000,
+    }
     overrides = tiny_overrides(tmp_path, "run", **endless, **{"logging.progress": progress})
     ranks = Ranks(1, tmp_path, train_in_terminal, overrides, os.ttyname(theirs))
     os.close(theirs)

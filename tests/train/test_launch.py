@@ -36,6 +36,7 @@ def overrides(folder, **more):
         "train.seq_len": 16,
         "train.batch_size": 2,
         "train.steps": 12,
+        "train.compile": "false",
         "train.log_every": 1,
         "train.eval_every": 6,
         "train.save_every": 4,

@@ -110,7 +110,7 @@ class HopeConfig:
 
     def with_mixer(self, mixer: str, **changes: Any) -> Self:
         """The same model with another mixer; options that it does not read go back to their defaults."""
-        one_of("mixer", mixer, MIXERS)
+        one_of("model.mixer", mixer, MIXERS)
         reads = self._reads(mixer)
         default, memory = type(self)(), MemoryConfig()
         names = [f.name for f in fields(memory) if f"memory.{f.name}" not in reads]
