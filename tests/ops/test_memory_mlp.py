@@ -12,8 +12,8 @@ from nested_learning.ops.memory_mlp import naive
 from nested_learning.ops.memory_mlp.chunk import (
     Memories,
     Stack,
-    Tokens,
     WriteRule,
+    WriteTokens,
     answer_inside,
     finish,
     forward,
@@ -25,14 +25,20 @@ Outputs = tuple[Tensor, ...]
 
 
 def in_chunks(
-    rule: WriteRule, memories: Memories, q: Tensor, tokens: Tokens, targets: Outputs, size: int, which: str
+    rule: WriteRule,
+    memories: Memories,
+    q: Tensor,
+    tokens: WriteTokens,
+    targets: Outputs,
+    size: int,
+    which: str,
 ) -> tuple[Outputs, Memories]:
     """Answers q + W₁σ̂(W₂q) (P = 1 for every memory) and the memories after the last token."""
     answers: list[Outputs] = []
     pieces = [torch.split(t, size, 1) for t in (q, *(t for t in tokens if t is not None))]
     wanted = [torch.split(t, size, 2) for t in targets]
     for number, (queries, *own) in enumerate(zip(*pieces, strict=True)):
-        chunk = Tokens(*own)
+        chunk = WriteTokens(*own)
         (at,) = forward(memories.weights, chunk.k)
         residuals = tuple(chunk.k[:, None] - v[number] for v in wanted)
         written = write(rule, memories, at, residuals, chunk.rates())
@@ -61,7 +67,7 @@ def test_memories_equal_the_token_loop(
     eta, alpha, beta = rates((n,), steps, momentum, retention)
     weights = stack(n, d, h, m)
     moments, initial = stack(n, d, h, m) if momentum else None, stack(n, d, h, m) if retention else None
-    tokens = Tokens(k, k, eta, alpha.log(), None if beta is None else beta.log())
+    tokens = WriteTokens(k, k, eta, alpha.log(), None if beta is None else beta.log())
     rule = WriteRule(delta=delta, momentum=momentum)
     (answers,), after = in_chunks(
         rule, Memories(weights, moments, initial), q, tokens, (targets,), size, which
@@ -93,7 +99,7 @@ def test_output_widths_stand_beside_one_another() -> None:
     n, steps, d, h = 2, 7, 3, 4
     k = unit(n, steps, d)
     eta, alpha, _ = rates((n,), steps, False, True)
-    tokens = Tokens(k, k, eta, alpha.log())
+    tokens = WriteTokens(k, k, eta, alpha.log())
     w2, wide, narrow = randn(n, 3, h, d), randn(n, 2, d, h), randn(n, 1, 1, h)
     targets = randn(n, 2, steps, d), randn(n, 1, steps, 1)
 
@@ -122,7 +128,7 @@ def test_ten_thousand_repeats_stay_bounded(pattern: tuple[int, ...]) -> None:
     ones = torch.ones(1, len(index))
     with torch.no_grad():
         (y,), after = in_chunks(
-            WriteRule(), memories, k, Tokens(k, k, ones, ones.log()), (v,), 16, "after_write"
+            WriteRule(), memories, k, WriteTokens(k, k, ones, ones.log()), (v,), 16, "after_write"
         )
     assert y.isfinite().all() and y.abs().max() < 10
     assert all(w.isfinite().all() and w.norm() < 50 for w in (after.weights.w2, *after.weights.w1))
@@ -141,7 +147,7 @@ def test_gradient_of_the_write_by_finite_differences() -> None:
             memories,
             forward(stacks[0], k)[0],
             (-v,),
-            Tokens(k, k, eta, alpha.log(), beta.log()).rates(),
+            WriteTokens(k, k, eta, alpha.log(), beta.log()).rates(),
         )
         after = finish(written, memories)
         return after.weights.w2, *after.weights.w1, after.momentum.w2, *after.momentum.w1

@@ -7,13 +7,13 @@ What learns is state, never a parameter: the model stays as it is.
 """
 
 from nested_learning.adapt.config import AdaptConfig
-from nested_learning.adapt.memorize import Report, memorize, memorize_each, score
+from nested_learning.adapt.memorize import MemorizeReport, memorize, memorize_each, score
 from nested_learning.adapt.paths import Adaptable, checksum, diff, fast_paths, restart
 
 __all__ = [
     "AdaptConfig",
     "Adaptable",
-    "Report",
+    "MemorizeReport",
     "checksum",
     "diff",
     "fast_paths",

@@ -21,7 +21,7 @@ from nested_learning.data.loader import split_batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
+class MemorizeReport:
     """The result of reading a text.
 
     Args:
@@ -37,7 +37,7 @@ class Report:
 
 def memorize(
     model: Adaptable, tokens: Tensor, state: Any = None, config: AdaptConfig | None = None
-) -> tuple[Report, Any]:
+) -> tuple[MemorizeReport, Any]:
     """Read `tokens [B, T+1]` chunk by chunk, and learn from every chunk after it was scored.
 
     The model's parameters are not touched: what is learned is in the state that comes back.
@@ -72,7 +72,7 @@ def memorize(
     for inputs, targets in split_chunks(tokens, config.chunk_size):
         chunks.append(learner.read(inputs, targets, state))
         state = chunks[-1].state
-    report = Report(
+    report = MemorizeReport(
         losses=torch.cat([chunk.losses for chunk in chunks], 1),
         surprise=torch.stack([chunk.surprise for chunk in chunks], 1),
         wrote=torch.stack([chunk.wrote for chunk in chunks], 1),
@@ -82,7 +82,7 @@ def memorize(
 
 def memorize_each(
     model: Adaptable, samples: Iterable[Tensor], config: AdaptConfig | None = None
-) -> Iterator[tuple[Report, Any]]:
+) -> Iterator[tuple[MemorizeReport, Any]]:
     """`memorize` of one sample after the other, each in a new context.
 
     With `config.reset` every sample finds the model as it was trained; without, what earlier samples have

@@ -32,7 +32,7 @@ from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.streams import split_rates
 from nested_learning.levels import LevelSpec, check_levels, kind_of, reset_periods
 from nested_learning.ops.cms.chunk import LevelPiece, LevelProgress, answer_and_write
-from nested_learning.ops.memory_mlp.chunk import Memories, Tokens
+from nested_learning.ops.memory_mlp.chunk import Memories, WriteTokens
 from nested_learning.ops.scan import Piece, scan
 from nested_learning.ops.segments import segments
 from nested_learning.ops.unit import l2_normalize
@@ -196,10 +196,10 @@ class FastLevel(nn.Module):
         start = self._start(state.memory.w2.shape[0])
         pending = state.pending
         if pending is not None:
-            pending = Tokens(*(None if t is None else t.squeeze(1) for t in pending))  # type: ignore[arg-type]
+            pending = WriteTokens(*(None if t is None else t.squeeze(1) for t in pending))  # type: ignore[arg-type]
         return LevelProgress(Memories(*state.memory.unpack(), start.initial), pending, start)
 
-    def _tokens(self, x: Tensor, queries: Tensor, last: Tensor | None) -> tuple[Tokens, Tensor | None]:
+    def _tokens(self, x: Tensor, queries: Tensor, last: Tensor | None) -> tuple[WriteTokens, Tensor | None]:
         """Keys, targets and rates of every token's write, and the key that waits for its next token."""
         keys = queries
         if self.keys is not None:
@@ -215,7 +215,7 @@ class FastLevel(nn.Module):
         )
         if self.spec.eta is not None:
             eta = torch.full_like(zero, self.spec.eta)
-        return Tokens(keys, self.values(x).to(queries.dtype), eta, log_alpha, log_beta), last
+        return WriteTokens(keys, self.values(x).to(queries.dtype), eta, log_alpha, log_beta), last
 
 
 class CMS(nn.Module):

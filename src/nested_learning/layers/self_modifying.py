@@ -26,13 +26,13 @@ from nested_learning.layers.memory import (
 )
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.streams import merge_heads, split_heads, split_rates, start_rates
-from nested_learning.ops.memory_mlp.chunk import Memories, Tokens
+from nested_learning.ops.memory_mlp.chunk import Memories, WriteTokens
 from nested_learning.ops.scan import Piece, run_compiled, run_eager, scan
 from nested_learning.ops.self_modifying.chunk import (
     MEMORY,
     RATES,
     Bank,
-    Progress,
+    SelfModProgress,
     Streams,
     read_and_write,
 )
@@ -182,15 +182,15 @@ class SelfModifyingTitans(nn.Module):
     def _modules_of(self, bank: Bank) -> list[MemoryMLP]:
         return [module for name in bank.names if isinstance(module := self.memories[name], MemoryMLP)]
 
-    def _start(self, batch: int) -> Progress:
+    def _start(self, batch: int) -> SelfModProgress:
         banks = []
         for bank in self.layout:
             weights = initial_stack(self._modules_of(bank), batch)
             momentum = zero_momentum(weights) if self.config.momentum else None
             banks.append(Memories(weights, momentum, weights if self.config.to_initial else None))
-        return Progress(tuple(banks), None, 0)
+        return SelfModProgress(tuple(banks), None, 0)
 
-    def _unpack(self, state: SelfModState) -> Progress:
+    def _unpack(self, state: SelfModState) -> SelfModProgress:
         banks = []
         for bank, held in zip(self.layout, state.banks, strict=True):
             batch = held.w2.shape[0]
@@ -198,10 +198,10 @@ class SelfModifyingTitans(nn.Module):
             banks.append(Memories(*held.unpack(), rest))
         pending = state.pending
         if pending is not None:
-            pending = Tokens(*(None if t is None else t.flatten(0, 1) for t in pending))  # type: ignore[arg-type]
-        return Progress(tuple(banks), pending, state.position)
+            pending = WriteTokens(*(None if t is None else t.flatten(0, 1) for t in pending))  # type: ignore[arg-type]
+        return SelfModProgress(tuple(banks), pending, state.position)
 
-    def _pack(self, at: Progress, conv: ConvState, batch: int) -> SelfModState:
+    def _pack(self, at: SelfModProgress, conv: ConvState, batch: int) -> SelfModState:
         banks = tuple(MemoryState.pack(bank.weights, bank.momentum, batch) for bank in at.banks)
         pending = at.pending
         packed = None

@@ -13,8 +13,8 @@ from torch import Tensor
 from nested_learning.ops.memory_mlp.chunk import (
     Memories,
     Pass,
-    Tokens,
     WriteRule,
+    WriteTokens,
     finish,
     forward,
     read,
@@ -27,7 +27,7 @@ class LevelProgress(NamedTuple):
     at the start of a context."""
 
     memory: Memories
-    pending: Tokens | None
+    pending: WriteTokens | None
     start: Memories
 
 
@@ -41,7 +41,7 @@ class LevelPiece(NamedTuple):
     """
 
     queries: Tensor
-    tokens: Tokens
+    tokens: WriteTokens
     ends: str | None
 
 
@@ -85,6 +85,6 @@ def _read_both(memory: Memories, queries: Tensor, keys: Tensor, shared: str | No
     return at.tokens(1, count + 1).answers[0].squeeze(1), at.tokens(0, count)
 
 
-def _written(rule: WriteRule, memory: Memories, at: Pass, tokens: Tokens) -> Memories:
+def _written(rule: WriteRule, memory: Memories, at: Pass, tokens: WriteTokens) -> Memories:
     # P = 0, so the residual is −v: the residual connection is outside the level
     return finish(write(rule, memory, at, (-tokens.v.unsqueeze(1),), tokens.rates()), memory)

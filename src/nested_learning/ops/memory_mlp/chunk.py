@@ -112,7 +112,7 @@ class Stack(NamedTuple):
         return Stack(self.w2[:, first:last], tuple(w1))
 
 
-class Tokens(NamedTuple):
+class WriteTokens(NamedTuple):
     """What a write needs of its tokens: `k, v [N, n, d]`, rates `[N, n]` (log β None = no momentum)."""
 
     k: Tensor
@@ -121,19 +121,19 @@ class Tokens(NamedTuple):
     log_alpha: Tensor
     log_beta: Tensor | None = None
 
-    def join(self, more: Tokens) -> Tokens:
+    def join(self, more: WriteTokens) -> WriteTokens:
         """These tokens, then `more`."""
         pairs = zip(self, more, strict=True)
-        return Tokens(*(None if a is None or b is None else torch.cat([a, b], 1) for a, b in pairs))  # type: ignore[arg-type]
+        return WriteTokens(*(None if a is None or b is None else torch.cat([a, b], 1) for a, b in pairs))  # type: ignore[arg-type]
 
-    def last(self, count: int) -> Tokens:
+    def last(self, count: int) -> WriteTokens:
         """The last `count` tokens."""
-        return Tokens(*(None if t is None else t[:, t.shape[1] - count :] for t in self))  # type: ignore[arg-type]
+        return WriteTokens(*(None if t is None else t[:, t.shape[1] - count :] for t in self))  # type: ignore[arg-type]
 
-    def split(self, lengths: list[int]) -> list[Tokens]:
+    def split(self, lengths: list[int]) -> list[WriteTokens]:
         """Consecutive runs of tokens. (One split: the gradient of a slice is as long as the sequence.)"""
         pieces = [torch.split(t, lengths, 1) for t in self if t is not None]
-        return [Tokens(*tensors) for tensors in zip(*pieces, strict=True)]
+        return [WriteTokens(*tensors) for tensors in zip(*pieces, strict=True)]
 
     def rates(self) -> Rates:
         """Step sizes and decays, for a write over all these tokens."""

@@ -22,8 +22,8 @@ from torch import Tensor
 from nested_learning.ops.memory_mlp.chunk import (
     Memories,
     StackWritten,
-    Tokens,
     WriteRule,
+    WriteTokens,
     answer_inside,
     finish,
     forward,
@@ -85,12 +85,12 @@ class Streams(NamedTuple):
         return [Streams(*four) for four in zip(k, v, q, torch.split(self.rates, lengths, 2), strict=True)]
 
 
-class Progress(NamedTuple):
+class SelfModProgress(NamedTuple):
     """Where sequences stand: the memories of every bank, the tokens of the unfinished chunk of the slowest
     bank (None = none), and how many they are."""
 
     banks: tuple[Memories, ...]
-    pending: Tokens | None
+    pending: WriteTokens | None
     position: int
 
 
@@ -99,9 +99,9 @@ def read_and_write(
     layout: tuple[Bank, ...],
     which: str,
     run: Runner,
-    at: Progress,
+    at: SelfModProgress,
     x: Streams,
-) -> tuple[Tensor, Progress]:
+) -> tuple[Tensor, SelfModProgress]:
     """Answers `[N, T, d]` to a run of tokens, and where the sequences stand after it.
 
     Args:
@@ -140,12 +140,14 @@ def read_and_write(
         banks = tuple(after)
         if position == longest:
             position, pending = 0, None
-    return torch.cat(answers, 1) if len(answers) > 1 else answers[0], Progress(banks, pending, position)
+    return torch.cat(answers, 1) if len(answers) > 1 else answers[0], SelfModProgress(
+        banks, pending, position
+    )
 
 
 def _project(
     rule: SelfModRule, layout: tuple[Bank, ...], chunk: int, banks: tuple[Memories, ...], x: Streams
-) -> tuple[Tensor, Tokens]:
+) -> tuple[Tensor, WriteTokens]:
     """Queries `[N, n, d]`, and what the tokens will write every `chunk` tokens."""
     sources = {"k": x.k, "v": x.v, "q": x.q, "eta": x.k, "alpha": x.k}
     added: dict[str, Tensor] = {}
@@ -162,7 +164,7 @@ def _project(
     for i, name in enumerate(RATES):
         if name in added:
             logits[i] = logits[i] + added[name].squeeze(-1)
-    return q, Tokens(k, v, *rule.rates(logits, chunk))
+    return q, WriteTokens(k, v, *rule.rates(logits, chunk))
 
 
 def _turn(
@@ -171,7 +173,7 @@ def _turn(
     which: str,
     ends: bool,
     memories: Memories,
-    x: tuple[Tokens, Tensor | None],
+    x: tuple[WriteTokens, Tensor | None],
 ) -> tuple[Tensor | None, Memories]:
     """Answers to the queries (None = none are asked), and a bank after its chunk, if it `ends`.
 
@@ -186,7 +188,7 @@ def _turn(
     return answer, memories if solved is None else finish(solved, memories)
 
 
-def _solve(rule: SelfModRule, bank: Bank, memories: Memories, tokens: Tokens) -> StackWritten:
+def _solve(rule: SelfModRule, bank: Bank, memories: Memories, tokens: WriteTokens) -> StackWritten:
     """The write of a bank over its tokens."""
     weights = memories.weights
     first, count = (0 if rule.self_targets else bank.full), len(bank.names)  # before it: v is the target
@@ -201,7 +203,9 @@ def _solve(rule: SelfModRule, bank: Bank, memories: Memories, tokens: Tokens) ->
     return write(rule, memories, at, _residuals(rule, bank, own, tokens), tokens.rates())
 
 
-def _residuals(rule: SelfModRule, bank: Bank, own: tuple[Tensor, ...], tokens: Tokens) -> tuple[Tensor, ...]:
+def _residuals(
+    rule: SelfModRule, bank: Bank, own: tuple[Tensor, ...], tokens: WriteTokens
+) -> tuple[Tensor, ...]:
     """P k − v̂ of every memory, by output width; `own`: M(v) of those that make their own targets."""
     residuals, rates = [], len(bank.names) - bank.full
     if bank.full:
@@ -221,7 +225,7 @@ def _answer(
     rule: SelfModRule,
     bank: Bank,
     memories: Memories,
-    tokens: Tokens,
+    tokens: WriteTokens,
     queries: Tensor,
     which: str,
     solved: StackWritten | None,
