@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
-FORMAT, VERSION = "nested_learning.state", 1  # of files
+FORMAT, VERSION = "nested_learning.state", 2  # of files
 DEFINING = ("nested_learning.models.lm", "nested_learning.models.pretrained")
 """Modules whose import defines every state of the package; imported when a file holds an unknown one."""
 TensorFn = Callable[[Tensor], Tensor]

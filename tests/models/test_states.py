@@ -299,9 +299,9 @@ def test_files_that_are_no_state_are_refused_by_name(tmp_path: Path) -> None:
         "cut.pt": (good.read_bytes()[:-100], "is no state written by State.save, or is cut off"),
         "text.pt": (b"not a state", "is no state written by State.save, or is cut off"),
         "empty.pt": (b"", "is no state written by State.save, or is cut off"),
-        "weights.pt": ({"a": torch.zeros(2)}, "is no state written by State.save of version 1"),
-        "tensor.pt": (torch.zeros(2), "is no state written by State.save of version 1"),
-        "newer.pt": ({**packed, "version": 7}, "is a state of version 7, read is version 1"),
+        "weights.pt": ({"a": torch.zeros(2)}, "is no state written by State.save of version 2"),
+        "tensor.pt": (torch.zeros(2), "is no state written by State.save of version 2"),
+        "older.pt": ({**packed, "version": 1}, "is a state of version 1, read is version 2"),
         "unknown.pt": (
             {**packed, "state": {"state": "GateState", "fields": {}}},
             "holds a GateState, which nothing that is imported defines",
@@ -337,7 +337,7 @@ class Payload:
 
 def test_a_state_file_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"format": "nested_learning.state", "version": 1, "state": Payload()}, tmp_path / "bad.pt")
+    torch.save({"format": "nested_learning.state", "version": 2, "state": Payload()}, tmp_path / "bad.pt")
     with pytest.raises(ValueError, match=r"bad\.pt cannot be read as a state: "):
         load_state(tmp_path / "bad.pt")
     assert not (tmp_path / "payload-ran").exists()

@@ -16,8 +16,7 @@ import torch
 from nested_learning.train.config import RunConfig
 
 WORTHWHILE = {"cuda": 50, "cpu": 500}
-"""Steps from which on a run of `train.compile = auto` is compiled. That takes a minute or two; on a CPU a
-step of the smallest models gains a fifth of a second."""
+"""Steps from which on a run of `train.compile = auto` is compiled: shorter ones do not gain the time back."""
 
 
 def why_eager(config: RunConfig, device: torch.device, strategy: str) -> str | None:
