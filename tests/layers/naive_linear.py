@@ -25,7 +25,7 @@ def naive_linear(layer: GatedDeltaRule, x: Tensor) -> tuple[Tensor, tuple[Tensor
     answers = []
     for t in range(x.shape[1]):
         key, query = unit(ks[:, t]), unit(qs[:, t])
-        value = vs[:, t] * torch.sigmoid(vs[:, t])
+        value = vs[:, t]
         rates = torch.sigmoid(logits[:, t])[..., None, None]  # [B, G, H, 1, 1]
         added = limit * rates[:, 0] * torch.einsum("bho,bhd->bhod", value, key)
         momentum = rates[:, 2] * momentum + added if config.momentum else added
@@ -36,4 +36,4 @@ def naive_linear(layer: GatedDeltaRule, x: Tensor) -> tuple[Tensor, tuple[Tensor
         weights = kept + momentum
         answers.append(torch.einsum("bhod,bhd->bho", weights, query))
     finals = (weights, momentum) if config.momentum else (weights,)
-    return output(layer, torch.stack(answers, 1)), finals
+    return output(layer, torch.stack(answers, 1), x), finals

@@ -94,4 +94,4 @@ def naive_self_modifying(
         name: (*memory.start, *(memory.start_moments if config.momentum else ()))
         for name, memory in memories.items()
     }
-    return output(layer, torch.stack(answers, 1)), finals
+    return output(layer, torch.stack(answers, 1), x), finals

@@ -33,11 +33,17 @@ def slow_streams(layer: Mixer, x: Tensor) -> tuple[Tensor, Tensor]:
         terms = [layer.conv.weight[:, window - 1 - lag] * projected[:, t - lag] for lag in lags]
         columns.append(torch.stack(terms).sum(0))
     mixed = torch.stack(columns, 1)
+    if layer.around.activation == "silu":
+        mixed = mixed * torch.sigmoid(mixed)
     streams = mixed.view(batch, tokens, 3, layer.heads, -1).permute(2, 0, 1, 3, 4)
     logits = x @ layer.rates.weight.T + layer.rates.bias
     return streams, logits.view(batch, tokens, -1, layer.heads)
 
 
-def output(layer: Mixer, answers: Tensor) -> Tensor:
-    """The layer's output `[B, T, D]` from what its heads answer, `[B, T, H, d]`."""
-    return rms_norm(answers, layer.norm).flatten(2) @ layer.out.weight.T
+def output(layer: Mixer, answers: Tensor, x: Tensor) -> Tensor:
+    """The layer's output `[B, T, D]` from what its heads answer, `[B, T, H, d]`, and its input x."""
+    y = rms_norm(answers, layer.norm).flatten(2)
+    if layer.gate is not None:
+        gate = x @ layer.gate.weight.T
+        y = y * gate * torch.sigmoid(gate)
+    return y @ layer.out.weight.T

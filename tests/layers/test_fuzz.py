@@ -17,7 +17,7 @@ from oracle import assert_equals_loop, liven
 from torch import nn
 
 from nested_learning.layers.cms import CMS
-from nested_learning.layers.config import ADAPTIVE, READS, MemoryConfig
+from nested_learning.layers.config import ACTIVATIONS, ADAPTIVE, READS, Around, MemoryConfig
 from nested_learning.layers.linear import GatedDeltaRule
 from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
 from nested_learning.levels import KEYS, TARGETS, VARIANTS, LevelSpec
@@ -55,7 +55,15 @@ def draw_memory(rng: random.Random, chunk: int, adaptive: tuple[str, ...]) -> Me
         eta_bias=rng.choice((None, 0.0, -1.0)),
         alpha_bias=rng.choice((0.0, 1.0, 8.0)),
         keep_every=rng.choice((None, None, 1, 2, 3)),
+    )
+
+
+def draw_around(rng: random.Random) -> Around:
+    """Any surroundings of a memory."""
+    return Around(
+        output_gate=rng.random() < 0.5,
         conv_window=rng.randint(1, 5),
+        activation=rng.choice(ACTIVATIONS),
     )
 
 
@@ -94,7 +102,7 @@ def draw(number: int) -> Draw:
         options |= {"levels": draw_levels(rng, chunk), "variant": rng.choice(VARIANTS), "memory": memory}
         options["heads"] = heads if options["variant"] == "independent" else 1
     else:
-        options |= {"num_heads": heads, "chunk_size": chunk, "config": memory}
+        options |= {"num_heads": heads, "chunk_size": chunk, "config": memory, "around": draw_around(rng)}
         options |= {} if kind is GatedDeltaRule else {"read": rng.choice(READS)}
     cuts = sorted(rng.sample(range(1, tokens), min(rng.randint(1, 4), tokens - 1)))
     return Draw(kind, options, rng.randint(1, 2), tokens, width, cuts)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from oracle import assert_equals_loop
 from torch import Tensor
 
-from nested_learning.layers.config import MemoryConfig
+from nested_learning.layers.config import Around, MemoryConfig
 from nested_learning.layers.linear import GatedDeltaRule
 
 DIM, HEADS, TOKENS = 8, 2, 19
@@ -15,9 +17,14 @@ LENGTH = TOKENS * DIM  # operations in a row: tokens that a memory passes, times
 CUTS = ([5], [3, 4, 11], list(range(1, TOKENS)))
 
 
+AROUND = tuple(field.name for field in fields(Around))
+
+
 def make(chunk: int = 4, **switches: object) -> GatedDeltaRule:
     torch.manual_seed(0)
-    layer = GatedDeltaRule(DIM, HEADS, chunk, MemoryConfig(eta_bias=0.0, alpha_bias=1.0, **switches)).double()
+    around = Around(**{name: switches.pop(name) for name in AROUND if name in switches})
+    config = MemoryConfig(eta_bias=0.0, alpha_bias=1.0, **switches)
+    layer = GatedDeltaRule(DIM, HEADS, chunk, config, around).double()
     with torch.no_grad():
         layer.rates.weight.normal_()
     return layer
@@ -40,10 +47,18 @@ def test_outputs_state_and_gradients_equal_the_token_loop_in_any_split(
 
 
 @pytest.mark.parametrize(
-    "switches", [{"eta_max": 0.3}, {"keep_every": 1}, {"conv_window": 1}, {"conv_window": 30}]
+    "switches",
+    [
+        {"eta_max": 0.3},
+        {"keep_every": 1},
+        {"conv_window": 1},
+        {"conv_window": 30},
+        {"activation": "silu"},
+        {"output_gate": False},
+    ],
 )
 def test_other_options_equal_the_token_loop(switches: dict[str, object]) -> None:
-    assert_equals_loop(make(**switches), sample(), [3, 4, 11], LENGTH)
+    assert_equals_loop(make(**dict(switches)), sample(), [3, 4, 11], LENGTH)
 
 
 def relative(a: Tensor, b: Tensor) -> float:

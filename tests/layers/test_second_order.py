@@ -30,7 +30,7 @@ LAYERS: dict[str, Callable[[MemoryConfig], nn.Module]] = {
     "linear": lambda config: GatedDeltaRule(4, 2, 3, config),
     "fast_level": lambda config: CMS(4, [LevelSpec(name="fast", chunk_size=3)], memory=config),
 }
-STEP = 1e-4  # of the finite differences of four points, whose error goes with its fourth power
+STEP = 2e-5  # of the finite differences of four points, whose error goes with its fourth power
 
 
 @pytest.mark.parametrize("memory", MEMORIES)

@@ -13,8 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nested_learning.layers.checks import check_held, check_input, check_kind
-from nested_learning.layers.documents import Documents, check_documents
+from nested_learning.layers.config import Around
+from nested_learning.layers.conv import CausalConv, ConvState
+from nested_learning.layers.documents import Documents, check_documents, read_apart
+from nested_learning.layers.streams import activate, make_gate
 from nested_learning.state import State, TensorFn
+
+PLAIN = Around(output_gate=False, conv_window=1)
+"""Around attention as in a Transformer: nothing."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class KVCache(State):
         position: tokens read since the start of the context.
         keep: past tokens still visible (window - 1), or None for all.
         used: one integer on the CPU, shared by all the states that share the buffers.
+        conv: of the causal convolution before the heads; None where there is none.
     """
 
     keys: Tensor
@@ -40,6 +47,7 @@ class KVCache(State):
     position: int
     keep: int | None
     used: Tensor
+    conv: ConvState | None = None
 
     @classmethod
     def of(cls, keys: Tensor, values: Tensor, position: int, keep: int | None) -> Self:
@@ -56,7 +64,8 @@ class KVCache(State):
         """The same cache with `fn` applied to the visible keys and values, without spare room."""
         start = self.length - self.live
         keys, values = (fn(t[:, :, start : self.length].contiguous()) for t in (self.keys, self.values))
-        return self.of(keys, values, self.position, self.keep)
+        conv = None if self.conv is None else self.conv.map(fn)
+        return replace(self.of(keys, values, self.position, self.keep), conv=conv)
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Self]:
         """Add `keys`, `values [B, H, T, d]`.
@@ -113,10 +122,16 @@ class Attention(nn.Module):
         num_heads: heads H; D / H must be an even integer.
         rope_base: base of the rotary frequencies.
         window: tokens each token sees, itself included; None = all that came before.
+        around: convolution and activation of keys, values and queries, and a gate σ(W_gate x) on the answers.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, rope_base: float = 10_000.0, window: int | None = None
+        self,
+        dim: int,
+        num_heads: int,
+        rope_base: float = 10_000.0,
+        window: int | None = None,
+        around: Around = PLAIN,
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % (2 * num_heads):
@@ -126,6 +141,9 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.rope_base = rope_base
         self.window = window
+        self.around = around
+        self.conv = CausalConv(3 * dim, around.conv_window) if around.conv_window > 1 else None
+        self.gate = make_gate(dim, around)
         self.w_qkv = nn.Linear(dim, 3 * dim, bias=False)  # rows: q, k, v, heads side by side in each
         self.w_out = nn.Linear(dim, dim, bias=False)
 
@@ -134,7 +152,8 @@ class Attention(nn.Module):
         empty = self.w_out.weight.new_empty(
             batch, self.num_heads, 0, self.w_out.in_features // self.num_heads
         )
-        return KVCache.of(empty, empty, 0, None if self.window is None else self.window - 1)
+        cache = KVCache.of(empty, empty, 0, None if self.window is None else self.window - 1)
+        return cache if self.conv is None else replace(cache, conv=self.conv.init_state(batch))
 
     def forward(
         self, x: Tensor, state: KVCache | None = None, documents: Documents | None = None
@@ -145,13 +164,14 @@ class Attention(nn.Module):
         """
         check_input(x, self.w_out.in_features, "Attention")
         check_documents(documents, x, state, "Attention")
+        if documents is not None and self.conv is not None:
+            return read_apart(self, x, state, documents)
         batch, tokens, dim = x.shape
         if state is not None:
             self._check_state(state, x)
         position = 0 if state is None else state.position
-        qkv = (
-            self.w_qkv(x).view(batch, tokens, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
-        )
+        projected, conv = self._project(x, state)
+        qkv = projected.view(batch, tokens, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k = rotate(qkv[:2], position, self.rope_base)  # [B, H, T, d] each
         v = qkv[2]
         if state is None or not state.position:
@@ -162,7 +182,17 @@ class Attention(nn.Module):
                 raise ValueError(f"Attention state must be {k.dtype}, got {state.keys.dtype}")
             keys, values, state = state.append(k, v)
         y = attend(q, keys, values, self.window, None if documents is None else documents.runs)
-        return self.w_out(y.transpose(1, 2).reshape(batch, tokens, dim)), state
+        y = y.transpose(1, 2).reshape(batch, tokens, dim)
+        if self.gate is not None:
+            y = y * torch.sigmoid(self.gate(x))
+        return self.w_out(y), state if conv is None else replace(state, conv=conv)
+
+    def _project(self, x: Tensor, state: KVCache | None) -> tuple[Tensor, ConvState | None]:
+        """Queries, keys and values side by side `[B, T, 3 D]`, and the state of the convolution."""
+        projected, conv = self.w_qkv(x), None
+        if self.conv is not None:
+            projected, conv = self.conv(projected, None if state is None else state.conv)
+        return activate(projected, self.around), conv
 
     def _check_state(self, state: KVCache, x: Tensor) -> None:
         check_kind(state, KVCache, "Attention")
@@ -172,6 +202,9 @@ class Attention(nn.Module):
         window = None if state.keep is None else state.keep + 1
         if window != self.window:
             raise ValueError(f"Attention state must be of window {self.window}, got one of {window}")
+        if (state.conv is None) != (self.conv is None):
+            has = "without" if self.conv is None else "with"
+            raise ValueError(f"Attention state must be {has} a convolution")
 
 
 def rotate(x: Tensor, position: int, base: float) -> Tensor:

@@ -10,7 +10,27 @@ from nested_learning.ops.self_modifying.chunk import SelfModRule
 
 READS: tuple[str, ...] = ("chunk", "before_write", "after_write")
 ADAPTIVE: tuple[str, ...] = ("k", "v", "q", "eta", "alpha")
+ACTIVATIONS: tuple[str, ...] = ("none", "silu")
 ETA_START = 1 / 128  # the step size at the start of training
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Around:
+    """What stands around the memory of a mixer, whatever it is: between projections and keys, and behind it.
+
+    Args:
+        output_gate: the layer's output is W_out(y ⊙ gate(x)) instead of W_out y, with a D × D projection.
+        conv_window: tokens that the causal convolution of keys, values and queries sees; 1 = only their own.
+        activation: of keys, values and queries after the convolution, "none" or "silu".
+    """
+
+    output_gate: bool = True
+    conv_window: int = 4
+    activation: str = "none"
+
+    def __post_init__(self) -> None:
+        one_of("model.activation", self.activation, ACTIVATIONS)
+        at_least("model.conv_window", self.conv_window, 1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -27,7 +47,6 @@ class MemoryConfig(SelfModRule):
         alpha_bias: initial logit of α.
         keep_every: store for the backward pass only the memories at the start of every so many chunks, and
             recompute the rest: less memory, more time, the same gradient. None = store intermediates.
-        conv_window: window of the causal convolutions in tokens.
     """
 
     projection_chunk_size: int | None = None
@@ -35,7 +54,6 @@ class MemoryConfig(SelfModRule):
     eta_bias: float | None = None
     alpha_bias: float = 8.0
     keep_every: int | None = None
-    conv_window: int = 4
 
     def __post_init__(self) -> None:
         where = "model.memory"
@@ -43,7 +61,7 @@ class MemoryConfig(SelfModRule):
         self.check(where)
         for name in self.adaptive:
             one_of(f"{where}.adaptive", name, ADAPTIVE)
-        for name in ("projection_chunk_size", "hidden", "keep_every", "conv_window"):
+        for name in ("projection_chunk_size", "hidden", "keep_every"):
             at_least(f"{where}.{name}", getattr(self, name), 1)
 
     def step_bias(self, chunk: int) -> float:

@@ -6,14 +6,21 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nested_learning.layers.checks import check_heads, check_held, check_input, check_kind, widened
-from nested_learning.layers.config import MemoryConfig
+from nested_learning.layers.config import Around, MemoryConfig
 from nested_learning.layers.conv import CausalConv, ConvState
 from nested_learning.layers.documents import Documents, read_apart
 from nested_learning.layers.norm import RMSNorm
-from nested_learning.layers.streams import merge_heads, split_heads, split_rates, start_rates
+from nested_learning.layers.streams import (
+    activate,
+    gate_output,
+    make_gate,
+    merge_heads,
+    split_heads,
+    split_rates,
+    start_rates,
+)
 from nested_learning.ops.delta_rule.chunk import (
     LinearMemory,
     LinearPiece,
@@ -23,6 +30,8 @@ from nested_learning.ops.delta_rule.chunk import (
 from nested_learning.ops.scan import Piece, scan
 from nested_learning.ops.unit import l2_normalize
 from nested_learning.state import State
+
+AROUND = Around(activation="silu")
 
 
 @dataclass(frozen=True)
@@ -44,22 +53,29 @@ class GatedDeltaRule(nn.Module):
         dim, num_heads: model width D and heads H; each head holds a d × d matrix, d = D / H.
         chunk_size: tokens that one set of products covers.
         config: delta, momentum, retention and the ranges of their rates.
+        around: convolution, activation and output gate.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, chunk_size: int = 64, config: MemoryConfig | None = None
+        self,
+        dim: int,
+        num_heads: int,
+        chunk_size: int = 64,
+        config: MemoryConfig | None = None,
+        around: Around = AROUND,
     ) -> None:
         super().__init__()
         check_heads(dim, num_heads, "GatedDeltaRule")
         if chunk_size < 1:
             raise ValueError(f"GatedDeltaRule chunk_size must be at least 1, got {chunk_size}")
         self.config = config = config or MemoryConfig()
-        self.heads, self.chunk_size, self.compiled = num_heads, chunk_size, False
+        self.heads, self.chunk_size, self.around, self.compiled = num_heads, chunk_size, around, False
         self.gates = 3 if config.momentum else 2
         self.project = nn.Linear(dim, 3 * dim, bias=False)
-        self.conv = CausalConv(3 * dim, config.conv_window)
+        self.conv = CausalConv(3 * dim, around.conv_window)
         self.rates = nn.Linear(dim, self.gates * num_heads)
         self.norm = RMSNorm(dim // num_heads)
+        self.gate = make_gate(dim, around)
         self.out = nn.Linear(dim, dim, bias=False)
         eta_bias = -1.0 if config.eta_bias is None else config.eta_bias
         start_rates(self.rates, num_heads, eta_bias, config.alpha_bias)
@@ -83,18 +99,18 @@ class GatedDeltaRule(nn.Module):
         else:
             self._check_state(state, x)
         projected, conv = self.conv(self.project(x), state.conv)
-        k, v, q = split_heads(projected, self.heads)
+        k, v, q = activate(split_heads(projected, self.heads), self.around)
         logits = split_rates(self.rates(x), self.heads).to(k.dtype)
         momentum = None if state.momentum is None else state.momentum.flatten(0, 1)
         with torch.autocast(x.device.type, enabled=False):  # the memory stays in float32
             eta, log_alpha, log_beta = self.config.rates(logits.unbind(0), 1)
-            vectors = l2_normalize(q), l2_normalize(k), F.silu(v)
+            vectors = l2_normalize(q), l2_normalize(k), v
             pieces = split_tokens(vectors, (eta, log_alpha, log_beta), self.chunk_size)
             how = ("dot", "after_write", self.config.delta)
             at = LinearMemory(state.weights.flatten(0, 1), momentum)
             answers, at = scan(read_and_write, how, at, [self._run(piece) for piece in pieces])
         y = merge_heads(torch.cat(answers, 1), batch).to(x.dtype)
-        y = self.out(self.norm(y).flatten(2))
+        y = self.out(gate_output(self.gate, self.norm(y).flatten(2), x))
         weights, momentum = at.weights, at.momentum
         moments = None if momentum is None else momentum.view(batch, -1, *momentum.shape[1:])
         return y, LinearState(weights.view(batch, -1, *weights.shape[1:]), moments, conv)

@@ -6,15 +6,15 @@ To add one: write a module that follows `Mixer`, and add a line to `MIXERS`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from nested_learning.layers.attention import Attention
-from nested_learning.layers.config import MemoryConfig
+from nested_learning.layers.attention import PLAIN, Attention
+from nested_learning.layers.config import Around, MemoryConfig
 from nested_learning.layers.documents import Documents
-from nested_learning.layers.linear import GatedDeltaRule
+from nested_learning.layers.linear import AROUND, GatedDeltaRule
 from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
 from nested_learning.ops.memory_mlp.chunk import WriteRule
 
@@ -46,6 +46,9 @@ class MixerConfig(Protocol):
     memory: MemoryConfig
     window: int
     rope_base: float
+    output_gate: bool | None
+    conv_window: int | None
+    activation: str | None
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,22 @@ class MixerKind:
     """A mixer by name.
 
     Args:
-        build: makes it.
+        make: makes it.
         reads: the options of `MixerConfig` that it reads, those of the memories as "memory.delta"; besides
-            these, `dim`, `num_heads` and `chunk_size`. Others are refused where they are set.
+            these, `dim`, `num_heads`, `chunk_size` and what stands around it. Others are refused where they
+            are set.
+        around: what stands around it where the configuration leaves that open.
     """
 
-    build: Callable[[MixerConfig], nn.Module]
+    make: Callable[[MixerConfig, Around], nn.Module]
     reads: frozenset[str]
+    around: Around = field(default_factory=Around)
+
+    def build(self, config: MixerConfig) -> nn.Module:
+        """The mixer that `config` describes."""
+        given = {f.name: getattr(config, f.name) for f in fields(Around)}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return self.make(config, replace(self.around, **chosen))
 
 
 def _memory(*names: str) -> frozenset[str]:
@@ -69,24 +81,30 @@ def _memory(*names: str) -> frozenset[str]:
 ALL_OF_MEMORY = _memory(*(field.name for field in fields(MemoryConfig)))
 WRITE = _memory(*(field.name for field in fields(WriteRule)))  # every two-layer memory reads these
 SELF_MODIFICATION = _memory("adaptive", "self_targets", "stop_gradient_targets", "projection_chunk_size")
-LINEAR = _memory(
-    "delta", "momentum", "retention", "eta_max", "eta_bias", "alpha_bias", "keep_every", "conv_window"
-)
+LINEAR = _memory("delta", "momentum", "retention", "eta_max", "eta_bias", "alpha_bias", "keep_every")
 FAST_LEVEL = WRITE | _memory("eta_bias", "alpha_bias", "keep_every")
 """What fast levels of a Continuum Memory System read."""
 
 MIXERS: dict[str, MixerKind] = {
     "self_mod": MixerKind(
-        lambda c: SelfModifyingTitans(c.dim, c.num_heads, c.chunk_size, c.read, c.memory),
+        lambda c, a: SelfModifyingTitans(c.dim, c.num_heads, c.chunk_size, c.read, c.memory, a),
         ALL_OF_MEMORY | {"read"},
     ),
     "titans": MixerKind(
-        lambda c: TitansMemory(c.dim, c.num_heads, c.chunk_size, c.read, c.memory),
+        lambda c, a: TitansMemory(c.dim, c.num_heads, c.chunk_size, c.read, c.memory, a),
         ALL_OF_MEMORY - SELF_MODIFICATION | {"read"},
     ),
-    "linear": MixerKind(lambda c: GatedDeltaRule(c.dim, c.num_heads, c.chunk_size, c.memory), LINEAR),
-    "attention": MixerKind(lambda c: Attention(c.dim, c.num_heads, c.rope_base), frozenset({"rope_base"})),
+    "linear": MixerKind(
+        lambda c, a: GatedDeltaRule(c.dim, c.num_heads, c.chunk_size, c.memory, a),
+        LINEAR,
+        AROUND,
+    ),
+    "attention": MixerKind(
+        lambda c, a: Attention(c.dim, c.num_heads, c.rope_base, around=a), frozenset({"rope_base"}), PLAIN
+    ),
     "sliding_attention": MixerKind(
-        lambda c: Attention(c.dim, c.num_heads, c.rope_base, c.window), frozenset({"rope_base", "window"})
+        lambda c, a: Attention(c.dim, c.num_heads, c.rope_base, c.window, a),
+        frozenset({"rope_base", "window"}),
+        PLAIN,
     ),
 }

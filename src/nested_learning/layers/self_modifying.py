@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nested_learning.layers.checks import check_heads, check_input, check_kind
-from nested_learning.layers.config import READS, MemoryConfig
+from nested_learning.layers.config import READS, Around, MemoryConfig
 from nested_learning.layers.conv import CausalConv, ConvState
 from nested_learning.layers.documents import Documents, read_apart
 from nested_learning.layers.memory import (
@@ -25,7 +25,15 @@ from nested_learning.layers.memory import (
     zero_momentum,
 )
 from nested_learning.layers.norm import RMSNorm
-from nested_learning.layers.streams import merge_heads, split_heads, split_rates, start_rates
+from nested_learning.layers.streams import (
+    activate,
+    gate_output,
+    make_gate,
+    merge_heads,
+    split_heads,
+    split_rates,
+    start_rates,
+)
 from nested_learning.ops.memory_mlp.chunk import Memories, WriteTokens
 from nested_learning.ops.scan import Piece, run_compiled, run_eager, scan
 from nested_learning.ops.self_modifying.chunk import (
@@ -38,6 +46,8 @@ from nested_learning.ops.self_modifying.chunk import (
 )
 from nested_learning.ops.unit import l2_normalize
 from nested_learning.state import State
+
+AROUND = Around()
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class SelfModifyingTitans(nn.Module):
         chunk_size: tokens between two writes of M_memory.
         read: "chunk" (Eq. 90), "before_write" (Eq. 86) or "after_write" (Titans).
         config: how memories are written; see `MemoryConfig`.
+        around: convolution, activation and output gate.
     """
 
     def __init__(
@@ -77,14 +88,15 @@ class SelfModifyingTitans(nn.Module):
         chunk_size: int = 64,
         read: str = "chunk",
         config: MemoryConfig | None = None,
+        around: Around = AROUND,
     ) -> None:
         super().__init__()
         self.config = config = config or MemoryConfig()
         self._check_sizes(dim, num_heads, chunk_size, read, config)
-        self.heads, self.read, self.compiled = num_heads, read, False
+        self.heads, self.read, self.around, self.compiled = num_heads, read, around, False
         width = dim // num_heads
         self.project = nn.Linear(dim, 3 * dim, bias=False)
-        self.conv = CausalConv(3 * dim, config.conv_window)
+        self.conv = CausalConv(3 * dim, around.conv_window)
         self.rates = nn.Linear(dim, (3 if config.momentum else 2) * num_heads)
         names = (MEMORY, *sorted(config.adaptive, key=RATES.__contains__))  # full width first
         self.memories = nn.ModuleDict(
@@ -101,6 +113,7 @@ class SelfModifyingTitans(nn.Module):
         self.chunk = max(bank.chunk for bank in self.layout)
         start_rates(self.rates, num_heads, config.step_bias(self.chunk), config.alpha_bias)
         self.norm = RMSNorm(width)
+        self.gate = make_gate(dim, around)
         self.out = nn.Linear(dim, dim, bias=False)
 
     def _check_sizes(self, dim: int, heads: int, chunk: int, read: str, config: MemoryConfig) -> None:
@@ -142,13 +155,13 @@ class SelfModifyingTitans(nn.Module):
         logits = split_rates(self.rates(x), self.heads)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         with torch.autocast(x.device.type, enabled=False):  # fast weights stay in float32
-            k, v, q = l2_normalize(split_heads(mixed, self.heads))
+            k, v, q = l2_normalize(activate(split_heads(mixed, self.heads), self.around))
             at = self._start(batch) if state is None else self._unpack(state)
             run = run_compiled if self.compiled and not self._one_graph else run_eager
             how = (self.config, self.layout, self.read, run)
             answers, at = scan(read_and_write, how, at, self._pieces(Streams(k, v, q, logits), at.position))
         y = merge_heads(torch.cat(answers, 1) if len(answers) > 1 else answers[0], batch).to(x.dtype)
-        return self.out(self.norm(y).flatten(2)), self._pack(at, conv, batch)
+        return self.out(gate_output(self.gate, self.norm(y).flatten(2), x)), self._pack(at, conv, batch)
 
     def _pieces(self, x: Streams, position: int) -> list[Piece]:
         """The tokens up to a boundary, then whole stretches of chunks, then the rest; see `scan`."""
@@ -223,6 +236,7 @@ class TitansMemory(SelfModifyingTitans):
         chunk_size: int = 64,
         read: str = "chunk",
         config: MemoryConfig | None = None,
+        around: Around = AROUND,
     ) -> None:
         slow = replace(config or MemoryConfig(), adaptive=(), self_targets=False)
-        super().__init__(dim, num_heads, chunk_size, read, slow)
+        super().__init__(dim, num_heads, chunk_size, read, slow, around)

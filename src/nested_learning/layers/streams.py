@@ -1,4 +1,4 @@
-"""From a model's channels to the streams of its heads, and back.
+"""From a model's channels to the streams of its heads, and back: what stands around every memory.
 
 Shapes: B batch, T tokens, D model width, H heads, d = D / H, G rates (η, α and, with momentum, β).
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nested_learning.layers.config import Around
 
 
 def start_rates(rates: nn.Linear, heads: int, eta_bias: float, alpha_bias: float) -> None:
@@ -34,3 +37,21 @@ def split_rates(logits: Tensor, heads: int) -> Tensor:
 def merge_heads(y: Tensor, batch: int) -> Tensor:
     """`[B·H, T, d]` → `[B, T, H, d]`."""
     return y.view(batch, -1, *y.shape[1:]).transpose(1, 2)
+
+
+def activate(streams: Tensor, around: Around) -> Tensor:
+    """Keys, values and queries after the convolution: their activation, if they have one."""
+    return F.silu(streams) if around.activation == "silu" else streams
+
+
+def make_gate(dim: int, around: Around) -> nn.Linear | None:
+    """The projection of the output gate, None where there is none."""
+    return nn.Linear(dim, dim, bias=False) if around.output_gate else None
+
+
+def gate_output(gate: nn.Linear | None, y: Tensor, x: Tensor) -> Tensor:
+    """y ⊙ silu(W_gate x), or y without a gate; `y, x [B, T, D]`.
+
+    A memory that knows nothing yet answers with noise; the gate keeps it out of the residual stream.
+    """
+    return y if gate is None else y * F.silu(gate(x))

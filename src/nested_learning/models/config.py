@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from nested_learning.checks import at_least, build, check_types, one_of, positive
-from nested_learning.layers.config import READS, MemoryConfig
+from nested_learning.layers.config import ACTIVATIONS, READS, MemoryConfig
 from nested_learning.layers.mixer import FAST_LEVEL, MIXERS
 from nested_learning.levels import (
     VARIANTS,
@@ -40,6 +40,12 @@ class HopeConfig:
         read: which weights a token reads: those at the start of its chunk ("chunk", Eq. 90), those
             before its own write ("before_write", Eq. 86) or after it ("after_write", Titans).
         memory: how memories are written.
+        output_gate: whether the mixer's output is gated by its input; None = as the mixer has it: that of
+            memories is, that of attention is not.
+        conv_window: tokens that the causal convolution of keys, values and queries sees, 1 = none; None = 4
+            for memories, 1 for attention.
+        activation: of keys, values and queries after the convolution, "none" or "silu"; None = as the mixer
+            has it ("silu" for `linear`).
         window: tokens seen by "sliding_attention", itself included.
         rope_base: base of the rotary positions in attention.
         tie_embeddings: use the embedding as output head.
@@ -58,6 +64,9 @@ class HopeConfig:
     chunk_size: int = 64
     read: str = "chunk"
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    output_gate: bool | None = None
+    conv_window: int | None = None
+    activation: str | None = None
     window: int = 128
     rope_base: float = 10_000.0
     tie_embeddings: bool = True
@@ -67,7 +76,10 @@ class HopeConfig:
         check_types(self, "model")
         one_of("model.mixer", self.mixer, MIXERS)
         one_of("model.read", self.read, READS)
-        for name in ("vocab_size", "dim", "num_layers", "num_heads", "chunk_size", "window", "seq_len"):
+        if self.activation is not None:
+            one_of("model.activation", self.activation, ACTIVATIONS)
+        sizes = ("vocab_size", "dim", "num_layers", "num_heads", "chunk_size", "window", "seq_len")
+        for name in (*sizes, "conv_window"):
             at_least(f"model.{name}", getattr(self, name), 1)
         for name in ("rope_base", "norm_eps"):
             positive(f"model.{name}", getattr(self, name))
