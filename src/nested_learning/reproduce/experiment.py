@@ -49,6 +49,7 @@ class Experiment:
         """Add the options of this experiment and those that all have."""
         self.add_options(parser)
         parser.add_argument("--jobs", type=positive, default=2, help="runs at a time, one thread each")
+        parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, … or auto")
         parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
         parser.add_argument("--fresh", action="store_true", help="run everything again")
         default = f"outputs/reproduce/{self.name}, with -quick added by --quick"
@@ -67,9 +68,9 @@ class Experiment:
         if options.fresh:
             with locked_results(path):
                 path.unlink(missing_ok=True)
-        outcome = _outcome(plan, path, options.jobs)
+        outcome = _outcome(plan, path, options)
         for follow_up in self.follow_ups:
-            outcome |= _outcome(follow_up(options, outcome), path, options.jobs)
+            outcome |= _outcome(follow_up(options, outcome), path, options)
         report = self.report(options, outcome)
         report.write(folder)
         print(f"\n{report.markdown()}\nresults in {folder.resolve()}")
@@ -82,7 +83,7 @@ def output_folder(name: str, options: Options) -> Path:
     return chosen or Path("outputs/reproduce") / (name + "-quick" * options.quick)
 
 
-def _outcome(plan: Plan, path: Path, jobs: int) -> Outcome:
+def _outcome(plan: Plan, path: Path, options: Options) -> Outcome:
     runs = [run for row in plan.values() for run in row]
-    results = iter(run_all(runs, path, jobs))
+    results = iter(run_all(runs, path, options.jobs, device=options.device))
     return {label: [(run, next(results)) for run in row] for label, row in plan.items()}

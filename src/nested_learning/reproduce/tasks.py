@@ -23,7 +23,7 @@ from nested_learning.optim.config import OptimConfig
 from nested_learning.reproduce.runner import Result, Tick
 from nested_learning.runtime import set_seed
 from nested_learning.train.objective import next_token_loss
-from nested_learning.train.plain_loop import Batch, Loop, finite_or_none, train_steps
+from nested_learning.train.plain_loop import Batch, Loop, device_of, finite_or_none, train_steps
 
 SOLVED = 0.95
 """Accuracy from which recall counts as learned."""
@@ -74,7 +74,7 @@ class RecallRun:
         loop = Loop(steps=self.steps, eval_every=self.eval_every, stop_at=self.stop_at)
         history = train_steps(model, self._training_batches(), self.optim, loop, evaluate, tick)
         solved = next((step for step, accuracy in history.curve if accuracy >= SOLVED), None)
-        final = recall_accuracy(model, self.batches(2, self.eval_batches))
+        final = recall_accuracy(model.cpu(), self.batches(2, self.eval_batches))
         parameters = sum(p.numel() for p in model.parameters())
         return {"final": final, "solved": solved, "parameters": parameters, **history.to_result()}
 
@@ -139,7 +139,8 @@ class TextRun:
 
         def evaluate(trained: nn.Module) -> float:
             held_out = sequential_batches(corpus.valid, self.seq_len, self.batch_size, count)
-            losses = [next_token_loss(trained(t[:, :-1])[0], t[:, 1:]) for t in held_out]
+            on_device = (t.to(device_of(trained)) for t in held_out)
+            losses = [next_token_loss(trained(t[:, :-1])[0], t[:, 1:]) for t in on_device]
             return float(torch.stack(losses).mean())
 
         loop = Loop(steps=self.steps, eval_every=self.eval_every)

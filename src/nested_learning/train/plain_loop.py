@@ -1,5 +1,7 @@
 """A plain training loop for experiments that take minutes, without checkpoints, ranks or log files.
 
+It runs on the CPU, or on the CUDA device that `use_device` names, there with every step as one CUDA graph.
+
 Shapes: a batch is `inputs [B, T]` and `targets [B, T]`, int64; a target of -100 is not counted.
 """
 
@@ -19,10 +21,25 @@ from torch.nn.utils import clip_grad_norm_
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer, lr_at
 from nested_learning.optim.config import OptimConfig
+from nested_learning.train.captured import CapturedForward, CapturedStep
 from nested_learning.train.objective import next_token_loss
 from nested_learning.train.trainer import slow_levels
 
 Batch = tuple[Tensor, Tensor]
+Step = Callable[[Batch], Tensor]
+
+_device = torch.device("cpu")
+
+
+def use_device(device: torch.device) -> None:
+    """Train on `device` from now on in this process."""
+    global _device
+    _device = device
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters of `model` are."""
+    return next(model.parameters()).device
 
 
 @dataclass(kw_only=True, slots=True)
@@ -84,21 +101,26 @@ def train_steps(
     A step whose loss or gradient norm is not finite is counted and does not change the parameters.
 
     Args:
-        evaluate: returns the number to follow; it is called without gradients.
+        evaluate: returns the number to follow from the model, or from a module with the same forward pass;
+            it is called without gradients.
         tick: called with the number of steps that are done or no longer needed.
         penalty: returns a scalar that is added to the loss, such as elastic weight consolidation.
     """
+    model.to(_device)
     slow = slow_levels(model.config, model) if isinstance(model, HopeLM) else None
     optimizer = build_optimizer(optim, model, slow)
     history, start = History(), time.perf_counter()
+    batch = next(batches)
+    backward, asked = _step(model, batch, penalty), _forward(model)
     for step in range(loop.steps):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(optim, step, loop.steps)
-        _update(model, next(batches), optimizer, optim.clip_norm, history, penalty)
+        batch = batch if step == 0 else next(batches)
+        _update(model, backward(batch), optimizer, optim.clip_norm, history)
         tick(1)
         if (step + 1) % loop.eval_every == 0 or step + 1 == loop.steps:
             with torch.no_grad():
-                history.curve.append((step + 1, evaluate(model)))
+                history.curve.append((step + 1, evaluate(asked)))
             if loop.stop_at is not None and history.curve[-1][1] >= loop.stop_at:
                 tick(loop.steps - step - 1)
                 break
@@ -106,20 +128,34 @@ def train_steps(
     return history
 
 
+def _step(model: nn.Module, example: Batch, penalty: Callable[[nn.Module], Tensor] | None) -> Step:
+    """The loss of a batch, and its gradients in the parameters."""
+
+    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        value = next_token_loss(model(inputs)[0], targets)
+        return value if penalty is None else value + penalty(model)
+
+    def step(batch: Batch) -> Tensor:
+        model.zero_grad(set_to_none=True)
+        value = loss(*batch)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    return CapturedStep(model, loss, example) if device_of(model).type == "cuda" else step
+
+
+def _forward(model: nn.Module) -> nn.Module:
+    """The model as evaluations see it."""
+    return CapturedForward(model) if device_of(model).type == "cuda" else model
+
+
 def _update(
     model: nn.Module,
-    batch: Batch,
+    loss: Tensor,
     optimizer: torch.optim.Optimizer,
     clip_norm: float | None,
     history: History,
-    penalty: Callable[[nn.Module], Tensor] | None = None,
 ) -> None:
-    inputs, targets = batch
-    optimizer.zero_grad(set_to_none=True)
-    loss = next_token_loss(model(inputs)[0], targets)
-    if penalty is not None:
-        loss = loss + penalty(model)
-    loss.backward()  # type: ignore[no-untyped-call]
     norm = float(clip_grad_norm_(model.parameters(), clip_norm if clip_norm is not None else math.inf))
     history.losses.append(loss.item())  # every step is reported here: an experiment, not the trainer
     history.norms.append(norm)
