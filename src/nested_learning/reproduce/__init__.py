@@ -12,10 +12,12 @@ from nested_learning.reproduce import (
     orthogonal,
     recall,
     stability,
+    text,
 )
 from nested_learning.reproduce.experiment import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
+    text.EXPERIMENT,
     recall.EXPERIMENT,
     chunk_size.EXPERIMENT,
     stability.EXPERIMENT,

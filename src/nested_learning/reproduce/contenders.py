@@ -90,5 +90,3 @@ def state_size(model: HopeConfig, tokens: int) -> int:
     fixed = sum(bill.total for bill in fast_weight_bill(model))
     seen = {"attention": tokens, "sliding_attention": min(tokens, model.window - 1)}.get(model.mixer, 0)
     return fixed + 2 * model.dim * seen * model.num_layers
-
-

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nested_learning.config import load_config
 from nested_learning.data.config import DataConfig
@@ -22,11 +23,11 @@ from nested_learning.models.lm import HopeLM
 from nested_learning.optim.config import OptimConfig
 from nested_learning.reproduce.runner import Result, Tick
 from nested_learning.runtime import set_seed
-from nested_learning.train.objective import next_token_loss
 from nested_learning.train.plain_loop import Batch, Loop, device_of, finite_or_none, train_steps
 
 SOLVED = 0.95
 """Accuracy from which recall counts as learned."""
+EIGHTHS = 8
 
 
 def recall_model() -> HopeConfig:
@@ -129,7 +130,8 @@ class TextRun:
 
     def run(self, tick: Tick) -> Result:
         """Train. The result holds `final` (validation loss, nats per token; None if not finite),
-        `unigram_entropy` (nats per token), and the history of the loop."""
+        `by_position` (the same for every eighth of the sequence), `unigram_entropy`, `bytes_per_token`, and
+        the history of the loop."""
         corpus = load_corpus(self.data)
         set_seed(self.seed)
         model = HopeLM(self.model)
@@ -137,20 +139,34 @@ class TextRun:
         batches = ((tokens[:, :-1], tokens[:, 1:]) for tokens in loader)
         count = max(1, self.eval_tokens // (self.seq_len * self.batch_size))
 
-        def evaluate(trained: nn.Module) -> float:
+        def positions(trained: nn.Module) -> Tensor:
             held_out = sequential_batches(corpus.valid, self.seq_len, self.batch_size, count)
-            on_device = (t.to(device_of(trained)) for t in held_out)
-            losses = [next_token_loss(trained(t[:, :-1])[0], t[:, 1:]) for t in on_device]
-            return float(torch.stack(losses).mean())
+            return loss_by_position(trained, held_out)
+
+        def evaluate(trained: nn.Module) -> float:
+            return float(positions(trained).mean())
 
         loop = Loop(steps=self.steps, eval_every=self.eval_every)
         history = train_steps(model, batches, self.optim, loop, evaluate, tick)
         return {
             "final": finite_or_none(history.curve[-1][1]),
+            "by_position": [finite_or_none(float(p.mean())) for p in positions(model).chunk(EIGHTHS)],
+            "bytes_per_token": corpus.bytes_per_token,
             "unigram_entropy": corpus.unigram_entropy,
             "parameters": sum(p.numel() for p in model.parameters()),
             **history.to_result(),
         }
+
+
+@torch.no_grad()
+def loss_by_position(model: nn.Module, rows: Iterable[Tensor]) -> Tensor:
+    """Mean loss at every position `[T]` over rows of tokens `[B, T + 1]`, in nats."""
+    losses = []
+    for row in rows:
+        tokens = row.to(device_of(model))
+        logits = model(tokens[:, :-1])[0]
+        losses.append(F.cross_entropy(logits.mT.float(), tokens[:, 1:], reduction="none").mean(0))
+    return torch.stack(losses).mean(0).cpu()
 
 
 def pilot_run(steps: int, seed: int = 0) -> TextRun:

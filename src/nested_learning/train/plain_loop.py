@@ -64,10 +64,11 @@ class Loop:
 
 @dataclass(slots=True)
 class History:
-    """Loss and gradient norm (before clipping) of every step, `(step, value)` of every evaluation."""
+    """Loss, gradient norm (before clipping) and seconds of every step, `(step, value)` of every evaluation."""
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
     curve: list[tuple[int, float]] = field(default_factory=list)
     nonfinite: int = 0
     seconds: float = 0.0
@@ -81,6 +82,7 @@ class History:
             "max_norm": max(finite, default=None),
             "median_norm": statistics.median(finite) if finite else None,
             "seconds": round(self.seconds, 1),
+            "step_seconds": statistics.median(self.step_seconds) if self.step_seconds else None,
             "losses": [finite_or_none(loss) for loss in self.losses],
             "norms": [finite_or_none(norm) for norm in self.norms],
             "curve": [(step, finite_or_none(value)) for step, value in self.curve],
@@ -115,8 +117,9 @@ def train_steps(
     for step in range(loop.steps):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(optim, step, loop.steps)
-        batch = batch if step == 0 else next(batches)
+        batch, began = batch if step == 0 else next(batches), time.perf_counter()
         _update(model, backward(batch), optimizer, optim.clip_norm, history)
+        history.step_seconds.append(time.perf_counter() - began)
         tick(1)
         if (step + 1) % loop.eval_every == 0 or step + 1 == loop.steps:
             with torch.no_grad():

@@ -1,0 +1,261 @@
+"""Is HOPE better than a Transformer? Models of equal size on the same text, each at its own learning rate.
+
+First every model runs at every learning rate on a seed that is used for nothing else. While the best rate is at
+the edge of the grid, the grid grows. Then every model runs at its best rate on the seeds of the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nested_learning.config import load_config
+from nested_learning.data.corpus import load_corpus
+from nested_learning.models.bill import count_parameters
+from nested_learning.models.config import HopeConfig
+from nested_learning.report import interval, mean, show
+from nested_learning.reproduce.contenders import CONTENDERS, same_size, state_size
+from nested_learning.reproduce.defaults import with_setting
+from nested_learning.reproduce.experiment import Experiment, Options, Outcome, Plan, positive
+from nested_learning.reproduce.orthogonal import best_lr
+from nested_learning.reproduce.report import Plot, Report
+from nested_learning.reproduce.runner import Result, Run
+from nested_learning.reproduce.tasks import TextRun
+
+TUNING_SEED = 100
+LRS = (1.5e-3, 3e-3, 6e-3)
+ROWS = (
+    "hope",
+    "hope_linear",
+    "hope_attention",
+    "titans",
+    "gated_delta",
+    "gated_delta_2",
+    "sliding_attention",
+    "transformer",
+    "transformer_conv",
+)
+REFERENCE = "transformer"
+GROWTH = 2.0  # from the edge of the grid to the next rate
+SEARCH = "search | "
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Models, sizes, text, rates, steps and seeds."""
+    add = parser.add_argument
+    add(
+        "--models",
+        nargs="+",
+        default=list(ROWS),
+        help=f'of {", ".join(CONTENDERS)}; with options of the model behind: "hope memory.momentum=true"',
+    )
+    add("--data", default="bundled", help="a choice of configs/data, such as local or bytes")
+    add("--dim", type=positive, default=64, help="model width")
+    add("--layers", type=positive, default=2, help="blocks")
+    add("--heads", type=positive, default=2, help="heads of every mixer")
+    add("--length", type=positive, default=256, help="tokens per sequence")
+    add("--batch", type=positive, default=8, help="sequences per step")
+    add("--lrs", type=float, nargs="+", default=list(LRS), help="learning rates to choose from")
+    add("--steps", type=positive, default=400, help="updates of a run")
+    add("--eval-tokens", type=positive, default=65_536, help="held-out tokens in each of ten evaluations")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+
+
+@dataclass(frozen=True)
+class Base:
+    """What all rows share: a run of HOPE, and its number of parameters."""
+
+    run: TextRun
+    parameters: int
+
+
+def base_of(options: Options) -> Base:
+    """A run of HOPE at the sizes that `options` ask for."""
+    config = load_config("pilot_smoke", [f"data={options.data}"])
+    corpus = load_corpus(config.data)  # once and here: parallel runs then only open it
+    hope = replace(
+        config.model,
+        dim=options.dim,
+        num_layers=options.layers,
+        num_heads=options.heads,
+        vocab_size=corpus.tokenizer.vocab_size,
+        seq_len=options.length,
+    )
+    run = TextRun(
+        model=hope,
+        optim=config.optim,
+        data=config.data,
+        seq_len=options.length,
+        batch_size=options.batch,
+        steps=options.steps,
+        eval_every=max(1, options.steps // 10),
+        eval_tokens=options.eval_tokens,
+    )
+    return Base(run, count_parameters(hope))
+
+
+def model_of(base: Base, row: str) -> HopeConfig:
+    """The model of "name" or "name key=value …", with about as many parameters as HOPE.
+
+    Raises ValueError for a name, key or value that does not exist.
+    """
+    name, *changes = row.split()
+    if name not in CONTENDERS:
+        raise ValueError(f"models must be of {', '.join(CONTENDERS)}, got {name!r}")
+    model = CONTENDERS[name].build(base.run.model)
+    if changes:
+        model = with_setting(model, " ".join(changes))
+    return same_size(model, base.parameters)
+
+
+def plan(options: Options) -> Plan:
+    """The search: a row per model, a run per learning rate."""
+    base = base_of(options)
+    return {
+        SEARCH + row: [_run(base, row, lr, TUNING_SEED) for lr in options.lrs]
+        for row in dict.fromkeys(options.models)
+    }
+
+
+def _run(base: Base, row: str, lr: float, seed: int) -> Run:
+    run = base.run
+    return replace(run, model=model_of(base, row), optim=replace(run.optim, lr=lr), seed=seed)
+
+
+def _searched(outcome: Outcome) -> dict[str, list[tuple[Any, Result]]]:
+    """The runs of the search by model, sorted by learning rate."""
+    found: dict[str, list[tuple[Any, Result]]] = {}
+    for label, cells in outcome.items():
+        if label.startswith(SEARCH):
+            found.setdefault(label.removeprefix(SEARCH).split(" | ")[0], []).extend(cells)
+    return {row: sorted(cells, key=lambda cell: cell[0].optim.lr) for row, cells in found.items()}
+
+
+def _best(cells: list[tuple[Any, Result]]) -> float:
+    return best_lr([run.optim.lr for run, _ in cells], [result for _, result in cells])
+
+
+def widen(options: Options, outcome: Outcome) -> Plan:
+    """One more learning rate for every model whose best is at the edge of its grid."""
+    base, rows = base_of(options), {}
+    for row, cells in _searched(outcome).items():
+        rates = [run.optim.lr for run, _ in cells]
+        best = _best(cells)
+        beyond = best * GROWTH if best == rates[-1] else best / GROWTH if best == rates[0] else None
+        if beyond is not None and len(rates) > 1:
+            rows[f"{SEARCH}{row} | {beyond:g}"] = [_run(base, row, beyond, TUNING_SEED)]
+    return rows
+
+
+def final(options: Options, outcome: Outcome) -> Plan:
+    """Every model at its best rate, a run per seed."""
+    base = base_of(options)
+    return {
+        row: [_run(base, row, _best(cells), seed) for seed in options.seeds]
+        for row, cells in _searched(outcome).items()
+    }
+
+
+def report(options: Options, outcome: Outcome) -> Report:
+    """Losses with intervals, on how many seeds a model is below the Transformer, and what it costs."""
+    searched = _searched(outcome)
+    finals = {row: cells for row, cells in outcome.items() if not row.startswith(SEARCH)}
+    numbers = [_numbers(row, cells, finals, searched[row]) for row, cells in finals.items()]
+    header = ["model", "parameters", "state", "learning rate", "validation loss", "to Transformer", "wins"]
+    header += ["first eighth", "last eighth", "step (ms)"]
+    return Report(
+        title="Language modelling at equal size",
+        header=header,
+        rows=[_cells(row) for row in numbers],
+        numbers=numbers,
+        notes=_notes(options, outcome),
+        plot=Plot(
+            lines=[
+                (_label(row), [(step * run.seq_len * run.batch_size, loss) for step, loss in result["curve"]])
+                for row, cells in finals.items()
+                for run, result in cells
+            ],
+            xlabel="tokens",
+            ylabel="validation loss (nats per token)",
+        ),
+    )
+
+
+def _label(row: str) -> str:
+    name, *changes = row.split()
+    return " ".join([CONTENDERS[name].label, *changes])
+
+
+def _numbers(
+    row: str, cells: list[tuple[Any, Result]], finals: Outcome, searched: list[tuple[Any, Result]]
+) -> dict[str, Any]:
+    losses = [result["final"] for _, result in cells]
+    reference = [result["final"] for _, result in finals.get(REFERENCE, [])]
+    pairs = list(zip(losses, reference, strict=False))
+    model = cells[0][0].model
+    average, other = mean(losses), mean(reference)
+    rates = [run.optim.lr for run, _ in searched]
+    best = cells[0][0].optim.lr
+    return {
+        "model": _label(row),
+        "parameters": cells[0][1]["parameters"],
+        "state": state_size(model, cells[0][0].seq_len),
+        "lr": best,
+        "lrs": rates,
+        "lr_at_edge": len(rates) > 1 and best in (rates[0], rates[-1]),
+        "seeds": [run.seed for run, _ in cells],
+        "loss": losses,
+        "relative": None if average is None or not other else average / other - 1,
+        "wins": sum(a is not None and b is not None and a < b for a, b in pairs),
+        "by_position": [
+            mean(list(column)) for column in zip(*(r["by_position"] for _, r in cells), strict=True)
+        ],
+        "step_seconds": mean([result["step_seconds"] for _, result in cells]),
+        "seconds": sum(result["seconds"] for _, result in cells),
+        "nonfinite": sum(result["nonfinite"] for _, result in cells),
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    relative = "-" if row["relative"] is None else f"{row['relative']:+.2%}"
+    first, last = row["by_position"][0], row["by_position"][-1]
+    rate = f"{row['lr']:g}" + " (edge)" * row["lr_at_edge"]
+    return [
+        row["model"],
+        f"{row['parameters']:,}",
+        f"{row['state']:,}",
+        rate,
+        interval(row["loss"]),
+        relative,
+        f"{row['wins']} of {len(row['loss'])}",
+        show(first),
+        show(last),
+        show(1000 * row["step_seconds"], 0),
+    ]
+
+
+def _notes(options: Options, outcome: Outcome) -> list[str]:
+    run, result = next(iter(outcome.values()))[0]
+    spent = sum(result["seconds"] for cells in outcome.values() for _, result in cells)
+    return [
+        f"Validation loss in nats per token (data={options.data}, {run.model.vocab_size} tokens, "
+        f"{result['bytes_per_token']:.2f} bytes each) after {options.steps} steps of {run.batch_size} x "
+        f"{run.seq_len} tokens; width {options.dim}, {options.layers} layers, {options.heads} heads.",
+        f"Every model has its own learning rate, chosen on seed {TUNING_SEED} among at least {options.lrs}, and "
+        "an MLP as wide as equal parameters ask for. State: numbers per sequence at its end. Wins: seeds "
+        "below the Transformer.",
+        f"{spent / 60:.0f} minutes of runs in all, on {options.device}.",
+    ]
+
+
+EXPERIMENT = Experiment(
+    name="text",
+    help="HOPE, Titans, gated delta rule and Transformers of one size on text",
+    add_options=add_options,
+    quick={"steps": 2, "dim": 16, "layers": 1, "seeds": [0], "lrs": [3e-3], "eval_tokens": 512,
+           "models": ["hope", "transformer"], "length": 64, "batch": 2},
+    plan=plan,
+    report=report,
+    follow_ups=(widen, widen, final),
+)  # fmt: skip
