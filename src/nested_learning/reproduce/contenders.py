@@ -49,6 +49,7 @@ CONTENDERS: dict[str, Contender] = {
         label="HOPE, nothing adaptive", mixer="self_mod", memory={"adaptive": ()}, with_levels=True
     ),
     "hope_attention": Contender(label="HOPE-Attention", mixer="attention", with_levels=True),
+    "self_mod": Contender(label="self-modifying Titans", mixer="self_mod"),
     "titans": Contender(label="Titans", mixer="titans"),
     "gated_delta": Contender(label="gated delta rule", mixer="linear"),
     "gated_delta_2": Contender(label="gated delta rule, η ≤ 2", mixer="linear", memory={"eta_max": 2.0}),

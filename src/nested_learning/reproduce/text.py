@@ -50,10 +50,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=list(ROWS),
         help=f'of {", ".join(CONTENDERS)}; with options of the model behind: "hope memory.momentum=true"',
     )
-    add("--data", default="bundled", help="a choice of configs/data, such as local or bytes")
+    add(
+        "--data",
+        nargs="+",
+        default=["bundled"],
+        help="a choice of configs/data, such as local or bytes, and fields of it: data.tokenizer.vocab_size=4096",
+    )
     add("--dim", type=positive, default=64, help="model width")
     add("--layers", type=positive, default=2, help="blocks")
     add("--heads", type=positive, default=2, help="heads of every mixer")
+    add("--chunk", type=positive, default=32, help="tokens between writes of memories and of the fast level")
     add("--length", type=positive, default=256, help="tokens per sequence")
     add("--batch", type=positive, default=8, help="sequences per step")
     add("--lrs", type=float, nargs="+", default=list(LRS), help="learning rates to choose from")
@@ -72,13 +78,18 @@ class Base:
 
 def base_of(options: Options) -> Base:
     """A run of HOPE at the sizes that `options` ask for."""
-    config = load_config("pilot_smoke", [f"data={options.data}"])
+    config = load_config("pilot_smoke", [f"data={options.data[0]}", *options.data[1:]])
     corpus = load_corpus(config.data)  # once and here: parallel runs then only open it
     hope = replace(
         config.model,
         dim=options.dim,
         num_layers=options.layers,
         num_heads=options.heads,
+        chunk_size=options.chunk,
+        levels=tuple(
+            level if level.chunk_size is None else replace(level, chunk_size=options.chunk)
+            for level in config.model.levels
+        ),
         vocab_size=corpus.tokenizer.vocab_size,
         seq_len=options.length,
     )
@@ -239,7 +250,7 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
     run, result = next(iter(outcome.values()))[0]
     spent = sum(result["seconds"] for cells in outcome.values() for _, result in cells)
     return [
-        f"Validation loss in nats per token (data={options.data}, {run.model.vocab_size} tokens, "
+        f"Validation loss in nats per token (data={options.data[0]}, {run.model.vocab_size} tokens, "
         f"{result['bytes_per_token']:.2f} bytes each) after {options.steps} steps of {run.batch_size} x "
         f"{run.seq_len} tokens; width {options.dim}, {options.layers} layers, {options.heads} heads.",
         f"Every model has its own learning rate, chosen on seed {TUNING_SEED} among at least {options.lrs}, and "
