@@ -116,9 +116,7 @@ def reduced(config: HopeConfig) -> HopeConfig:
     )
 
 
-def train_steps(
-    config: RunConfig, steps: int, rows: int
-) -> tuple[ModelState, Optimizer, list[LevelEffect]]:
+def train_steps(config: RunConfig, steps: int, rows: int) -> tuple[ModelState, Optimizer, list[LevelEffect]]:
     """Ordinary training steps on random tokens: the state after the last one, the optimizer, and what every
     level does on further rows."""
     set_seed(config.seed)

@@ -220,7 +220,9 @@ def _fast_weights(model: HopeLM, state: ModelState, name: str) -> list[Tensor]:
 
 
 def _squares(now: Sequence[Tensor], start: Sequence[Tensor]) -> Tensor:
-    moved = sum((a.double() - b.to(a.device).double()).square().sum() for a, b in zip(now, start, strict=True))
+    moved = sum(
+        (a.double() - b.to(a.device).double()).square().sum() for a, b in zip(now, start, strict=True)
+    )
     norm = sum(b.double().square().sum() for b in start)
     assert isinstance(moved, Tensor) and isinstance(norm, Tensor)
     return torch.stack([moved, norm.to(moved.device)]).detach()
