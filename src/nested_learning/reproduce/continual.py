@@ -245,9 +245,8 @@ def report(options: Options, outcome: Outcome) -> Report:
         told = [", ".join(f"{level} {rise:+.3f}" for level, rise in undone.items())] if options.sweep else []
         rows.append([name, f"{cells[0][1]['parameters']:,}", *shown, *told])
         mean = [[fmean(values) for values in zip(*same, strict=True)] for same in zip(*matrices, strict=True)]
-        numbers.append(
-            {"method": name, "seeds": seeds_of(options), **found, "losses": mean, "undone": undone}
-        )
+        row = {"method": name, "seeds": seeds_of(options), **found}
+        numbers.append({**row, "losses": mean, "undone": undone})
         if not joint:
             panels[name] = mean
     return Report(

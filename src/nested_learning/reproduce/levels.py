@@ -251,9 +251,9 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
         f"Retrieved: all {ANSWER} digits right, of {run.samples} questions; a guess among the numbers in the "
         f"haystack is right in {1 / run.needles:.2f}, a blind one in {len(DIGITS) ** -ANSWER:g}. Mean ± 95 % "
         f"interval over seeds {options.seeds}.",
-        "Change: norm of a level's change over that of its start, within a sequence for a fast level (every…), "
-        "in training for the MLP (since the last stage began). Frozen: a fast level is never written, the MLP "
-        "is put back to its start.",
+        "Change: norm of a level's change over that of its start, within a sequence for a fast level, "
+        "in training for the MLP (since the last stage began). Frozen: a fast level is never written, the "
+        "MLP is put back to its start.",
     ]
 
 
