@@ -4,7 +4,8 @@ uv run nl audit --config-name pilot_smoke experiment=cms_nested
 uv run nl audit --all
 
 Prints the calendar of every level, the updates counted in a training step, what each level does (how far it
-moves, and the loss without that) and the size of the fast weights, and draws the calendar. Exit status 1 if a level did not do what the calendar says.
+moves, and the loss without that) and the size of the fast weights, and draws the calendar.
+Exit status 1 if a level did not do what the calendar says.
 """
 
 from __future__ import annotations
