@@ -261,7 +261,8 @@ EXPERIMENT = Experiment(
     name="levels",
     help="number of levels and lowest frequency (Fig. 7 in small), with what each level does",
     add_options=add_options,
-    quick={"steps": 2, "seeds": [0], "numbers": [0, 2], "lowest": [16], "samples": 8, "dim": 16, "layers": 1},
+    quick={"steps": 2, "seeds": [0], "numbers": [0, 2], "lowest": [16], "samples": 8, "dim": 16, "length": 64}
+    | {"needles": 1, "layers": 1},
     plan=plan,
     report=report,
 )
