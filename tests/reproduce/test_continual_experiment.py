@@ -115,7 +115,8 @@ def test_cells_are_the_measures_of_the_matrices() -> None:
     shift = {0: 0.0, 1: 0.2}
     outcome = {
         name: [
-            (run, {"losses": [[1.0, 3.0], [1.5 + shift[run.seed], 2.0]], "parameters": 1000}) for run in runs
+            (run, {"losses": [[1.0, 3.0], [1.5 + shift[run.seed], 2.0]], "parameters": 1000, "effects": []})
+            for run in runs
         ]
         for name, runs in given.experiment.prepare(given).items()
     }
@@ -137,3 +138,23 @@ def test_the_command_writes_table_and_picture(tmp_path: Path) -> None:
     }
     given.experiment.run(given, plan)
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_sweep_over_levels_has_seeds_and_rows_of_its_own() -> None:
+    given = options("--sweep levels")
+    plan = given.experiment.prepare(given)
+    assert {run.seed for row in plan.values() for run in row} == {100, 101, 102}
+    periods = [plan[f"slow level every {n} steps"][0].model.levels[-1].chunk_size for n in (8, 32, 128)]
+    assert periods == [8 * 128, 32 * 128, 128 * 128]
+    assert plan["later only the slow level, every 8"][0].later == "slow"
+    assert not {"mlp", "slow"} & {level.name for level in plan["fast levels only"][0].model.levels}
+
+
+def test_only_the_slow_level_learns_later() -> None:
+    """Undoing what it learned gives the loss after the first domain back, as nothing else has changed."""
+    model = replace(continual.hope_model(16, 2), dim=16, num_layers=1)
+    result = replace(TINY, model=model, later="slow").run(lambda _: None)
+    effects = {one["level"]: one for one in result["effects"]}
+    assert effects["mlp"]["change"] == 0 < effects["slow"]["change"]
+    assert effects["slow"]["frozen"] == result["losses"][0][0]
+    assert effects["slow"]["loss"] == result["losses"][-1][0] != result["losses"][0][0]

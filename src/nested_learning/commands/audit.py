@@ -3,8 +3,9 @@
 uv run nl audit --config-name pilot_smoke experiment=cms_nested
 uv run nl audit --all
 
-Prints the calendar of every level, the updates counted in a training step and the size of the fast weights,
-and draws the calendar. Exit status 1 if a level did not do what the calendar says.
+Prints the calendar of every level, the updates counted in a training step, what each level does (how far it
+moves, and the loss without that) and the size of the fast weights, and draws the calendar.
+Exit status 1 if a level did not do what the calendar says.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ def describe(result: Audit) -> str:
         lines.append(f"    {'ok  ' if check.ok else 'FAIL'} {check.where}, {check.level}: {counts}")
     if not result.checks:
         lines.append("    ok   no level has a period")
+    lines.append("  what the levels do then, on other random tokens:")
+    lines += [f"    {effect.describe()}" for effect in result.effects]
     return "\n".join([*lines, *_describe_bill(result.bills)])
 
 

@@ -22,6 +22,7 @@ from nested_learning.optim.multi_frequency import MultiFrequencyOptimizer
 from nested_learning.runtime import set_seed
 from nested_learning.state import ModelState
 from nested_learning.train.config import RunConfig
+from nested_learning.train.level_report import LevelEffect, LevelWatch
 from nested_learning.train.objective import next_token_loss
 from nested_learning.train.trainer import slow_levels
 
@@ -55,6 +56,7 @@ class Audit:
         title: name of the configuration.
         config: the run as configured. `model` is the one that took the steps, perhaps a reduced one.
         steps, rows: training steps taken, and sequences in each.
+        effects: what every level does after these steps, on rows that were not trained on.
     """
 
     title: str
@@ -65,6 +67,7 @@ class Audit:
     checks: list[Check]
     events: list[Event]
     bills: list[Bill]
+    effects: list[LevelEffect]
 
     @property
     def ok(self) -> bool:
@@ -84,14 +87,14 @@ def audit(config: RunConfig, title: str | None = None) -> Audit:
     slow = [level for level in config.model.levels if config.model.level_kind(level) == "slow"]
     tokens = max([config.train.seq_len, *(level.chunk_size or 0 for level in slow)])
     steps = tokens // config.train.seq_len
-    state, optimizer = train_steps(replace(config, model=model_config), steps, rows)
+    state, optimizer, effects = train_steps(replace(config, model=model_config), steps, rows)
     checks = [
         *fast_checks(model_config, config.train.seq_len, state),
         *slow_checks(slow, tokens, optimizer),
     ]
     events = replace(config.model, seq_len=config.train.seq_len).calendar(tokens)
     bills = fast_weight_bill(config.model)
-    return Audit(title or config.name, config, model_config, steps, rows, checks, events, bills)
+    return Audit(title or config.name, config, model_config, steps, rows, checks, events, bills, effects)
 
 
 def reduced(config: HopeConfig) -> HopeConfig:
@@ -113,20 +116,26 @@ def reduced(config: HopeConfig) -> HopeConfig:
     )
 
 
-def train_steps(config: RunConfig, steps: int, rows: int) -> tuple[ModelState, Optimizer]:
-    """Ordinary training steps on random tokens: the state after the last one, and the optimizer."""
+def train_steps(config: RunConfig, steps: int, rows: int) -> tuple[ModelState, Optimizer, list[LevelEffect]]:
+    """Ordinary training steps on random tokens: the state after the last one, the optimizer, and what every
+    level does on further rows."""
     set_seed(config.seed)
     model = HopeLM(config.model)
     optimizer = build_optimizer(config.optim, model, slow=slow_levels(config.model, model))
     generator = torch.Generator().manual_seed(config.seed)
+    shape, watch = (rows, config.train.seq_len + 1), LevelWatch(model)
     for _ in range(steps):
-        shape = (rows, config.train.seq_len + 1)
         tokens = torch.randint(config.model.vocab_size, shape, generator=generator)
         optimizer.zero_grad(set_to_none=True)
         logits, state = model(tokens[:, :-1])
         next_token_loss(logits, tokens[:, 1:]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return state, optimizer
+    held_out = torch.randint(config.model.vocab_size, shape, generator=generator)
+
+    def loss() -> float:
+        return float(next_token_loss(model(held_out[:, :-1])[0], held_out[:, 1:]))
+
+    return state, optimizer, watch.measure(held_out[:, :-1], loss)
 
 
 def fast_checks(config: HopeConfig, seq_len: int, state: ModelState) -> list[Check]:

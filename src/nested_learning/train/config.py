@@ -35,6 +35,8 @@ class TrainConfig:
         device: a PyTorch device; "auto" = CUDA if there is one.
         log_every, eval_every, save_every: intervals of metrics, validation and checkpoints.
         eval_batches: micro-batches of a validation; None = the whole held-out part.
+        level_report: micro-batches that every validation reads again with each level of a CMS frozen, to say
+            what the level does; 0 = no such report. Not where parameters are sharded.
         keep_last: number of newest checkpoints to keep; the best one is always kept.
         output_dir: the run lives in `output_dir/name`.
         resume: "auto" = resume from the newest checkpoint of the run if there is one; a path = resume from
@@ -60,6 +62,7 @@ class TrainConfig:
     eval_every: int = 50
     save_every: int = 100
     eval_batches: int | None = 8
+    level_report: int = 1
     keep_last: int = 2
     output_dir: str = "outputs"
     resume: str | None = "auto"
@@ -88,6 +91,7 @@ class TrainConfig:
         for name in counts.split():
             at_least(f"train.{name}", getattr(self, name), 1)
         at_least("train.sample_tokens", self.sample_tokens, 0)
+        at_least("train.level_report", self.level_report, 0)
         at_least("train.eval_batches", self.eval_batches, 1)
         if self.batch_size % self.accumulation:
             raise ValueError(

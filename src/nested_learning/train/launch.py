@@ -102,6 +102,8 @@ def run_in_folder(
     say(lines)
     if trainer.eager is not None:
         say(f"not compiled: {trainer.eager}")
+    if trainer.unwatched:
+        say(f"no report of what levels do: {trainer.unwatched}")
     anew = f"starting with the weights, model and tokenizer of {start.path}" if start else "starting anew"
     say(f"resumed from {resume} at step {trainer.step}" if resume else anew)
     result = trainer.fit()

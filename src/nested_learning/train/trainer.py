@@ -26,6 +26,7 @@ from nested_learning.train.checkpointer import Checkpointer, Training
 from nested_learning.train.compiling import timed_first_call, why_eager
 from nested_learning.train.config import RunConfig
 from nested_learning.train.guard import NonFiniteError, UpdateGuard, find_nonfinite, first_nonfinite
+from nested_learning.train.level_report import LevelEffect, LevelWatch, why_no_report
 from nested_learning.train.metrics import build_writer, memory_gib
 from nested_learning.train.objective import count_targets, next_token_loss
 from nested_learning.train.online import online_loss
@@ -106,9 +107,14 @@ class Trainer:
         self.checkpoints = Checkpointer(self.store, saved, strategy, config.parallel.async_save)
         self.step = self.saved_step = 0
         self.validated: dict[str, float] = {}
+        self.unwatched = why_no_report(config, model, strategy)
+        watched = model if self.unwatched is None and isinstance(model, HopeLM) else None
+        self.watch = None if watched is None else LevelWatch(watched)
         if resume is not None:
             self.step, self.validated = self.checkpoints.load(resume)
             self.saved_step = self.step
+            if watched is not None and train.init_from is not None:
+                self.watch = LevelWatch(watched)  # where that run started is not known here
         self.eager = why_eager(config, self.device, strategy.name)
         if self.eager is None:
             compile_model(self.wrapped)
@@ -216,10 +222,13 @@ class Trainer:
         return nullcontext()
 
     @torch.no_grad()
-    def evaluate(self) -> float | None:
+    def evaluate(self, limit: int | None = None) -> float | None:
         """Loss on the held-out part in nats per token. Every rank computes its rows of every batch.
 
         None if a signal asked for a stop before the last batch. Reads one number from the device, at the end.
+
+        Args:
+            limit: of so many batches, whatever signals ask for; None = as many as configured.
         """
         train, strategy = self.config.train, self.strategy
         self.model.eval()
@@ -227,8 +236,8 @@ class Trainer:
         tokens = 0
         size = train.batch_size // train.accumulation  # as many rows as training puts on the devices
         stopped = False
-        for batch in sequential_batches(self.corpus.valid, train.seq_len, size, train.eval_batches):
-            if stopped := self._stopping():
+        for batch in sequential_batches(self.corpus.valid, train.seq_len, size, limit or train.eval_batches):
+            if limit is None and (stopped := self._stopping()):
                 break
             own = batch.chunk(strategy.world_size)[strategy.rank]
             total += self._loss(self.wrapped, own, 1).double()
@@ -292,8 +301,29 @@ class Trainer:
             )
         bits = loss / math.log(2) / self.corpus.bytes_per_token
         self.validated = {"step": self.step, "valid_loss": loss, "valid_bits_per_byte": bits}
-        self.writer.write(self.validated)
-        return f"step {self.step}: validation loss {loss:.4f} nats/token, {bits:.4f} bits/byte"
+        with self.clock.paused():
+            effects = self._level_effects()
+        levels = {name: value for effect in effects for name, value in effect.record().items()}
+        self.writer.write(self.validated | levels)
+        line = f"step {self.step}: validation loss {loss:.4f} nats/token, {bits:.4f} bits/byte"
+        return "\n".join([line, *(f"  {effect.describe()}" for effect in effects)])
+
+    def _level_effects(self) -> list[LevelEffect]:
+        """What every level does, on the first batches of the held-out part; nothing without a watch."""
+        if self.watch is None:
+            return []
+        train, strategy = self.config.train, self.strategy
+        size = train.batch_size // train.accumulation
+        batch = next(iter(sequential_batches(self.corpus.valid, train.seq_len, size, 1)))
+        own = batch.chunk(strategy.world_size)[strategy.rank].to(self.device)
+
+        def loss() -> float:
+            found = self.evaluate(train.level_report)
+            assert found is not None
+            return found
+
+        with self._autocast():
+            return self.watch.measure(own[:, :-1], loss, strategy.sum)
 
     def _result(self, interrupted: bool) -> TrainResult:
         return TrainResult(
