@@ -1,8 +1,10 @@
 """Tables and figures that a laptop can make: `nl reproduce <name>`. One module per experiment."""
 
 from nested_learning.reproduce import (
+    ablation,
     chunk_size,
     cms,
+    context,
     continual,
     defaults,
     fig4,
@@ -26,6 +28,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     continual.EXPERIMENT,
     memorize.EXPERIMENT,
     needle.EXPERIMENT,
+    ablation.EXPERIMENT,
+    context.EXPERIMENT,
     fig4.EXPERIMENT,
     orthogonal.EXPERIMENT,
     optimizers.EXPERIMENT,
