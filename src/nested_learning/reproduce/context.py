@@ -22,22 +22,19 @@ from torch import Tensor
 from nested_learning.data.corpus import Corpus, load_corpus
 from nested_learning.eval.perplexity import bin_sums, position_bins
 from nested_learning.eval.scorer import read_losses
+from nested_learning.models.bill import count_parameters
+from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.report import interval
+from nested_learning.reproduce.contenders import CONTENDERS, same_size
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, positive
 from nested_learning.reproduce.report import Plot, Points, Report
 from nested_learning.reproduce.runner import Result, Run, Tick
 from nested_learning.reproduce.tasks import TextRun
 from nested_learning.reproduce.texts import QUICK, TextDefaults, add_text_options, describe, text_run
-from nested_learning.train.plain_loop import finite_or_none
+from nested_learning.train.plain_loop import device_of, finite_or_none
 
-MODELS = {
-    "HOPE": "self_mod",
-    "Titans": "titans",
-    "gated delta rule": "linear",
-    "sliding attention": "sliding_attention",
-    "Transformer": "attention",
-}
+MODELS = ("hope", "titans", "gated_delta", "sliding_attention", "transformer")
 AT_ONCE = 16
 """Spans that are read together."""
 
@@ -106,14 +103,15 @@ def held_out_spans(corpus: Corpus, length: int, most: int) -> Tensor:
 def loss_after(model: HopeLM, spans: Tensor, context: int, asked: int) -> float:
     """Mean loss of the last `asked` tokens of `spans [S, n + 1]`, read from `context` tokens before them."""
     rows = spans[:, -(context + asked + 1) :]
-    losses = [read_losses(model, part)[:, -asked:] for part in rows.split(AT_ONCE)]
+    losses = [read_losses(model, part)[:, -asked:] for part in rows.to(device_of(model)).split(AT_ONCE)]
     return float(torch.cat(losses).mean())
 
 
 @torch.no_grad()
 def losses_by_position(model: HopeLM, spans: Tensor) -> list[float]:
     """Mean loss of every bin of positions of `spans [S, n + 1]`."""
-    losses = torch.cat([read_losses(model, part) for part in spans.split(AT_ONCE)]).double().mean(0)
+    parts = spans.to(device_of(model)).split(AT_ONCE)
+    losses = torch.cat([read_losses(model, part) for part in parts]).cpu().double().mean(0)
     widths = [last - first + 1 for first, last in position_bins(len(losses))]
     return [total / width for total, width in zip(bin_sums(losses), widths, strict=True)]
 
@@ -121,7 +119,7 @@ def losses_by_position(model: HopeLM, spans: Tensor) -> list[float]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Models, contexts, and the options of text."""
     add = parser.add_argument
-    add("--models", nargs="+", choices=list(MODELS.values()), default=list(MODELS.values()))
+    add("--models", nargs="+", choices=list(CONTENDERS), default=list(MODELS))
     add("--multiples", type=float, nargs="+", default=[0.25, 0.5, 1, 2, 4], help="contexts, over --length")
     add("--asked", type=positive, default=64, help="last tokens of a span, which are compared")
     add("--spans", type=positive, default=64, help="spans of held-out text")
@@ -134,19 +132,28 @@ def plan(options: Options) -> dict[str, list[Run]]:
     contexts = tuple(sorted(max(1, round(options.length * times)) for times in options.multiples))
     run = ContextRun(text=text, contexts=contexts, asked=options.asked, spans=options.spans)
     held_out_spans(load_corpus(text.data), run.span, 1)
-    models = {name: text.model.with_mixer(mixer) for name, mixer in MODELS.items()}
-    for model in models.values():
-        if model.mixer == "sliding_attention":
-            model.window = max(1, options.length // 2)
+    models = equal_models(text.model, options.models, window=max(1, options.length // 2))
     return {
         name: [replace(run, text=replace(text, model=model, seed=seed)) for seed in options.seeds]
         for name, model in models.items()
-        if model.mixer in options.models
     }
 
 
+def equal_models(base: HopeConfig, names: Sequence[str], window: int) -> dict[str, HopeConfig]:
+    """Contenders by label, made of `base`, with as many parameters as the first of them."""
+    models: dict[str, HopeConfig] = {}
+    parameters: int | None = None
+    for name in names:
+        model = CONTENDERS[name].build(base)
+        if model.mixer == "sliding_attention":
+            model.window = window
+        parameters = parameters or count_parameters(model)
+        models[CONTENDERS[name].label] = same_size(model, parameters)
+    return models
+
+
 def report(options: Options, outcome: Outcome) -> Report:
-    """Loss of the same tokens by context, and how far it moves beyond the training length."""
+    """Loss of the same tokens by context, and how it changes beyond the training length."""
     run: ContextRun = next(iter(outcome.values()))[0][0]
     header = ["model", "parameters", "validation loss", *(f"{c} tokens" for c in run.contexts)]
     header.append(f"beyond {run.text.seq_len}")

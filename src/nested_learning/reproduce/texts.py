@@ -13,7 +13,10 @@ from nested_learning.reproduce.experiment import Options, positive
 from nested_learning.reproduce.runner import Result
 from nested_learning.reproduce.tasks import TextRun
 
-QUICK = {"steps": 1, "seeds": [0], "dim": 16, "layers": 1, "heads": 2, "length": 16, "batch": 2, "chunk": 8}
+QUICK = {
+    **{"steps": 1, "seeds": [0], "dim": 16, "layers": 1, "heads": 2},
+    **{"length": 16, "batch": 2, "chunk": 8, "eval_tokens": 64},
+}
 """What `--quick` makes of the options below."""
 
 
