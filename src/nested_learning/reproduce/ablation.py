@@ -14,13 +14,20 @@ from typing import Any
 from nested_learning.config import load_config
 from nested_learning.models.bill import count_parameters
 from nested_learning.models.config import HopeConfig
-from nested_learning.report import interval, mean, show
+from nested_learning.report import interval, mean
 from nested_learning.reproduce.cms import with_plain_mlp
 from nested_learning.reproduce.defaults import with_setting
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome
 from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run
-from nested_learning.reproduce.texts import QUICK, TextDefaults, add_text_options, describe, text_run, with_sizes
+from nested_learning.reproduce.texts import (
+    QUICK,
+    TextDefaults,
+    add_text_options,
+    describe,
+    text_run,
+    with_sizes,
+)
 
 FULL = "full"
 PAPER, OURS = "paper's full model", "our default"
@@ -101,7 +108,9 @@ def report(options: Options, outcome: Outcome) -> Report:
         changes = _changes(losses, _finals(outcome[f"{base} | {FULL}"]))
         claimed = _claimed(row)
         parameters = cells[0][1]["parameters"]
-        shown = ["-", "-", "-"] if row == FULL else [percents(changes), _percent(claimed), sign(changes, claimed)]
+        shown = (
+            ["-", "-", "-"] if row == FULL else [percents(changes), _percent(claimed), sign(changes, claimed)]
+        )
         rows.append([base, row, f"{parameters:,}", interval(losses), *shown])
         number = {"base": base, "change": row, "parameters": parameters, "loss": losses, "mean": mean(losses)}
         numbers.append({**number, "perplexity_change": changes, "papers_change": claimed})
@@ -126,7 +135,7 @@ def _changes(losses: list[float | None], full: list[float | None]) -> list[float
 
 
 def _claimed(row: str) -> float | None:
-    """What the paper says that a change does to perplexity; to add a part is the inverse of taking it away."""
+    """What the paper says that a change does to perplexity; adding a part is the inverse of removing it."""
     removed = row.replace("+ ", "− ")
     if row == FULL or removed not in PAPERS:
         return None

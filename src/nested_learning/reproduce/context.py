@@ -13,7 +13,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
-from typing import Any
 
 import numpy as np
 import torch
@@ -188,8 +187,10 @@ def _by_seed(results: Sequence[Result], key: str) -> list[list[float | None]]:
 
 
 def _beyond(run: ContextRun, by_context: list[list[float | None]]) -> str:
-    """Change from the longest context of at most the training length to the longest of all, paired by seed."""
-    inside = max(i for i, context in enumerate(run.contexts) if context <= max(run.text.seq_len, run.contexts[0]))
+    """Change from the longest context of the training length or less to the longest of all, by seed."""
+    inside = max(
+        i for i, context in enumerate(run.contexts) if context <= max(run.text.seq_len, run.contexts[0])
+    )
     pairs = zip(by_context[inside], by_context[-1], strict=True)
     changes = [None if a is None or b is None else b - a for a, b in pairs]
     return interval(changes, "+.4f").replace("± +", "± ")
@@ -201,7 +202,7 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
         describe(options, run.text, result),
         f"Loss (nats per token) of the last {run.asked} tokens of {result['spans']} spans of held-out "
         "documents, read from so many tokens before them: the tokens that are predicted are the same in all "
-        f"columns. The last column: from {run.text.seq_len} tokens of context to {max(run.contexts)}, paired by "
+        f"columns. The last column: from {run.text.seq_len} tokens of context to {max(run.contexts)}, by "
         "seed; below 0: more context than in training helps.",
         f"The window of sliding attention is {max(1, options.length // 2)} tokens. All models have the same "
         "learning rate. `results.json` also has the losses of whole spans by position.",

@@ -96,8 +96,8 @@ def describe(options: Options, run: TextRun, result: Result) -> str:
     text = f"data={options.data}" if options.text is None else options.text.name
     model = run.model
     return (
-        f"{options.steps} steps of {run.batch_size} x {run.seq_len} tokens ({text}, {model.vocab_size} tokens of "
-        f"{result['bytes_per_token']:.2f} bytes, unigram entropy {result['unigram_entropy']:.3f}); width "
-        f"{model.dim}, {model.num_layers} layers, {model.num_heads} heads, chunk {model.chunk_size}, AdamW "
-        f"{run.optim.lr:g}; seeds {options.seeds}."
+        f"{options.steps} steps of {run.batch_size} x {run.seq_len} tokens ({text}, vocabulary "
+        f"{model.vocab_size}, {result['bytes_per_token']:.2f} bytes per token, unigram entropy "
+        f"{result['unigram_entropy']:.3f}); width {model.dim}, {model.num_layers} layers, {model.num_heads} "
+        f"heads, chunk {model.chunk_size}, AdamW {run.optim.lr:g}; seeds {options.seeds}."
     )
