@@ -148,9 +148,9 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
     return [
         describe(options, run, result) + " Heads as the table says.",
         f'State: numbers in the state of a sequence. "{TWO}": of the hidden width whose state is that of '
-        f'"{LINEAR}" with the same heads; "{DEFAULT}": of the width of a head, which is more state. MLPs as '
-        'wide as equal parameters ask for. "To linear": difference of losses by seed; below 0: two layers are '
-        "better.",
+        f'"{LINEAR}" with the same heads; "{DEFAULT}": of the width of a head, which is more state. MLPs '
+        'as wide as equal parameters ask for. "To linear": difference of losses by seed; below 0: two layers '
+        "are better.",
         f"Recall: {recall.pairs} pairs, vocabulary {recall.model.vocab_size}, chunk "
         f"{recall.model.chunk_size}, batch {recall.batch_size}, at most {recall.steps} steps; stops at "
         f"{recall.stop_at}.",
