@@ -291,8 +291,8 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
         f"{len(DIGITS) ** -ANSWER:g}. Mean over {options.depths} depths and seeds {options.seeds}, {asked} "
         "questions per length, with Wilson's 95 % interval (as if questions were independent; seeds differ "
         "by more).",
-        f"Runs below {TARGET} at the training length: {'; '.join(failed) or 'none'}. Worst seed: at the longest "
-        "length.",
+        f"Runs below {TARGET} at the training length: {'; '.join(failed) or 'none'}. Worst seed: at "
+        "the longest length.",
         "How far memories move while they read, ‖W − W₀‖ / ‖W₀‖ at every length, mean over blocks and seeds:",
         *_movement(outcome),
     ]
