@@ -27,10 +27,10 @@ class TextDefaults:
     dim: int = 64
     layers: int = 2
     heads: int = 2
-    chunk: int = 16
+    chunk: int = 32
     length: int = 128
     batch: int = 8
-    steps: int = 200
+    steps: int = 120
 
 
 def add_text_options(parser: argparse.ArgumentParser, sizes: TextDefaults) -> None:
@@ -46,7 +46,7 @@ def add_text_options(parser: argparse.ArgumentParser, sizes: TextDefaults) -> No
     add("--batch", type=positive, default=sizes.batch, help="sequences per step")
     add("--lr", type=float, default=3e-3, help="highest learning rate of every model")
     add("--steps", type=positive, default=sizes.steps, help="updates of a run")
-    add("--eval-tokens", type=positive, default=32_768, help="held-out tokens in each of four evaluations")
+    add("--eval-tokens", type=positive, default=32_768, help="held-out tokens of the evaluation at the end")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
 
 
@@ -68,7 +68,7 @@ def text_run(options: Options) -> TextRun:
         seq_len=options.length,
         batch_size=options.batch,
         steps=options.steps,
-        eval_every=max(1, options.steps // 4),
+        eval_every=options.steps,
         eval_tokens=options.eval_tokens,
     )
 
