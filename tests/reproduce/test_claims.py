@@ -42,7 +42,7 @@ def result(final: float | None, **more: Any) -> dict[str, Any]:
 
 
 def test_ablation_rows_differ_from_their_full_model_in_what_they_name() -> None:
-    options = parser().parse_args(["ablation"])
+    options = parser().parse_args(["ablation", "--bases", "paper", "ours"])
     plan = options.experiment.prepare(options)
     models = {label: runs[0].model for label, runs in plan.items()}
     assert [run.seed for run in plan[f"{ablation.PAPER} | full"]] == [0, 1, 2]

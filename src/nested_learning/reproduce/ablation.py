@@ -65,7 +65,7 @@ SETTINGS: dict[str, str] = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Which full models, and the options of text."""
-    parser.add_argument("--bases", nargs="+", choices=list(BASES), default=list(BASES), help="full models")
+    parser.add_argument("--bases", nargs="+", choices=list(BASES), default=["paper"], help="full models")
     add_text_options(parser, TextDefaults())
 
 

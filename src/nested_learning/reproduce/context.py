@@ -102,14 +102,16 @@ def held_out_spans(corpus: Corpus, length: int, most: int) -> Tensor:
 def loss_after(model: HopeLM, spans: Tensor, context: int, asked: int) -> float:
     """Mean loss of the last `asked` tokens of `spans [S, n + 1]`, read from `context` tokens before them."""
     rows = spans[:, -(context + asked + 1) :]
-    losses = [read_losses(model, part)[:, -asked:] for part in rows.to(device_of(model)).split(AT_ONCE)]
+    losses = [
+        read_losses(model, part)[:, -asked:] for part in torch.split(rows.to(device_of(model)), AT_ONCE)
+    ]
     return float(torch.cat(losses).mean())
 
 
 @torch.no_grad()
 def losses_by_position(model: HopeLM, spans: Tensor) -> list[float]:
     """Mean loss of every bin of positions of `spans [S, n + 1]`."""
-    parts = spans.to(device_of(model)).split(AT_ONCE)
+    parts = torch.split(spans.to(device_of(model)), AT_ONCE)
     losses = torch.cat([read_losses(model, part) for part in parts]).cpu().double().mean(0)
     widths = [last - first + 1 for first, last in position_bins(len(losses))]
     return [total / width for total, width in zip(bin_sums(losses), widths, strict=True)]

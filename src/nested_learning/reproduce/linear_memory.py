@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nested_learning.models.bill import count_parameters
 from nested_learning.models.config import HopeConfig
@@ -124,7 +125,7 @@ def report(options: Options, outcome: Outcome) -> Report:
     )
 
 
-def _of_kind(outcome: Outcome, label: str, kind: type) -> Iterator[tuple[TextRun | RecallRun, Result]]:
+def _of_kind(outcome: Outcome, label: str, kind: type) -> Iterator[tuple[Any, Result]]:
     return ((run, result) for run, result in outcome[label] if isinstance(run, kind))
 
 
@@ -133,7 +134,8 @@ def _results(outcome: Outcome, label: str, kind: type) -> list[Result]:
 
 
 def _model(outcome: Outcome, label: str, kind: type) -> HopeConfig:
-    return next(_of_kind(outcome, label, kind))[0].model
+    model: HopeConfig = next(_of_kind(outcome, label, kind))[0].model
+    return model
 
 
 def _finals(results: list[Result]) -> list[float | None]:
@@ -144,7 +146,6 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
     label = next(iter(outcome))
     run, result = next(_of_kind(outcome, label, TextRun))
     recall, _ = next(_of_kind(outcome, label, RecallRun))
-    assert isinstance(run, TextRun) and isinstance(recall, RecallRun)
     return [
         describe(options, run, result) + " Heads as the table says.",
         f'State: numbers in the state of a sequence. "{TWO}": of the hidden width whose state is that of '
