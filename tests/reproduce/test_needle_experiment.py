@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from nested_learning.commands.reproduce import parser
-from nested_learning.data.synthetic.needle import ANSWER, WORDS, decode_words, encode_words
+from nested_learning.data.synthetic.needle import ANSWER, WORDS, decode_words, encode_words, needle_sample
 from nested_learning.eval.results import wilson
+from nested_learning.layers.config import MemoryConfig
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.reproduce import needle
@@ -22,10 +23,10 @@ def options(line: str = "") -> Any:
 
 
 def test_rows_are_the_models_asked_for() -> None:
-    given = options("--models self_mod attention --length 128 --depths 3 --seeds 4 5")
+    given = options("--models hope transformer --length 128 --depths 3 --seeds 4 5")
     plan = given.experiment.prepare(given)
-    assert list(plan) == ["HOPE (self_mod)", "attention"]
-    first, second = plan["attention"]
+    assert list(plan) == ["HOPE", "Transformer"]
+    first, second = plan["Transformer"]
     assert (first.seed, second.seed) == (4, 5) and first.model.mixer == "attention"
     assert (first.length, first.model.window, first.model.vocab_size) == (128, 128, len(WORDS))
     assert first.depths == (0.0, 0.5, 1.0) and first.multiples == (1, 2, 4, 8)
@@ -74,20 +75,21 @@ def test_a_model_that_knows_nothing_finds_nothing() -> None:
 def test_cells_add_up_over_depths_and_seeds() -> None:
     given = options("--models titans --depths 2 --samples 10 --multiples 1 2 --seeds 0 1")
     rights = {0: [[10, 9], [5, 4]], 1: [[10, 10], [3, 2]]}
+    result = {"parameters": 1234, "moved": {"memory": [0.5, 1.25], "k": [0.125, 0.25]}}
     outcome = {
-        label: [
-            (run, {"right": rights[run.seed], "steps": 50 + run.seed, "parameters": 1234}) for run in runs
-        ]
+        label: [(run, {**result, "right": rights[run.seed], "steps": 50 + run.seed}) for run in runs]
         for label, runs in given.experiment.prepare(given).items()
     }
     report = needle.report(given, outcome)
     low, high = wilson(39, 40)
-    assert report.header[3:] == ["64 tokens", "128 tokens"]
+    assert report.header[3:5] == ["64 tokens", "128 tokens"]
     assert report.rows[0][:4] == ["Titans", "1,234", "50, 51", f"0.975 ({low:.3f}–{high:.3f})"]
-    assert report.rows[0][4].startswith("0.350 ")
+    assert report.rows[0][4].startswith("0.350 ") and report.rows[0][5] == "0.250"
     assert report.numbers[0]["map"] == [[1.0, 0.95], [0.4, 0.3]]
     assert report.numbers[0]["right_by_seed"] == [[19, 9], [20, 5]]
-    assert report.notes[-1] == "Runs below 0.95 at the training length: none."
+    assert report.notes[2].startswith("Runs below 0.95 at the training length: none.")
+    assert report.notes[-1] == "Titans: M_memory 0.50, 1.25; M_k 0.12, 0.25"
+    assert report.numbers[0]["moved"] == result["moved"]
 
 
 def test_the_command_writes_table_and_maps(tmp_path: Path) -> None:
@@ -100,9 +102,48 @@ def test_the_command_writes_table_and_maps(tmp_path: Path) -> None:
     assert (tmp_path / "runs.jsonl").read_text() == before
 
 
+def test_rows_may_change_options_of_a_contender() -> None:
+    given = options("--stop-at 2")
+    given.models = ["hope memory.adaptive=[k]", "hope"]
+    plan = given.experiment.prepare(given)
+    assert list(plan) == ["HOPE memory.adaptive=[k]", "HOPE"]
+    (one, *_), (other, *_) = plan.values()
+    assert one.model.memory.adaptive == ("k",) and other.model.memory.adaptive == MemoryConfig().adaptive
+    assert one.stop_at == 2
+    given.models = ["self_mod"]
+    with pytest.raises(ValueError, match="got 'self_mod'"):
+        given.experiment.prepare(given)
+
+
+def test_memories_move_as_far_as_their_weights_do() -> None:
+    config = HopeConfig(vocab_size=len(WORDS), dim=8, num_layers=2, num_heads=2, chunk_size=8)
+    torch.manual_seed(0)
+    model = HopeLM(config).double()
+    far = needle.moved(model, [96, 64], random.Random(3), rows=2)
+    assert list(far) == ["memory", "k", "v", "eta", "alpha"]
+    rng = random.Random(3)
+    tokens = torch.tensor([needle_sample(96 + ANSWER, rng)[0] for _ in range(2)])
+    for at, length in enumerate((64, 96)):
+        _, state = model(tokens[:, :length])
+        shares = []
+        for block, layer in zip(model.blocks, state.layers, strict=True):
+            memory = block.mixer.memories["v"]  # the third of full width
+            (bank,) = layer.mixer.banks
+            for row in range(2):
+                now = torch.cat([bank.w2[row, :, 2].flatten(), bank.w1[0][row, :, 2].flatten()])
+                then = torch.cat([memory.initial_w2.flatten(), memory.initial_w1.flatten()])
+                shares.append(((now - then).norm() / then.norm()).item())
+        assert far["v"][at] == pytest.approx(sum(shares) / len(shares)) and far["v"][at] > 0.001
+
+
+def test_models_without_such_memories_move_nothing() -> None:
+    config = HopeConfig(vocab_size=len(WORDS), dim=8, num_layers=1, num_heads=2, mixer="attention")
+    assert needle.moved(HopeLM(config), [64], random.Random(0)) == {}
+
+
 @pytest.mark.slow
 def test_memories_learn_to_retrieve(tmp_path: Path) -> None:
-    given = options(f"--models self_mod titans --seeds 0 --multiples 1 --output {tmp_path}")
+    given = options(f"--models hope titans --seeds 0 --multiples 1 --output {tmp_path}")
     report = given.experiment.run(given, given.experiment.prepare(given))
     for row in report.numbers:
         assert row["right"][0][0] >= 0.95 * row["right"][0][1], row

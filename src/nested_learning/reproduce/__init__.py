@@ -1,12 +1,15 @@
 """Tables and figures that a laptop can make: `nl reproduce <name>`. One module per experiment."""
 
 from nested_learning.reproduce import (
+    ablation,
     chunk_size,
     cms,
+    context,
     continual,
     defaults,
     fig4,
     levels,
+    linear_memory,
     memorize,
     needle,
     optimizers,
@@ -28,6 +31,9 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     continual.EXPERIMENT,
     memorize.EXPERIMENT,
     needle.EXPERIMENT,
+    ablation.EXPERIMENT,
+    context.EXPERIMENT,
+    linear_memory.EXPERIMENT,
     fig4.EXPERIMENT,
     orthogonal.EXPERIMENT,
     optimizers.EXPERIMENT,

@@ -10,6 +10,7 @@ from nested_learning.layers.mlp import swiglu_width
 from nested_learning.levels import LevelSpec
 from nested_learning.models.bill import count_parameters, fast_weight_bill
 from nested_learning.models.config import HopeConfig
+from nested_learning.reproduce.defaults import with_setting
 
 MLP = LevelSpec()
 FAST = "fast"
@@ -61,6 +62,24 @@ CONTENDERS: dict[str, Contender] = {
         model={"output_gate": True, "conv_window": 4},
     ),
 }
+
+
+def build_row(row: str, base: HopeConfig) -> HopeConfig:
+    """The model of "name" or "name key=value …", made of `base`.
+
+    Raises ValueError for a name, key or value that does not exist.
+    """
+    name, *changes = row.split()
+    if name not in CONTENDERS:
+        raise ValueError(f"models must be of {', '.join(CONTENDERS)}, got {name!r}")
+    model = CONTENDERS[name].build(base)
+    return with_setting(model, " ".join(changes)) if changes else model
+
+
+def row_label(row: str) -> str:
+    """What a table calls "name" or "name key=value …"."""
+    name, *changes = row.split()
+    return " ".join([CONTENDERS[name].label, *changes])
 
 
 def same_size(model: HopeConfig, parameters: int) -> HopeConfig:

@@ -132,6 +132,10 @@ class TextRun:
         """Train. The result holds `final` (validation loss, nats per token; None if not finite),
         `by_position` (the same for every eighth of the sequence), `unigram_entropy`, `bytes_per_token`, and
         the history of the loop."""
+        return self.trained(tick)[1]
+
+    def trained(self, tick: Tick) -> tuple[HopeLM, Result]:
+        """Train. The model, and what `run` says of it."""
         corpus = load_corpus(self.data)
         set_seed(self.seed)
         model = HopeLM(self.model)
@@ -148,7 +152,7 @@ class TextRun:
 
         loop = Loop(steps=self.steps, eval_every=self.eval_every)
         history = train_steps(model, batches, self.optim, loop, evaluate, tick)
-        return {
+        return model, {
             "final": finite_or_none(history.curve[-1][1]),
             "by_position": [finite_or_none(float(p.mean())) for p in positions(model).chunk(EIGHTHS)],
             "bytes_per_token": corpus.bytes_per_token,

@@ -15,8 +15,7 @@ from nested_learning.data.corpus import load_corpus
 from nested_learning.models.bill import count_parameters
 from nested_learning.models.config import HopeConfig
 from nested_learning.report import interval, mean, show
-from nested_learning.reproduce.contenders import CONTENDERS, same_size, state_size
-from nested_learning.reproduce.defaults import with_setting
+from nested_learning.reproduce.contenders import CONTENDERS, build_row, row_label, same_size, state_size
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, Plan, positive
 from nested_learning.reproduce.orthogonal import best_lr
 from nested_learning.reproduce.report import Plot, Report
@@ -111,13 +110,7 @@ def model_of(base: Base, row: str) -> HopeConfig:
 
     Raises ValueError for a name, key or value that does not exist.
     """
-    name, *changes = row.split()
-    if name not in CONTENDERS:
-        raise ValueError(f"models must be of {', '.join(CONTENDERS)}, got {name!r}")
-    model = CONTENDERS[name].build(base.run.model)
-    if changes:
-        model = with_setting(model, " ".join(changes))
-    return same_size(model, base.parameters)
+    return same_size(build_row(row, base.run.model), base.parameters)
 
 
 def plan(options: Options) -> Plan:
@@ -183,7 +176,7 @@ def report(options: Options, outcome: Outcome) -> Report:
         notes=_notes(options, outcome),
         plot=Plot(
             lines=[
-                (_label(row), [(step * run.seq_len * run.batch_size, loss) for step, loss in result["curve"]])
+                (row_label(row), [(at * run.seq_len * run.batch_size, loss) for at, loss in result["curve"]])
                 for row, cells in finals.items()
                 for run, result in cells
             ],
@@ -191,11 +184,6 @@ def report(options: Options, outcome: Outcome) -> Report:
             ylabel="validation loss (nats per token)",
         ),
     )
-
-
-def _label(row: str) -> str:
-    name, *changes = row.split()
-    return " ".join([CONTENDERS[name].label, *changes])
 
 
 def _numbers(
@@ -209,7 +197,7 @@ def _numbers(
     rates = [run.optim.lr for run, _ in searched]
     best = cells[0][0].optim.lr
     return {
-        "model": _label(row),
+        "model": row_label(row),
         "parameters": cells[0][1]["parameters"],
         "state": state_size(model, cells[0][0].seq_len),
         "lr": best,
