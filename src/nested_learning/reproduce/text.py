@@ -1,7 +1,7 @@
 """Is HOPE better than a Transformer? Models of equal size on the same text, each at its own learning rate.
 
-First every model runs at every learning rate on a seed that is used for nothing else. While the best rate is at
-the edge of the grid, the grid grows. Then every model runs at its best rate on the seeds of the table.
+First every model runs at every learning rate on a seed that is used for nothing else. While the best rate is
+at the edge of the grid, the grid grows. Then every model runs at its best rate on the seeds of the table.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ import argparse
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nested_learning.config import load_config
-from nested_learning.data.corpus import load_corpus
 from nested_learning.models.bill import count_parameters
 from nested_learning.models.config import HopeConfig
 from nested_learning.report import interval, mean, show
 from nested_learning.reproduce.contenders import CONTENDERS, build_row, row_label, same_size, state_size
-from nested_learning.reproduce.experiment import Experiment, Options, Outcome, Plan, positive
+from nested_learning.reproduce.experiment import Experiment, Options, Outcome, Plan
 from nested_learning.reproduce.orthogonal import best_lr
 from nested_learning.reproduce.report import Plot, Report
 from nested_learning.reproduce.runner import Result, Run
 from nested_learning.reproduce.tasks import TextRun
+from nested_learning.reproduce.texts import QUICK, TextDefaults, add_text_options, describe, text_run
 
 TUNING_SEED = 100
 LRS = (1.5e-3, 3e-3, 6e-3)
@@ -49,22 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=list(ROWS),
         help=f'of {", ".join(CONTENDERS)}; with options of the model behind: "hope memory.momentum=true"',
     )
-    add(
-        "--data",
-        nargs="+",
-        default=["bundled"],
-        help="a choice of configs/data, such as local or bytes, and fields of it: data.tokenizer.vocab_size=4096",
-    )
-    add("--dim", type=positive, default=64, help="model width")
-    add("--layers", type=positive, default=2, help="blocks")
-    add("--heads", type=positive, default=2, help="heads of every mixer")
-    add("--chunk", type=positive, default=32, help="tokens between writes of memories and of the fast level")
-    add("--length", type=positive, default=256, help="tokens per sequence")
-    add("--batch", type=positive, default=8, help="sequences per step")
-    add("--lrs", type=float, nargs="+", default=list(LRS), help="learning rates to choose from")
-    add("--steps", type=positive, default=400, help="updates of a run")
-    add("--eval-tokens", type=positive, default=65_536, help="held-out tokens in each of ten evaluations")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_text_options(parser, TextDefaults(length=256, steps=400), LRS)
 
 
 @dataclass(frozen=True)
@@ -77,32 +61,8 @@ class Base:
 
 def base_of(options: Options) -> Base:
     """A run of HOPE at the sizes that `options` ask for."""
-    config = load_config("pilot_smoke", [f"data={options.data[0]}", *options.data[1:]])
-    corpus = load_corpus(config.data)  # once and here: parallel runs then only open it
-    hope = replace(
-        config.model,
-        dim=options.dim,
-        num_layers=options.layers,
-        num_heads=options.heads,
-        chunk_size=options.chunk,
-        levels=tuple(
-            level if level.chunk_size is None else replace(level, chunk_size=options.chunk)
-            for level in config.model.levels
-        ),
-        vocab_size=corpus.tokenizer.vocab_size,
-        seq_len=options.length,
-    )
-    run = TextRun(
-        model=hope,
-        optim=config.optim,
-        data=config.data,
-        seq_len=options.length,
-        batch_size=options.batch,
-        steps=options.steps,
-        eval_every=max(1, options.steps // 10),
-        eval_tokens=options.eval_tokens,
-    )
-    return Base(run, count_parameters(hope))
+    run = replace(text_run(options), eval_every=max(1, options.steps // 10))
+    return Base(run, count_parameters(run.model))
 
 
 def model_of(base: Base, row: str) -> HopeConfig:
@@ -238,11 +198,9 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
     run, result = next(iter(outcome.values()))[0]
     spent = sum(result["seconds"] for cells in outcome.values() for _, result in cells)
     return [
-        f"Validation loss in nats per token (data={options.data[0]}, {run.model.vocab_size} tokens, "
-        f"{result['bytes_per_token']:.2f} bytes each) after {options.steps} steps of {run.batch_size} x "
-        f"{run.seq_len} tokens; width {options.dim}, {options.layers} layers, {options.heads} heads.",
-        f"Every model has its own learning rate, chosen on seed {TUNING_SEED} among at least {options.lrs}, and "
-        "an MLP as wide as equal parameters ask for. State: numbers per sequence at its end. Wins: seeds "
+        f"Validation loss in nats per token after {describe(options, run, result)}",
+        f"Every model has its own learning rate, chosen on seed {TUNING_SEED} among at least {options.lrs}, "
+        "and an MLP as wide as equal parameters ask for. State: numbers per sequence at its end. Wins: seeds "
         "below the Transformer.",
         f"{spent / 60:.0f} minutes of runs in all, on {options.device}.",
     ]
@@ -252,8 +210,7 @@ EXPERIMENT = Experiment(
     name="text",
     help="HOPE, Titans, gated delta rule and Transformers of one size on text",
     add_options=add_options,
-    quick={"steps": 2, "dim": 16, "layers": 1, "seeds": [0], "lrs": [3e-3], "eval_tokens": 512,
-           "models": ["hope", "transformer"], "length": 64, "batch": 2},
+    quick={**QUICK, "lrs": [3e-3], "models": ["hope", "transformer"]},
     plan=plan,
     report=report,
     follow_ups=(widen, widen, final),

@@ -33,10 +33,15 @@ class TextDefaults:
     steps: int = 120
 
 
-def add_text_options(parser: argparse.ArgumentParser, sizes: TextDefaults) -> None:
-    """Text, sizes, learning rate, steps and seeds."""
+def add_text_options(
+    parser: argparse.ArgumentParser, sizes: TextDefaults, lrs: tuple[float, ...] | None = None
+) -> None:
+    """Text, sizes, one learning rate (or `--lrs` to choose from), steps and seeds."""
     add = parser.add_argument
-    add("--data", default="bundled", help="a choice of configs/data, such as local or bytes")
+    data = (
+        "a choice of configs/data, such as local or bytes; behind it, fields: data.tokenizer.vocab_size=4096"
+    )
+    add("--data", nargs="+", default=["bundled"], help=data)
     add("--text", type=Path, help="a plain text file, or a folder of them, instead of that choice's text")
     add("--dim", type=positive, default=sizes.dim, help="model width")
     add("--layers", type=positive, default=sizes.layers, help="blocks")
@@ -44,9 +49,12 @@ def add_text_options(parser: argparse.ArgumentParser, sizes: TextDefaults) -> No
     add("--chunk", type=positive, default=sizes.chunk, help="tokens between two writes of a memory")
     add("--length", type=positive, default=sizes.length, help="tokens per sequence")
     add("--batch", type=positive, default=sizes.batch, help="sequences per step")
-    add("--lr", type=float, default=3e-3, help="highest learning rate of every model")
+    if lrs is None:
+        add("--lr", type=float, default=3e-3, help="highest learning rate of every model")
+    else:
+        add("--lrs", type=float, nargs="+", default=list(lrs), help="learning rates to choose from")
     add("--steps", type=positive, default=sizes.steps, help="updates of a run")
-    add("--eval-tokens", type=positive, default=32_768, help="held-out tokens of the evaluation at the end")
+    add("--eval-tokens", type=positive, default=32_768, help="held-out tokens of an evaluation")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
 
 
@@ -56,14 +64,14 @@ def text_run(options: Options) -> TextRun:
     Raises:
         FileNotFoundError, ValueError: a text or a size that cannot be used.
     """
-    config = load_config("pilot_smoke", [f"data={options.data}"])
+    config = load_config("pilot_smoke", [f"data={options.data[0]}", *options.data[1:]])
     data = config.data
     if options.text is not None:
         data = replace(data, files=(str(options.text.expanduser().resolve()),), shards=None)
     corpus = load_corpus(data)  # once and here: parallel runs then only open it
     return TextRun(
         model=with_sizes(config.model, options, corpus.tokenizer.vocab_size),
-        optim=replace(config.optim, lr=options.lr),
+        optim=replace(config.optim, lr=getattr(options, "lr", config.optim.lr)),
         data=data,
         seq_len=options.length,
         batch_size=options.batch,
@@ -93,11 +101,12 @@ def with_sizes(model: HopeConfig, options: Options, vocab_size: int) -> HopeConf
 
 def describe(options: Options, run: TextRun, result: Result) -> str:
     """A sentence of the table's remarks: what was trained on what."""
-    text = f"data={options.data}" if options.text is None else options.text.name
+    rate = f", AdamW {run.optim.lr:g}" if hasattr(options, "lr") else ", AdamW"
+    text = f"data={options.data[0]}" if options.text is None else options.text.name
     model = run.model
     return (
         f"{options.steps} steps of {run.batch_size} x {run.seq_len} tokens ({text}, vocabulary "
         f"{model.vocab_size}, {result['bytes_per_token']:.2f} bytes per token, unigram entropy "
         f"{result['unigram_entropy']:.3f}); width {model.dim}, {model.num_layers} layers, {model.num_heads} "
-        f"heads, chunk {model.chunk_size}, AdamW {run.optim.lr:g}; seeds {options.seeds}."
+        f"heads, chunk {model.chunk_size}{rate}; seeds {options.seeds}."
     )

@@ -1,7 +1,7 @@
 """Small models on a GPU: one step, or one forward pass, as a CUDA graph.
 
-A step of a model with memories starts thousands of small kernels, one after the other. A graph starts them all
-at once. It is made for one shape of batch, and for parameters that stay where they are.
+A step of a model with memories starts thousands of small kernels, one after the other. A graph starts them
+all at once. It is made for one shape of batch, and for parameters that stay where they are.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
@@ -78,7 +78,7 @@ class CapturedForward(nn.Module):
 
 def _capture(run: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     """A graph of `run`, and the tensor that a replay writes its result to."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):

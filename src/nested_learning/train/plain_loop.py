@@ -64,7 +64,7 @@ class Loop:
 
 @dataclass(slots=True)
 class History:
-    """Loss, gradient norm (before clipping) and seconds of every step, `(step, value)` of every evaluation."""
+    """Loss, norm of the gradients (before clipping) and seconds of steps; `(step, value)` of evaluations."""
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
