@@ -1,6 +1,7 @@
 """Tables and figures that a laptop can make: `nl reproduce <name>`. One module per experiment."""
 
 from nested_learning.reproduce import (
+    byte_bar,
     chunk_size,
     cms,
     continual,
@@ -29,6 +30,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     fig4.EXPERIMENT,
     orthogonal.EXPERIMENT,
     optimizers.EXPERIMENT,
+    byte_bar.EXPERIMENT,
 )
 
 __all__ = ["EXPERIMENTS", "Experiment"]
