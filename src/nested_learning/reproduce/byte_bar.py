@@ -32,7 +32,7 @@ from nested_learning.models.config import HopeConfig
 from nested_learning.report import interval, mean, show
 from nested_learning.reproduce.byte_card import finish_run, training_record
 from nested_learning.reproduce.contenders import CONTENDERS, same_size, state_size
-from nested_learning.reproduce.experiment import Experiment, Options, Outcome, Plan, output_folder
+from nested_learning.reproduce.experiment import Experiment, Options, Outcome, Plan, output_folder, positive
 from nested_learning.reproduce.report import Plot, Report
 from nested_learning.reproduce.runner import Result, Run, Tick
 from nested_learning.runtime import pick_device
@@ -49,7 +49,7 @@ PARAMETERS = 30_500_000  # widths of MLPs come in steps: no model has more than 
 SMALLEST = 0.001  # of the size of the models: their embeddings alone would be more
 WINDOWS = 2048  # of the evaluation, 4 MB
 PILOT, PILOT_SEED = 0.1, 1000
-VALIDATIONS = 16  # of a run, each with a checkpoint
+VALIDATIONS = 10  # of a run, each with a checkpoint
 WARMUP = 20  # the part of a run that warms up, one in so many
 H100 = Hardware(gpus=1, memory_gb=80, peak_tflops=989, mfu=0.2, sharded=False)
 
@@ -83,6 +83,7 @@ class ByteRun:
         """
         train = replace(self.config.train, device=own_device())
         config = replace(self.config, train=train)
+        torch.compiler.reset()  # each code is compiled for a few models only, then it stays eager
         if launch(config).interrupted:
             raise KeyboardInterrupt
         tick(self.steps)
@@ -109,6 +110,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--lrs", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3], help="one = no pilots")
     text = "files, folders or patterns of .txt, .jsonl or .parquet, or the word bundled"
     add("--text", nargs="+", help=f"{text} (default: FineWeb-Edu of the hub)")
+    micro = "micro-batches of a step: more need less memory, the gradient is the same"
+    add("--accumulation", type=positive, default=2, help=micro)
     add("--workers", type=int, default=2, help="processes that prepare the text; 0 = none")
 
 
@@ -124,7 +127,7 @@ def contestants(options: Options) -> dict[str, RunConfig]:
     """A run of every model over all bytes, with the seed and the learning rate of the entry `byte_bar`."""
     base = load_config("byte_bar")
     size = max(options.scale, SMALLEST)
-    train = smaller_batch(base.train, options.scale)
+    train = replace(shorter_rows(base.train, options.scale), accumulation=options.accumulation)
     train.output_dir = str(output_folder(NAME, options) / "runs")
     if pick_device(options.device, "--device").type != "cuda":
         train.precision = "fp32"
@@ -138,14 +141,11 @@ def contestants(options: Options) -> dict[str, RunConfig]:
     return found
 
 
-def smaller_batch(train: TrainConfig, scale: float) -> TrainConfig:
-    """Fewer and shorter rows by the root of the scale, and as much less of what is not training."""
+def shorter_rows(train: TrainConfig, scale: float) -> TrainConfig:
+    """Shorter rows by the root of the scale, and as much less of what is not training."""
     root = math.sqrt(scale)
-    rows = max(16, round(train.batch_size * root))
     return replace(
         train,
-        batch_size=rows,
-        accumulation=math.gcd(rows, train.accumulation),
         seq_len=256 * max(1, round(train.seq_len * root / 256)),
         eval_batches=max(1, round((train.eval_batches or 1) * root)),
         sample_tokens=round(train.sample_tokens * root),

@@ -167,6 +167,7 @@ def data_section(config: RunConfig, record: Result, manifest: Mapping[str, Any])
         rows.append([where, f"first {source.limit:,}" if source.limit else "all", *counts])
     return (
         markdown_table(["source", "records", "training documents / bytes", "held out"], rows)
-        + f"\nFingerprint of the training tokens: `{record['text']}`. Bytes are those of the texts as they are, with an "
-        "end token after each. Copies were dropped before documents were held out by a hash of their text. The licence of the text is that of its source."
+        + f"\nFingerprint of the training tokens: `{record['text']}`. Bytes are those of the texts as they "
+        "are, with an end token after each. Copies were dropped before documents were held out by a hash of "
+        "their text. The licence of the text is that of its source."
     )
