@@ -10,7 +10,7 @@ from nested_learning.models.lm import HopeLM
 from nested_learning.train.config import RunConfig, run_config
 
 ROOT = Path(__file__).parents[2] / "configs"
-ENTRIES = ["pilot_smoke", "mid_smoke", "pilot", "mid", "target"]
+ENTRIES = ["pilot_smoke", "mid_smoke", "pilot", "mid", "target", "byte_bar"]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml"))
 NOT_CHOICES = ["continual_segments_sample"]  # read by scripts/eval/continual.py, at a path that users know
 GROUPS = [
@@ -18,7 +18,7 @@ GROUPS = [
     for path in sorted(ROOT.glob("*/*.yaml"))
     if path.parent.name != "experiment" and path.stem not in NOT_CHOICES
 ]
-MILLIONS = {"pilot": 160, "mid": 760, "target": 1300}
+MILLIONS = {"pilot": 160, "mid": 760, "target": 1300, "byte_bar": 34}
 
 
 def parameters(config):
@@ -34,7 +34,7 @@ def test_entry_composes_and_builds(entry):
     assert config.model.vocab_size == config.data.tokenizer.vocab_size
     count = parameters(config)
     if entry in MILLIONS:
-        assert config.model.vocab_size == 32000
+        assert config.model.vocab_size == (257 if entry == "byte_bar" else 32000)
         assert count == pytest.approx(MILLIONS[entry] * 1e6, rel=0.05)
     else:
         assert count < 2e6

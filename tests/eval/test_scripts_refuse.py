@@ -22,6 +22,7 @@ SCRIPTS = {
     "class_incremental.py": ["--train", "examples.json", "--tasks", "1"],
     "compare.py": ["--length", "16"],
     "continual.py": ["--segments-yaml", str(ROOT / "configs/data/continual_segments_sample.yaml")],
+    "held_out.py": [],
     "long_perplexity.py": [],
     "niah.py": [],
     "passkey.py": [],

@@ -2,6 +2,7 @@
 
 from nested_learning.reproduce import (
     ablation,
+    byte_bar,
     chunk_size,
     cms,
     context,
@@ -37,6 +38,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     fig4.EXPERIMENT,
     orthogonal.EXPERIMENT,
     optimizers.EXPERIMENT,
+    byte_bar.EXPERIMENT,
 )
 
 __all__ = ["EXPERIMENTS", "Experiment"]

@@ -35,6 +35,8 @@ class Experiment:
         plan: the runs of every row of the table.
         report: the table, from runs and results of every row.
         follow_ups: each gives further runs, chosen by the outcome of those before.
+        begin: makes what the runs need, such as their text, before the first one starts.
+        device: where runs train if `--device` does not say.
     """
 
     name: str
@@ -44,12 +46,14 @@ class Experiment:
     plan: Callable[[Options], Plan]
     report: Callable[[Options, Outcome], Report]
     follow_ups: tuple[Callable[[Options, Outcome], Plan], ...] = ()
+    begin: Callable[[Options], None] | None = None
+    device: str = "cpu"
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of this experiment and those that all have."""
         self.add_options(parser)
         parser.add_argument("--jobs", type=positive, default=2, help="runs at a time, one thread each")
-        parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, … or auto")
+        parser.add_argument("--device", default=self.device, help="cpu, cuda, cuda:1, … or auto")
         parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
         parser.add_argument("--fresh", action="store_true", help="run everything again")
         default = f"outputs/reproduce/{self.name}, with -quick added by --quick"
@@ -68,6 +72,8 @@ class Experiment:
         if options.fresh:
             with locked_results(path):
                 path.unlink(missing_ok=True)
+        if self.begin is not None:
+            self.begin(options)
         outcome = _outcome(plan, path, options)
         for follow_up in self.follow_ups:
             outcome |= _outcome(follow_up(options, outcome), path, options)

@@ -37,6 +37,11 @@ def use_device(device: torch.device) -> None:
     _device = device
 
 
+def used_device() -> torch.device:
+    """Where this process trains."""
+    return _device
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where the parameters of `model` are."""
     return next(model.parameters()).device

@@ -3,6 +3,7 @@
 EVALUATIONS = {
     "zeroshot": "nested_learning.commands.evaluation.zeroshot",
     "long-perplexity": "nested_learning.commands.evaluation.long_perplexity",
+    "held-out": "nested_learning.commands.evaluation.held_out",
     "niah": "nested_learning.commands.evaluation.niah",
     "passkey": "nested_learning.commands.evaluation.passkey",
     "continual": "nested_learning.commands.evaluation.continual",
