@@ -13,7 +13,7 @@ tokens may follow, with one class for each set that occurs. Class 0 is "no" or t
 | Shuffle-2 | ( ) [ ] | 1 if a `)` may follow, plus 2 if a `]` may |
 
 A string of a length is drawn uniformly from those of the language, in Shuffle-2 from those with a number of
-round pairs that is drawn before (binomial). For each length the first four... have one, two or many strings.
+round pairs that is drawn before (binomial).
 """
 
 from __future__ import annotations
@@ -139,9 +139,7 @@ def _judge_shuffle(tokens: Sequence[int]) -> list[int]:
 
 LANGUAGES: dict[str, Language] = {
     "parity": Language("01", 2, 1, _draw_parity, _judge_parity, many=True),
-    "(aa)*": Language(
-        "a", 2, 2, lambda n, rng: [0] * n, lambda tokens: [i % 2 for i in range(len(tokens))]
-    ),
+    "(aa)*": Language("a", 2, 2, lambda n, rng: [0] * n, lambda tokens: [i % 2 for i in range(len(tokens))]),
     "(abab)*": Language(
         "ab",
         2,
