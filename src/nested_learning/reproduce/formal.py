@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from nested_learning.data.padding import IGNORE
 from nested_learning.data.synthetic.formal import LANGUAGES, Sample, formal_batch, formal_samples
-from nested_learning.models.compile import compile_model
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.config import OptimConfig
@@ -32,27 +31,29 @@ from nested_learning.reproduce.lstm import LSTMConfig, LSTMModel
 from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run, Tick
 from nested_learning.runtime import set_seed
-from nested_learning.train.plain_loop import Batch, Loop, device_of, train_steps
+from nested_learning.train.plain_loop import Batch, History, Loop, device_of, train_steps
 
 
-def formal_optim(lr: float = 3e-3) -> OptimConfig:
-    """AdamW without weight decay, at a constant rate after a warm-up of 50 steps."""
-    return OptimConfig(lr=lr, weight_decay=0.0, schedule="constant", warmup_steps=50)
+def formal_optim(lr: float = 5e-3) -> OptimConfig:
+    """AdamW without weight decay, at a constant rate after a warm-up of 20 steps in every stage."""
+    return OptimConfig(lr=lr, betas=(0.9, 0.99), weight_decay=0.0, schedule="constant", warmup_steps=20)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FormalRun:
     """One training on a formal language, and how many strings of the reported bins are right.
 
+    It learns short strings first, in stages: up to a quarter of `length`, half of it, all of it. A stage ends
+    when its validation split is all right, and the first two at the latest after a quarter of the steps.
+
     Args:
         model: its vocabulary has room for the tokens and the classes of the language.
         language: name in `LANGUAGES`.
         length: longest training string; the reported bins are 2 to `length` and `length + 1` to 2 · `length`.
-        strings: of the training, drawn once.
-        held_out: strings of the validation split (lengths 2 to 1.2 · `length`), and of each bin.
+        strings: training strings of a stage, drawn once.
+        held_out: strings of every validation split (lengths 2 to 1.2 times the stage's), and of each bin.
         steps, batch_size, seed: of the training; the seed decides the initial weights and all strings.
-        eval_every: steps between two looks at the validation split; the training stops when it is all right.
-        compiled: whether chunks run as compiled graphs, see `models.compile`.
+        eval_every: steps between two looks at the validation split.
     """
 
     model: HopeConfig | LSTMConfig
@@ -61,11 +62,10 @@ class FormalRun:
     length: int = 50
     strings: int = 10_000
     held_out: int = 256
-    steps: int = 1500
-    batch_size: int = 32
+    steps: int = 600
+    batch_size: int = 16
     seed: int = 0
-    eval_every: int = 50
-    compiled: bool = False
+    eval_every: int = 20
 
     @property
     def bins(self) -> tuple[tuple[int, int], ...]:
@@ -73,49 +73,73 @@ class FormalRun:
         return (2, self.length), (self.length + 1, 2 * self.length)
 
     def run(self, tick: Tick) -> Result:
-        """Train, then judge the best checkpoint. The result holds `right` (strings of each bin that are right
-        at every position), `valid` and `chosen` (share right of the validation split at the checkpoint, and
-        its step), and the history of the loop."""
+        """Train, then judge the best checkpoint of the last stage. The result holds `right` (strings of each
+        bin that are right at every position), `valid` (share right of the last validation split at that
+        checkpoint), `steps`, `stages` (length, steps and best validation share of each) and `seconds`."""
         set_seed(self.seed)
         model = self._build()
-        training, valid, *bins = self._splits()
+        rng = random.Random(f"{self.language} {self.seed}")
+        bins = [self._draw(rng, self.held_out, lengths) for lengths in self.bins]
+        stages, seconds, nonfinite, best = list[tuple[int, int, float]](), 0.0, 0, Best(model)
+        for length, most in self.stages():
+            done = sum(steps for _, steps, _ in stages)
+            loop = Loop(steps=most or self.steps - done, eval_every=self.eval_every, stop_at=1.0)
+            best, history = self._stage(model, length, loop, bins, rng, tick)
+            best.restore()
+            stages.append((length, len(history.losses), best.score))
+            seconds, nonfinite = seconds + history.seconds, nonfinite + history.nonfinite
+        tick(self.steps - sum(steps for _, steps, _ in stages))
+        return {
+            "right": [self._right(model, samples) for samples in bins],
+            "valid": best.score,
+            "steps": sum(steps for _, steps, _ in stages),
+            "stages": stages,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "seconds": round(seconds, 1),
+            "nonfinite": nonfinite,
+        }
+
+    def stages(self) -> list[tuple[int, int | None]]:
+        """Longest string of each stage, and its most steps; None = all that are left."""
+        part = max(1, self.steps // 4)
+        return [(self.length // 4, part), (self.length // 2, part), (self.length, None)]
+
+    def _stage(
+        self,
+        model: nn.Module,
+        length: int,
+        loop: Loop,
+        bins: list[list[Sample]],
+        rng: random.Random,
+        tick: Tick,
+    ) -> tuple[Best, History]:
+        """Train on strings of up to `length`; none of the bins, nor of the validation split."""
+        valid = self._draw(rng, self.held_out, (2, length + length // 5), *bins)
+        training = self._draw(rng, self.strings, (2, length), valid, *bins)
         best = Best(model)
 
         def evaluate(trained: nn.Module) -> float:
             return best.update(self._right(trained, valid) / len(valid))
 
-        loop = Loop(steps=self.steps, eval_every=self.eval_every, stop_at=1.0)
-        history = train_steps(model, self._batches(training), self.optim, loop, evaluate, tick)
-        best.restore()
-        return {
-            "right": [self._right(model, samples) for samples in bins],
-            "valid": best.score,
-            "chosen": history.curve[best.chosen][0],
-            "parameters": sum(p.numel() for p in model.parameters()),
-            **history.to_result(),
-        }
+        def one(steps: int) -> None:  # a stage that ends early leaves the rest of its steps to the next one
+            tick(min(steps, 1))
+
+        history = train_steps(model, self._batches(training, length), self.optim, loop, evaluate, one)
+        return best, history
+
+    def _draw(
+        self, rng: random.Random, count: int, lengths: tuple[int, int], *known: list[Sample]
+    ) -> list[Sample]:
+        without = [tokens for samples in known for tokens, _ in samples]
+        return formal_samples(LANGUAGES[self.language], count, *lengths, rng, without)
 
     def _build(self) -> nn.Module:
-        if isinstance(self.model, LSTMConfig):
-            return LSTMModel(self.model)
-        model = HopeLM(self.model)
-        if self.compiled:
-            compile_model(model)
-        return model
+        return LSTMModel(self.model) if isinstance(self.model, LSTMConfig) else HopeLM(self.model)
 
-    def _splits(self) -> list[list[Sample]]:
-        """Training, validation, bins; what is held out is drawn first and kept out of the training."""
-        language, count = LANGUAGES[self.language], self.held_out
-        rng = random.Random(f"{self.language} {self.seed}")
-        near = (2, self.length + self.length // 5)
-        held = [formal_samples(language, count, *lengths, rng) for lengths in (near, *self.bins)]
-        known = [tokens for samples in held for tokens, _ in samples]
-        return [formal_samples(language, self.strings, 2, self.length, rng, known), *held]
-
-    def _batches(self, samples: list[Sample]) -> Iterator[Batch]:
-        rng, length = random.Random(self.seed), self._whole(self.length)
+    def _batches(self, samples: list[Sample], length: int) -> Iterator[Batch]:
+        rng, whole = random.Random(self.seed), self._whole(length)
         while True:
-            yield formal_batch(rng.choices(samples, k=self.batch_size), length)
+            yield formal_batch(rng.choices(samples, k=self.batch_size), whole)
 
     def _whole(self, length: int) -> int:
         """`length`, rounded up to whole chunks: those that are not full would run slowly."""
@@ -123,16 +147,9 @@ class FormalRun:
         return -(-length // chunk) * chunk
 
     def _right(self, model: nn.Module, samples: list[Sample]) -> int:
-        """How many strings are right at every position, asked in batches of the size and shape of the
-        training: what is compiled serves both."""
+        """How many strings are right at every position."""
         length = self._whole(max(len(tokens) for tokens, _ in samples))
-        right = 0
-        for first in range(0, len(samples), self.batch_size):
-            part = samples[first : first + self.batch_size]
-            filled = part + part[:1] * (self.batch_size - len(part))
-            tokens, classes = formal_batch(filled, length)
-            right += int(all_right(model, tokens, classes)[: len(part)].sum())
-        return right
+        return int(all_right(model, *formal_batch(samples, length)).sum())
 
 
 @torch.no_grad()
@@ -143,19 +160,17 @@ def all_right(model: nn.Module, tokens: Tensor, classes: Tensor) -> Tensor:
 
 
 class Best:
-    """The weights of a model when its score was highest; of equal ones, the first."""
+    """The weights of a model when its score was highest; of equal ones, the last."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.score = model, -1.0
-        self.seen = self.chosen = 0
         self.weights: dict[str, Tensor] = {}
 
     def update(self, score: float) -> float:
         """Take note of a score, which is handed back."""
-        if score > self.score:
-            self.score, self.chosen = score, self.seen
+        if score >= self.score:
+            self.score = score
             self.weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
-        self.seen += 1
         return score
 
     def restore(self) -> None:
@@ -163,8 +178,12 @@ class Best:
         self.model.load_state_dict(self.weights)
 
 
-STATES: dict[str, Any] = {"eta_bias": 0.0, "alpha_bias": 8.0}
-"""Memories that track states have to be rewritten by one token: steps start at half their bound."""
+STATES: dict[str, Any] = {"eta_bias": 0.0, "alpha_bias": 4.0}
+"""A state is tracked by writes that replace what is there: steps start at half their bound."""
+STABLE = 2 / 3
+"""Bound of η for a token that is alone in its chunk. With the delta term and a target of its own, v̂ = M(v),
+a linear memory becomes M(1 − 2η kkᵀ + η vkᵀ). For unit k and v this makes nothing longer if η ≤ 2/3, and
+v = −k is then a reflection. At the general bound of 1 it doubles, and gradients through 50 tokens explode."""
 
 
 def _memory(mixer: str, chunk: int, **memory: Any) -> Callable[[HopeConfig], HopeConfig]:
@@ -187,7 +206,7 @@ def _lstm(base: HopeConfig) -> LSTMConfig:
 
 
 ROWS: dict[str, Callable[[HopeConfig], HopeConfig | LSTMConfig]] = {
-    **{f"HOPE, chunk {chunk}": _memory("self_mod", chunk) for chunk in (1, 2, 4, 8, 16)},
+    **{f"HOPE, chunk {c}": _memory("self_mod", c, eta_max=STABLE / c) for c in (1, 2, 4, 8, 16)},
     "Titans, chunk 1": _memory("titans", 1),
     "gated delta rule, η ≤ 1": _memory("linear", 64),
     "gated delta rule, η ≤ 2": _memory("linear", 64, eta_max=2.0),
@@ -203,16 +222,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     add("--languages", nargs="+", choices=list(LANGUAGES), default=list(LANGUAGES))
     add("--dim", type=positive, default=32, help="width of all models")
-    add("--layers", type=positive, default=2)
+    add("--layers", type=positive, default=1)
     add("--heads", type=positive, default=2)
     add("--length", type=positive, default=50, help="longest training string; bins go up to twice that")
-    add("--steps", type=positive, default=1500, help="most updates of a run")
-    add("--batch-size", type=positive, default=32)
+    add("--steps", type=positive, default=600, help="most updates of a run")
+    add("--batch-size", type=positive, default=16)
     add("--held-out", type=positive, default=256, help="strings of the validation split and of each bin")
-    add(
-        "--lrs", type=float, nargs="+", default=[3e-3], help="tried with the first seed; the best one is kept"
-    )
-    add("--compile", action="store_true", help="chunks as compiled graphs: slow to start, faster steps")
+    rates = "learning rates that the first seed tries; all seeds have the best one"
+    add("--lrs", type=float, nargs="+", default=[2e-3, 5e-3, 1e-2], help=rates)
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
 
 
@@ -251,12 +268,11 @@ def _run(options: Options, language: str, row: str, lr: float, seed: int) -> For
         steps=options.steps,
         batch_size=options.batch_size,
         seed=seed,
-        compiled=options.compile,
     )
 
 
 def report(options: Options, outcome: Outcome) -> Report:
-    """For every language the median over seeds of both bins, and how many seeds are perfect."""
+    """For every language the median of both bins over seeds, and how many seeds are perfect."""
     table: dict[str, list[str]] = {}
     numbers: list[dict[str, Any]] = []
     for language, row in product(options.languages, options.rows):
@@ -280,7 +296,7 @@ def report(options: Options, outcome: Outcome) -> Report:
 
 
 def _cell(short: Sequence[float], long: Sequence[float]) -> str:
-    """ "100 / 98.5 (5, 2)": medians in percent, and how many seeds are perfect."""
+    """Such as "100 / 98.5 (5, 2)": medians in percent, and how many seeds are perfect."""
     medians = (f"{100 * statistics.median(values):.4g}" for values in (short, long))
     perfect = (str(sum(value == 1 for value in values)) for values in (short, long))
     return f"{' / '.join(medians)} ({', '.join(perfect)})"
@@ -289,7 +305,7 @@ def _cell(short: Sequence[float], long: Sequence[float]) -> str:
 def _numbers(cells: list[tuple[Any, Result]], shares: list[list[float]]) -> dict[str, Any]:
     medians = [statistics.median(values) for values in zip(*shares, strict=True)]
     perfect = [sum(value == 1 for value in values) / len(values) for values in zip(*shares, strict=True)]
-    names = ("valid", "chosen", "steps", "seconds", "nonfinite")
+    names = ("valid", "steps", "stages", "seconds", "nonfinite")
     by_seed = {name: [result[name] for _, result in cells] for name in names}
     seeds = [run.seed for run, _ in cells]
     return {"seeds": seeds, "right": shares, "median": medians, "perfect": perfect, **by_seed}
@@ -300,13 +316,14 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
     short, long = run.bins
     return [
         f"Percent of strings that are right at every position: median over seeds {options.seeds} for lengths "
-        f"{short[0]}–{short[1]} / {long[0]}–{long[1]}, and in brackets how many seeds have every string right. "
+        f"{short[0]}–{short[1]} / {long[0]}–{long[1]}, and in brackets how many seeds have all strings right. "
         f"{run.held_out} strings per bin and seed.",
-        f"Width {options.dim}, {options.layers} layers, {options.heads} heads; batch {run.batch_size}, AdamW at "
-        f"{', '.join(f'{lr:g}' for lr in options.lrs)} (chosen on the validation split of the first seed), at "
-        f"most {run.steps} steps on {run.strings:,} strings of lengths {short[0]}–{short[1]}.",
-        f"The validation split, {run.held_out} other strings of lengths 2–{run.length + run.length // 5}, stops "
-        "a run when all of it is right and chooses the checkpoint; nothing is chosen on the reported bins.",
+        f"Width {options.dim}, {options.layers} layer(s), {options.heads} heads; batch {run.batch_size}, AdamW "
+        f"at the best of {', '.join(f'{lr:g}' for lr in options.lrs)} on the validation split of the first "
+        f"seed; at most {run.steps} steps, in stages with strings of up to "
+        f"{', '.join(str(length) for length, _ in run.stages())} tokens.",
+        "A validation split (other strings, up to 1.2 times as long as those of the training) ends every stage "
+        "and chooses its checkpoint; nothing is chosen on the reported bins.",
     ]
 
 
@@ -342,7 +359,7 @@ EXPERIMENT = Experiment(
         "rows": ["HOPE, chunk 4", "gated delta rule, η ≤ 1", "attention", "LSTM"],
         "length": 16,
         "held_out": 32,
-        "compile": False,
+        "lrs": [5e-3],
     },
     plan=plan,
     report=report,

@@ -1,4 +1,4 @@
-"""Formal languages against definitions of their own: regular expressions, and rewriting until nothing is left."""
+"""Formal languages against definitions of their own: regular expressions, and striking out pairs."""
 
 from __future__ import annotations
 
