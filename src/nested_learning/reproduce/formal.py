@@ -35,8 +35,8 @@ from nested_learning.train.plain_loop import Batch, History, Loop, device_of, tr
 
 
 def formal_optim(lr: float = 5e-3) -> OptimConfig:
-    """AdamW without weight decay, at a constant rate after a warm-up of 20 steps in every stage."""
-    return OptimConfig(lr=lr, betas=(0.9, 0.99), weight_decay=0.0, schedule="constant", warmup_steps=20)
+    """AdamW without weight decay; in every stage a warm-up of 20 steps, then down to a tenth."""
+    return OptimConfig(lr=lr, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=20)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,8 @@ class FormalRun:
     """One training on a formal language, and how many strings of the reported bins are right.
 
     It learns short strings first, in stages: up to a quarter of `length`, half of it, all of it. A stage ends
-    when its validation split is all right, and the first two at the latest after a quarter of the steps.
+    when its validation split is all right (the last one, when it was so `SURE` times in a row), and the first
+    two at the latest after a quarter of the steps.
 
     Args:
         model: its vocabulary has room for the tokens and the classes of the language.
@@ -116,15 +117,17 @@ class FormalRun:
         """Train on strings of up to `length`; none of the bins, nor of the validation split."""
         valid = self._draw(rng, self.held_out, (2, length + length // 5), *bins)
         training = self._draw(rng, self.strings, (2, length), valid, *bins)
-        best = Best(model)
+        best = Best(model, SURE if length == self.length else 1)
 
         def evaluate(trained: nn.Module) -> float:
             return best.update(self._right(trained, valid) / len(valid))
 
-        def one(steps: int) -> None:  # a stage that ends early leaves the rest of its steps to the next one
-            tick(min(steps, 1))
+        def counted() -> Iterator[Batch]:  # a stage that ends early leaves the rest of its steps to the next
+            for batch in self._batches(training, length):
+                tick(1)
+                yield batch
 
-        history = train_steps(model, self._batches(training, length), self.optim, loop, evaluate, one)
+        history = train_steps(model, counted(), self.optim, loop, evaluate, lambda _: None)
         return best, history
 
     def _draw(
@@ -155,23 +158,30 @@ class FormalRun:
 @torch.no_grad()
 def all_right(model: nn.Module, tokens: Tensor, classes: Tensor) -> Tensor:
     """Whether the likeliest class is the right one at every position that has one: `[B, T]` twice → `[B]`."""
-    likeliest = model(tokens.to(device_of(model)))[0].argmax(-1).cpu()
-    return ((likeliest == classes) | (classes == IGNORE)).all(1)
+    likeliest: Tensor = model(tokens.to(device_of(model)))[0].argmax(-1).cpu()
+    right: Tensor = (likeliest == classes) | (classes == IGNORE)
+    return right.all(1)
 
 
 class Best:
-    """The weights of a model when its score was highest; of equal ones, the last."""
+    """The weights of a model when its score was highest; of equal ones, the last.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        times: `update` gives the lowest of so many scores: 1 once a model was perfect so often in a row.
+    """
+
+    def __init__(self, model: nn.Module, times: int = 1) -> None:
         self.model, self.score = model, -1.0
+        self.last = [0.0] * times
         self.weights: dict[str, Tensor] = {}
 
     def update(self, score: float) -> float:
-        """Take note of a score, which is handed back."""
+        """Take note of a score; returns the lowest of the last ones."""
         if score >= self.score:
             self.score = score
             self.weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
-        return score
+        self.last = [*self.last[1:], score]
+        return min(self.last)
 
     def restore(self) -> None:
         """Put the best weights back."""
@@ -180,6 +190,8 @@ class Best:
 
 STATES: dict[str, Any] = {"eta_bias": 0.0, "alpha_bias": 4.0}
 """A state is tracked by writes that replace what is there: steps start at half their bound."""
+SURE = 3
+"""Perfect validations in a row that end a training."""
 STABLE = 2 / 3
 """Bound of η for a token that is alone in its chunk. With the delta term and a target of its own, v̂ = M(v),
 a linear memory becomes M(1 − 2η kkᵀ + η vkᵀ). For unit k and v this makes nothing longer if η ≤ 2/3, and
@@ -227,6 +239,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--length", type=positive, default=50, help="longest training string; bins go up to twice that")
     add("--steps", type=positive, default=600, help="most updates of a run")
     add("--batch-size", type=positive, default=16)
+    add("--strings", type=positive, default=10_000, help="training strings of each stage")
     add("--held-out", type=positive, default=256, help="strings of the validation split and of each bin")
     rates = "learning rates that the first seed tries; all seeds have the best one"
     add("--lrs", type=float, nargs="+", default=[2e-3, 5e-3, 1e-2], help=rates)
@@ -264,6 +277,7 @@ def _run(options: Options, language: str, row: str, lr: float, seed: int) -> For
         language=language,
         optim=formal_optim(lr),
         length=options.length,
+        strings=options.strings,
         held_out=options.held_out,
         steps=options.steps,
         batch_size=options.batch_size,
@@ -315,15 +329,15 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
     run: FormalRun = next(iter(outcome.values()))[0][0]
     short, long = run.bins
     return [
-        f"Percent of strings that are right at every position: median over seeds {options.seeds} for lengths "
-        f"{short[0]}–{short[1]} / {long[0]}–{long[1]}, and in brackets how many seeds have all strings right. "
+        f"Percent of strings right at every position: median over seeds {options.seeds} for lengths "
+        f"{short[0]}–{short[1]} / {long[0]}–{long[1]}, in brackets how many seeds have all strings right. "
         f"{run.held_out} strings per bin and seed.",
-        f"Width {options.dim}, {options.layers} layer(s), {options.heads} heads; batch {run.batch_size}, AdamW "
-        f"at the best of {', '.join(f'{lr:g}' for lr in options.lrs)} on the validation split of the first "
-        f"seed; at most {run.steps} steps, in stages with strings of up to "
+        f"Width {options.dim}, {options.layers} layer(s), {options.heads} heads; batch {run.batch_size}, "
+        f"AdamW at the best of {', '.join(f'{lr:g}' for lr in options.lrs)} on the validation split of the "
+        f"first seed; at most {run.steps} steps, in stages with strings of up to "
         f"{', '.join(str(length) for length, _ in run.stages())} tokens.",
-        "A validation split (other strings, up to 1.2 times as long as those of the training) ends every stage "
-        "and chooses its checkpoint; nothing is chosen on the reported bins.",
+        "A validation split (other strings, up to 1.2 times as long as those of the training) ends every "
+        "stage and chooses its checkpoint; nothing is chosen on the reported bins.",
     ]
 
 
@@ -356,8 +370,9 @@ EXPERIMENT = Experiment(
         "steps": 3,
         "seeds": [0],
         "languages": ["parity", "a^n b^n"],
-        "rows": ["HOPE, chunk 4", "gated delta rule, η ≤ 1", "attention", "LSTM"],
+        "rows": ["HOPE, chunk 8", "gated delta rule, η ≤ 1", "attention", "LSTM"],
         "length": 16,
+        "strings": 100,
         "held_out": 32,
         "lrs": [5e-3],
     },

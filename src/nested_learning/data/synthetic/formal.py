@@ -29,6 +29,8 @@ from nested_learning.data.padding import IGNORE
 
 Sample = tuple[list[int], list[int]]
 """Tokens of a string, and the class after each of them."""
+FEW = 12
+"""Up to this length there are so few strings that training has to see those that are held out."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,11 @@ def formal_samples(
     rng: random.Random,
     without: Iterable[Sequence[int]] = (),
 ) -> list[Sample]:
-    """`count` strings with lengths from `low` to `high`, none of `without` if the language has many."""
-    kept_out = {tuple(tokens) for tokens in without} if language.many else set()
+    """`count` strings with lengths from `low` to `high`.
+
+    If the language has many strings, none of `without` that is longer than `FEW` is drawn.
+    """
+    kept_out = {tuple(tokens) for tokens in without if language.many and len(tokens) > FEW}
     samples: list[Sample] = []
     while len(samples) < count:
         sample = language.sample(low, high, rng)
