@@ -62,7 +62,7 @@ class WriteRule:
     def check(self, where: str) -> None:
         """Raise ValueError for a value that is not allowed. `where`: the name of the rule in errors."""
         one_of(f"{where}.retention_target", self.retention_target, ("zero", "init"))
-        within(f"{where}.eta_max", self.eta_max, "(0, 1]")
+        within(f"{where}.eta_max", self.eta_max, "(0, 2]")
         positive(f"{where}.error_limit", self.error_limit)
 
     @property
