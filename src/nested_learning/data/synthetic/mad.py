@@ -54,9 +54,7 @@ class MadSettings:
 Draw = Callable[[int, torch.Generator, MadSettings], tuple[Tensor, Tensor]]
 
 
-def in_context_recall(
-    batch: int, generator: torch.Generator, settings: MadSettings
-) -> tuple[Tensor, Tensor]:
+def in_context_recall(batch: int, generator: torch.Generator, settings: MadSettings) -> tuple[Tensor, Tensor]:
     """k v k v …: a key has the same value all along; asked for at every key that was there before.
 
     The lower half of the tokens without noise are keys, the others values. A share `noise` of the pairs is
@@ -86,7 +84,7 @@ def in_context_recall(
 
 
 def fuzzy_recall(batch: int, generator: torch.Generator, settings: MadSettings) -> tuple[Tensor, Tensor]:
-    """Recall with keys and values of 1 to `motif` tokens, different ones; all tokens of a value are asked for.
+    """Recall with keys and values of 1 to `motif` tokens, all different; every token of a value is asked for.
 
     A sequence has `motifs` different keys, each with its value. It is filled from the left with the last
     token, as its pairs do not end at a length known before.
@@ -126,10 +124,8 @@ def _fuzzy_row(generator: torch.Generator, settings: MadSettings, half: int) -> 
     return [settings.vocab_size - 1] * pad + tokens, [IGNORE] * pad + targets
 
 
-def selective_copying(
-    batch: int, generator: torch.Generator, settings: MadSettings
-) -> tuple[Tensor, Tensor]:
-    """`copied` tokens at random places among blanks, the copy token, `copied` blanks: there, the tokens in order.
+def selective_copying(batch: int, generator: torch.Generator, settings: MadSettings) -> tuple[Tensor, Tensor]:
+    """`copied` tokens at random places among blanks, the copy token, then blanks: the tokens, in order.
 
     Blank is the last token but one, copy the last one.
 

@@ -68,7 +68,7 @@ def recall_batch(
 def _overwrite(
     keys: Tensor, values: Tensor, count: int, vocab_size: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Statements `[B, P + count, 2]` in random order, the first `count` keys twice; their last values `[B, P]`."""
+    """Statements `[B, P + count, 2]` in random order, the first `count` keys twice; last values `[B, P]`."""
     low, device = vocab_size // 2, keys.device
     first = values[:, :count]
     others = vocab_size - low - 1
