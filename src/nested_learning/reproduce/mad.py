@@ -102,6 +102,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     rates = "tasks that choose a model's learning rate, as far as they are in the table"
     add("--tune-on", nargs="+", choices=list(TASKS), default=["recall", "copying"], help=rates)
+    add("--dim", type=positive, default=32, help="model width")
     add("--steps", type=positive, default=400, help="most updates of a run")
     add_answer_options(parser, ROWS)
 
@@ -118,17 +119,16 @@ def add_answer_options(parser: argparse.ArgumentParser, rows: tuple[str, ...]) -
     add("--read", choices=READS, default="after_write", help="which weights of a memory a token reads")
     add("--batch", type=positive, default=32, help="sequences per step")
     add("--eval-batches", type=positive, default=2, help="batches (of 4 x --batch) of an evaluation")
-    add("--dim", type=positive, default=32, help="model width")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
 
 
-def sized_model(row: str, options: Options, vocab_size: int) -> HopeConfig:
-    """The model of a row, with as many parameters as HOPE has at these sizes.
+def sized_model(row: str, options: Options, dim: int, vocab_size: int) -> HopeConfig:
+    """The model of a row, with as many parameters as HOPE has at this width and vocabulary.
 
     Raises ValueError for a row or a size that cannot be.
     """
-    base = with_sizes(load_config("pilot_smoke").model, options, vocab_size)
-    base = replace(base, read=options.read)
+    sizes = argparse.Namespace(dim=dim, layers=options.layers, heads=options.heads, chunk=options.chunk)
+    base = replace(with_sizes(load_config("pilot_smoke").model, sizes, vocab_size), read=options.read)
     return same_size(build_row(row, base), count_parameters(base))
 
 
@@ -137,7 +137,7 @@ def _runs(options: Options, tasks: list[str]) -> Runs:
         return [
             MadRun(
                 task=task,
-                model=sized_model(row, options, TASKS[task].settings.vocab_size),
+                model=sized_model(row, options, options.dim, TASKS[task].settings.vocab_size),
                 optim=replace(recall_optim(), lr=lr),
                 steps=options.steps,
                 seed=seed,
