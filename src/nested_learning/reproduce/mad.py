@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +122,22 @@ def add_answer_options(parser: argparse.ArgumentParser, rows: tuple[str, ...]) -
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
 
 
-def sized_model(row: str, options: Options, dim: int, vocab_size: int) -> HopeConfig:
-    """The model of a row, with as many parameters as HOPE has at this width and vocabulary.
+@cache
+def sized_model(
+    row: str, dim: int, vocab_size: int, layers: int, heads: int, chunk: int, read: str
+) -> HopeConfig:
+    """The model of a row, with as many parameters as HOPE has at these sizes.
 
     Raises ValueError for a row or a size that cannot be.
     """
-    sizes = argparse.Namespace(dim=dim, layers=options.layers, heads=options.heads, chunk=options.chunk)
-    base = replace(with_sizes(load_config("pilot_smoke").model, sizes, vocab_size), read=options.read)
+    sizes = argparse.Namespace(dim=dim, layers=layers, heads=heads, chunk=chunk)
+    base = replace(with_sizes(load_config("pilot_smoke").model, sizes, vocab_size), read=read)
     return same_size(build_row(row, base), count_parameters(base))
+
+
+def shared_sizes(options: Options) -> dict[str, Any]:
+    """The sizes of `add_answer_options`, for `sized_model`."""
+    return {name: getattr(options, name) for name in ("layers", "heads", "chunk", "read")}
 
 
 def _runs(options: Options, tasks: list[str]) -> Runs:
@@ -137,7 +145,7 @@ def _runs(options: Options, tasks: list[str]) -> Runs:
         return [
             MadRun(
                 task=task,
-                model=sized_model(row, options, options.dim, TASKS[task].settings.vocab_size),
+                model=sized_model(row, options.dim, TASKS[task].settings.vocab_size, **shared_sizes(options)),
                 optim=replace(recall_optim(), lr=lr),
                 steps=options.steps,
                 seed=seed,

@@ -19,7 +19,13 @@ from nested_learning.report import interval, mean, new_figure
 from nested_learning.reproduce import tuning
 from nested_learning.reproduce.contenders import row_label, state_size
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, Plan, positive
-from nested_learning.reproduce.mad import add_answer_options, shared_notes, sized_model, slowness
+from nested_learning.reproduce.mad import (
+    add_answer_options,
+    shared_notes,
+    shared_sizes,
+    sized_model,
+    slowness,
+)
 from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Run
 from nested_learning.reproduce.tasks import SOLVED, RecallRun, recall_optim
@@ -80,7 +86,7 @@ def _runs(options: Options, settings: list[Setting]) -> Runs:
 
 
 def _run(options: Options, setting: Setting, row: str, lr: float, seed: int) -> RecallRun:
-    model = sized_model(row, options, setting.dim, options.vocab)
+    model = sized_model(row, setting.dim, options.vocab, **shared_sizes(options))
     steps = options.attention_steps if _attends(model) else options.steps
     return RecallRun(
         model=model,
@@ -183,8 +189,8 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
         f"the answer. Vocabulary {options.vocab}; guessing among the values gives {1 / values:.3f}.",
         f"At most {options.steps} steps of {options.batch} sequences, with attention "
         f"{options.attention_steps}; a run stops at a held-out accuracy of 0.99. Steps are listed per seed. "
-        f"{shared_notes(options)} It is the best on seed {TUNING_SEED} with {first.pairs} pairs at width {first.dim}, among at least "
-        f"{options.lrs}.",
+        f"{shared_notes(options)} It is the best on seed {TUNING_SEED} with {first.pairs} pairs at width "
+        f"{first.dim}, among at least {options.lrs}.",
         "State: numbers per sequence at its end, of the longer sequences.",
         f"{spent / 60:.0f} minutes of runs in all, on {options.device}.",
     ]

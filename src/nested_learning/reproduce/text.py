@@ -126,7 +126,7 @@ def _numbers(
     reference = [result["final"] for _, result in finals.get(REFERENCE, [])]
     pairs = list(zip(losses, reference, strict=False))
     model = cells[0][0].model
-    average, other = mean(losses), mean(reference)
+    average, other = mean(losses), mean(reference) if reference else None
     best = cells[0][0].optim.lr
     return {
         "model": row_label(row),

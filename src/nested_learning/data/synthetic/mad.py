@@ -199,16 +199,16 @@ class MadTask:
 
 
 TASKS: dict[str, MadTask] = {
-    "compression": MadTask("compression", compression, MadSettings(vocab_size=16, length=32), 1 / 15),
-    "recall": MadTask("recall", in_context_recall, MadSettings(vocab_size=16, length=64), 1 / 8),
-    "fuzzy": MadTask("fuzzy recall", fuzzy_recall, MadSettings(vocab_size=16, length=64), 1 / 8),
+    "compression": MadTask("compression", compression, MadSettings(vocab_size=16, length=16), 1 / 15),
+    "recall": MadTask("recall", in_context_recall, MadSettings(vocab_size=16, length=48), 1 / 8),
+    "fuzzy": MadTask("fuzzy recall", fuzzy_recall, MadSettings(vocab_size=16, length=48), 1 / 8),
     "noisy": MadTask(
         "noisy recall",
         in_context_recall,
-        MadSettings(vocab_size=32, length=64, noise=0.2, noise_tokens=16),
+        MadSettings(vocab_size=32, length=48, noise=0.2, noise_tokens=16),
         1 / 8,
     ),
-    "copying": MadTask("selective copying", selective_copying, MadSettings(vocab_size=16, length=64), 1 / 14),
-    "memorization": MadTask("memorization", memorization, MadSettings(vocab_size=256, length=32), 1 / 127),
+    "copying": MadTask("selective copying", selective_copying, MadSettings(vocab_size=16, length=48), 1 / 14),
+    "memorization": MadTask("memorization", memorization, MadSettings(vocab_size=1024, length=32), 1 / 511),
 }
 """The tasks by name, in the order of the paper's table."""
