@@ -9,7 +9,6 @@ Shapes: B batch, T tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -41,39 +40,34 @@ COMPRESSION = "compression"
 
 
 class Compressor(nn.Module):
-    """An autoencoder: what a model holds at its last token, plus a position, is all a decoder sees.
+    """An autoencoder: all that a decoder sees of a sequence is what a model holds at its last token.
 
-    The head of the language model is a D × D projection here. The decoder is an MLP of two layers of the
-    same width, with sines and cosines of the position that it shall answer for.
+    The head of the language model is a D × D projection here. The decoder is an MLP with an output layer of
+    its own for every position. The suite's has one output layer and adds the position to what it sees; so it
+    knew no more than which tokens there were after hundreds of steps.
+
+    Args:
+        length: tokens of every sequence.
     """
 
-    def __init__(self, config: HopeConfig) -> None:
+    def __init__(self, config: HopeConfig, length: int) -> None:
         super().__init__()
         self.encoder = HopeLM(replace(config, tie_embeddings=False))
-        self.encoder.head = nn.Linear(config.dim, config.dim, bias=False)
-        layers = (self._layer(config) for _ in range(2))
-        answer = nn.Linear(config.dim, config.vocab_size)
-        self.decoder = nn.Sequential(*layers, RMSNorm(config.dim, config.norm_eps), answer)
-
-    @staticmethod
-    def _layer(config: HopeConfig) -> nn.Module:
-        norm = RMSNorm(config.dim, config.norm_eps)
-        return nn.Sequential(norm, nn.Linear(config.dim, config.dim), nn.GELU())
+        dim = config.dim
+        self.encoder.head = nn.Linear(dim, dim, bias=False)
+        self.decoder = nn.Sequential(
+            RMSNorm(dim, config.norm_eps),
+            nn.Linear(dim, dim),
+            nn.GELU(),
+            RMSNorm(dim, config.norm_eps),
+            nn.Linear(dim, length * config.vocab_size),
+            nn.Unflatten(-1, (length, config.vocab_size)),
+        )
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, None]:
         """`tokens [B, T]` → (`logits [B, T, V]` for the tokens themselves, None)."""
-        held = self.encoder(tokens)[0][:, -1:]  # [B, 1, D]
-        logits: Tensor = self.decoder(held + positions(tokens.shape[1], held))
+        logits: Tensor = self.decoder(self.encoder(tokens)[0][:, -1])
         return logits, None
-
-
-def positions(length: int, like: Tensor) -> Tensor:
-    """Sines and cosines of every position, `[length, D]`, D that of `like [..., D]`."""
-    half = like.shape[-1] // 2
-    at = torch.arange(length, dtype=like.dtype, device=like.device)
-    rates = torch.exp(-math.log(10_000) * torch.arange(half, dtype=like.dtype, device=like.device) / half)
-    angles = at[:, None] * rates
-    return torch.cat((angles.sin(), angles.cos()), -1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +87,9 @@ class MadRun(AnswerRun):
 
     def build(self) -> nn.Module:
         """The model, for compression as the encoder of an autoencoder."""
-        return Compressor(self.model) if self.task == COMPRESSION else HopeLM(self.model)
+        if self.task == COMPRESSION:
+            return Compressor(self.model, TASKS[self.task].settings.length)
+        return HopeLM(self.model)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +161,9 @@ def _tune_on(options: Options) -> list[str]:
 
 def slowness(run: Any, result: Result) -> float:
     """Share of wrong answers to two digits; of equal ones, that with fewer steps is lower."""
-    return round(1 - result["final"], 2) + 0.005 * result["steps"] / run.steps
+    accuracy: float = result["final"]
+    part: float = result["steps"] / run.steps
+    return round(1 - accuracy, 2) + 0.005 * part
 
 
 def plan(options: Options) -> Plan:
@@ -246,8 +244,8 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
         f"At most {options.steps} steps of {options.batch} sequences; a run stops at a held-out accuracy of "
         f"0.99. {shared_notes(options)} It is the best mean of {tuned} on seed {TUNING_SEED} among at least "
         f"{options.lrs}.",
-        "Parameters and state are those on the first task. Compression: an autoencoder, its decoder sees "
-        "the last output of the model alone.",
+        "Parameters and state are those on the first task; all models have the same decoder for compression, "
+        "which sees nothing but their last output.",
         f"{spent / 60:.0f} minutes of runs in all, on {options.device}.",
     ]
 
@@ -290,6 +288,7 @@ EXPERIMENT = Experiment(
         "steps": 1,
         "seeds": [0],
         "lrs": [6e-3],
+        "tasks": ["recall", "copying", "compression"],
         "tune_on": ["recall"],
         "models": ["hope", "transformer"],
         "dim": 16,
