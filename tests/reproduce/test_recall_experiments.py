@@ -193,8 +193,8 @@ def test_mqar_settings_are_all_combinations_and_the_first_chooses_the_rates() ->
     assert [(run.model.dim, run.pairs, run.overwritten) for run in runs] == [
         (dim, pairs, twice) for dim in (16, 32) for pairs in (4, 8) for twice in (0, pairs // 2)
     ]
-    assert {run.steps for run in runs} == {2400} and {run.steps for run, _ in outcome["titans"]} == {600}
-    assert {run.eval_every for _, cells in outcome.items() for run, _ in cells} == {50}
+    assert {run.steps for run in runs} == {2000} and {run.steps for run, _ in outcome["titans"]} == {500}
+    assert {run.eval_every for _, cells in outcome.items() for run, _ in cells} == {25}
     searched = outcome["search | titans"]
     assert {(run.model.dim, run.pairs, run.overwritten, run.seed) for run, _ in searched} == {(16, 4, 0, 100)}
     for dim in (16, 32):

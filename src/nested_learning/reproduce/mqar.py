@@ -56,13 +56,13 @@ class Setting:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Pairs, widths, overwritten keys, steps, models, rates and seeds."""
     add = parser.add_argument
-    add("--pairs", type=positive, nargs="+", default=[8, 16], help="key-value pairs of a sequence")
-    add("--dims", type=positive, nargs="+", default=[32], help="model widths")
+    add("--pairs", type=positive, nargs="+", default=[8], help="key-value pairs of a sequence")
+    add("--dims", type=positive, nargs="+", default=[32, 16], help="model widths")
     shares = "shares of the keys that are written twice, with two values"
     add("--overwritten", type=float, nargs="+", default=[0.0, 0.5], help=shares)
     add("--vocab", type=positive, default=64, help="half keys, half values")
-    add("--steps", type=positive, default=600, help="most updates of a model with memories")
-    add("--attention-steps", type=positive, default=2400, help="most updates of one with attention")
+    add("--steps", type=positive, default=500, help="most updates of a model with memories")
+    add("--attention-steps", type=positive, default=2000, help="most updates of one with attention")
     add_answer_options(parser, ROWS)
 
 
@@ -96,7 +96,7 @@ def _run(options: Options, setting: Setting, row: str, lr: float, seed: int) -> 
         steps=steps,
         seed=seed,
         batch_size=options.batch,
-        eval_every=max(1, options.steps // 12),
+        eval_every=max(1, options.steps // 20),
         eval_batches=options.eval_batches,
     )
 
