@@ -49,37 +49,44 @@ def invented(options: argparse.Namespace, make: Any) -> Outcome:
 # learning rates
 
 
-def chosen(
-    losses: dict[float, float | None], line: str = "text --models titans --seeds 3 4 --dim 16 --layers 1"
-) -> Outcome:
-    options = options_of(line)
-    rest = {"by_position": [1.0] * 8, "bytes_per_token": 2.0, "unigram_entropy": 5.0}
-    outcome = invented(options, lambda run: result(0.0, **rest) | {"final": losses[run.optim.lr]})
-    assert text.report(options, outcome).numbers[0]["lrs"] == tuning.rates_of(
-        tuning.searched(outcome)["titans"]
-    )
-    return outcome
+def chosen(losses: dict[float, float]) -> Outcome:
+    """A search among three rates, two times wider, then seeds 3 and 4."""
+
+    def runs(row: str, lr: float, seed: int) -> list[Any]:
+        return [argparse.Namespace(optim=argparse.Namespace(lr=lr), seed=seed)]
+
+    def cells(plan: Plan) -> Outcome:
+        return {k: [(run, {"final": losses[run.optim.lr]}) for run in v] for k, v in plan.items()}  # type: ignore[attr-defined]
+
+    outcome = cells(tuning.search(["a"], (1.5e-3, 3e-3, 6e-3), runs))
+    for _ in range(2):
+        outcome |= cells(tuning.widen(outcome, runs))
+    return outcome | cells(tuning.final(outcome, runs, [3, 4]))
 
 
 def test_the_search_has_a_seed_of_its_own_and_the_table_the_best_rate() -> None:
     outcome = chosen({1.5e-3: 2.0, 3e-3: 1.0, 6e-3: 3.0})
-    assert [(run.optim.lr, run.seed) for run, _ in outcome["search | titans"]] == [
-        (rate, 100) for rate in (1.5e-3, 3e-3, 6e-3)
-    ]
-    assert [(run.optim.lr, run.seed) for run, _ in outcome["titans"]] == [(3e-3, 3), (3e-3, 4)]
-    assert len(outcome) == 2
+    tried = [(run.optim.lr, run.seed) for run, _ in outcome["search | a"]]
+    assert tried == [(rate, 100) for rate in (1.5e-3, 3e-3, 6e-3)]
+    assert [(run.optim.lr, run.seed) for run, _ in outcome["a"]] == [(3e-3, 3), (3e-3, 4)]
+    assert list(tuning.final_outcome(outcome)) == ["a"] and len(outcome) == 2
 
 
 def test_a_grid_grows_while_its_edge_is_best() -> None:
-    outcome = chosen({1.5e-3: 3.0, 3e-3: 2.0, 6e-3: 1.5, 1.2e-2: 1.0, 2.4e-2: 4.0})
-    assert [label for label in outcome if label.startswith("search | titans | ")] == [
-        "search | titans | 0.012",
-        "search | titans | 0.024",
-    ]
-    assert outcome["titans"][0][0].optim.lr == 1.2e-2
+    up = chosen({1.5e-3: 3.0, 3e-3: 2.0, 6e-3: 1.5, 1.2e-2: 1.0, 2.4e-2: 4.0})
+    assert list(up) == ["search | a", "search | a | 0.012", "search | a | 0.024", "a"]
+    assert up["a"][0][0].optim.lr == 1.2e-2
     down = chosen({1.5e-3: 1.0, 3e-3: 2.0, 6e-3: 2.5, 7.5e-4: 1.5})
-    assert tuning.rates_of(tuning.searched(down)["titans"]) == [7.5e-4, 1.5e-3, 3e-3, 6e-3]
-    assert down["titans"][0][0].optim.lr == 1.5e-3
+    assert tuning.rates_of(tuning.searched(down)["a"]) == [7.5e-4, 1.5e-3, 3e-3, 6e-3]
+    assert down["a"][0][0].optim.lr == 1.5e-3
+
+
+def test_text_without_a_transformer_has_a_table() -> None:
+    options = options_of("text --models titans --seeds 3 4 --dim 16 --layers 1 --lrs 0.003")
+    rest = {"by_position": [1.0] * 8, "bytes_per_token": 2.0, "unigram_entropy": 5.0}
+    report = text.report(options, invented(options, lambda run: result(4.0, **rest)))
+    assert [row[5:7] for row in report.rows] == [["-", "0 of 2"]]
+    assert report.numbers[0]["lrs"] == [3e-3] and report.numbers[0]["seeds"] == [3, 4]
 
 
 def test_rates_are_compared_by_their_mean_and_one_without_a_finite_loss_never_wins() -> None:
@@ -107,13 +114,13 @@ def test_of_equal_accuracies_the_sooner_is_less_slow() -> None:
 
 
 def test_mad_models_have_one_size_and_the_vocabulary_of_their_task() -> None:
-    options = options_of("mad --models hope titans --dim 64")
+    options = options_of("mad --models hope titans --dim 16")
     outcome = invented(options, lambda run: result(0.5))
     for task, known in TASKS.items():
         runs = [run for row in ("hope", "titans") for run, _ in outcome[row] if run.task == task]
         assert [run.seed for run in runs] == [0, 1, 2] * 2
         sizes = [count_parameters(run.model) for run in runs]
-        assert max(sizes) - min(sizes) <= 2 * 3 * 8 * 64  # 8 more hidden units in every MLP
+        assert max(sizes) - min(sizes) <= 2 * 3 * 8 * 16  # 8 more hidden units in every MLP
         assert {run.model.vocab_size for run in runs} == {known.settings.vocab_size}
         assert {run.model.chunk_size for run in runs} == {16}
     searched = [(run.task, run.optim.lr) for run, _ in outcome["search | hope"]]
@@ -208,7 +215,7 @@ def test_mqar_cells_are_those_of_their_setting() -> None:
         final = 0.1 + 0.2 * (run.pairs == 8) + 0.05 * run.overwritten + 0.01 * (run.model.mixer == "titans")
         return result(final, solved=50 if run.seed == 0 else None)
 
-    options = options_of("mqar --pairs 4 8 --models titans transformer --seeds 0 1")
+    options = options_of("mqar --dims 32 --pairs 4 8 --models titans transformer --seeds 0 1")
     report = mqar.report(options, invented(options, make))
     assert report.header[6:] == ["0% twice", "0.95 at step", "50% twice", "0.95 at step"]
     assert [row[1:3] for row in report.rows] == [
