@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, V vocabulary; tokens and targets `[B, T]` int64, logi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -41,12 +42,10 @@ def recall_optim() -> OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RecallRun:
-    """One training on multi-query key-value recall (`data.synthetic.recall`).
+class AnswerRun(ABC):
+    """One training on sequences that are drawn anew all along and have answers at some of their positions.
 
     Args:
-        model: its vocabulary is half keys, half values.
-        pairs: key-value pairs per sequence; T = 4 · pairs.
         batch_size, steps, seed: of the training; the seed decides the initial weights and all data.
         eval_every, eval_batches: steps between evaluations, and batches (of 4 · batch_size) in each.
         stop_at: held-out accuracy that ends the run early; None = never.
@@ -56,17 +55,24 @@ class RecallRun:
     optim: OptimConfig = field(default_factory=recall_optim)
     steps: int = 1500
     seed: int = 0
-    pairs: int = 8
     batch_size: int = 32
     eval_every: int = 50
     eval_batches: int = 8
     stop_at: float | None = 0.99
 
+    @abstractmethod
+    def draw(self, size: int, generator: torch.Generator) -> Batch:
+        """`size` sequences and their targets, IGNORE where nothing is asked."""
+
+    def build(self) -> nn.Module:
+        """The model to train."""
+        return HopeLM(self.model)
+
     def run(self, tick: Tick) -> Result:
         """Train. The result holds `final` (accuracy on fresh sequences), `solved` (first evaluated step
         with a held-out accuracy of at least 0.95, or None), and the history of the loop."""
         set_seed(self.seed)
-        model = HopeLM(self.model)
+        model = self.build()
         held_out = self.batches(1, self.eval_batches)
 
         def evaluate(trained: nn.Module) -> float:
@@ -82,16 +88,33 @@ class RecallRun:
     def batches(self, part: int, count: int) -> list[Batch]:
         """The first `count` large batches of `part`: 1 = held out during training, 2 = the final ones."""
         generator = self._generator(part)
-        size = 4 * self.batch_size
-        return [recall_batch(size, self.pairs, self.model.vocab_size, generator) for _ in range(count)]
+        return [self.draw(4 * self.batch_size, generator) for _ in range(count)]
 
     def _training_batches(self) -> Iterator[Batch]:
         generator = self._generator(0)
         while True:
-            yield recall_batch(self.batch_size, self.pairs, self.model.vocab_size, generator)
+            yield self.draw(self.batch_size, generator)
 
     def _generator(self, part: int) -> torch.Generator:
         return torch.Generator().manual_seed(3 * self.seed + part)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecallRun(AnswerRun):
+    """One training on multi-query key-value recall (`data.synthetic.recall`).
+
+    Args:
+        model: its vocabulary is half keys, half values.
+        pairs: key-value pairs per sequence.
+        overwritten: keys that are stated twice, with two values; T = 4 · pairs + 2 · overwritten.
+    """
+
+    pairs: int = 8
+    overwritten: int = 0
+
+    def draw(self, size: int, generator: torch.Generator) -> Batch:
+        """`size` sequences of recall."""
+        return recall_batch(size, self.pairs, self.model.vocab_size, generator, self.overwritten)
 
 
 @torch.no_grad()

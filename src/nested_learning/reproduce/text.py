@@ -1,7 +1,6 @@
 """Is HOPE better than a Transformer? Models of equal size on the same text, each at its own learning rate.
 
-First every model runs at every learning rate on a seed that is used for nothing else. While the best rate is
-at the edge of the grid, the grid grows. Then every model runs at its best rate on the seeds of the table.
+How a model gets its learning rate: `reproduce.tuning`.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ from typing import Any
 from nested_learning.models.bill import count_parameters
 from nested_learning.models.config import HopeConfig
 from nested_learning.report import interval, mean, show
+from nested_learning.reproduce import tuning
 from nested_learning.reproduce.contenders import CONTENDERS, build_row, row_label, same_size, state_size
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, Plan
-from nested_learning.reproduce.orthogonal import best_lr
 from nested_learning.reproduce.report import Plot, Report
 from nested_learning.reproduce.runner import Result, Run
 from nested_learning.reproduce.tasks import TextRun
 from nested_learning.reproduce.texts import QUICK, TextDefaults, add_text_options, describe, text_run
+from nested_learning.reproduce.tuning import TUNING_SEED, Runs
 
-TUNING_SEED = 100
 LRS = (1.5e-3, 3e-3, 6e-3)
 ROWS = (
     "hope",
@@ -35,8 +34,6 @@ ROWS = (
     "transformer_conv",
 )
 REFERENCE = "transformer"
-GROWTH = 2.0  # from the edge of the grid to the next rate
-SEARCH = "search | "
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -73,58 +70,34 @@ def model_of(base: Base, row: str) -> HopeConfig:
     return same_size(build_row(row, base.run.model), base.parameters)
 
 
+def _runs(options: Options) -> Runs:
+    base = base_of(options)
+
+    def runs(row: str, lr: float, seed: int) -> list[Run]:
+        run = base.run
+        return [replace(run, model=model_of(base, row), optim=replace(run.optim, lr=lr), seed=seed)]
+
+    return runs
+
+
 def plan(options: Options) -> Plan:
     """The search: a row per model, a run per learning rate."""
-    base = base_of(options)
-    return {
-        SEARCH + row: [_run(base, row, lr, TUNING_SEED) for lr in options.lrs]
-        for row in dict.fromkeys(options.models)
-    }
-
-
-def _run(base: Base, row: str, lr: float, seed: int) -> Run:
-    run = base.run
-    return replace(run, model=model_of(base, row), optim=replace(run.optim, lr=lr), seed=seed)
-
-
-def _searched(outcome: Outcome) -> dict[str, list[tuple[Any, Result]]]:
-    """The runs of the search by model, sorted by learning rate."""
-    found: dict[str, list[tuple[Any, Result]]] = {}
-    for label, cells in outcome.items():
-        if label.startswith(SEARCH):
-            found.setdefault(label.removeprefix(SEARCH).split(" | ")[0], []).extend(cells)
-    return {row: sorted(cells, key=lambda cell: cell[0].optim.lr) for row, cells in found.items()}
-
-
-def _best(cells: list[tuple[Any, Result]]) -> float:
-    return best_lr([run.optim.lr for run, _ in cells], [result for _, result in cells])
+    return tuning.search(options.models, options.lrs, _runs(options))
 
 
 def widen(options: Options, outcome: Outcome) -> Plan:
     """One more learning rate for every model whose best is at the edge of its grid."""
-    base, rows = base_of(options), {}
-    for row, cells in _searched(outcome).items():
-        rates = [run.optim.lr for run, _ in cells]
-        best = _best(cells)
-        beyond = best * GROWTH if best == rates[-1] else best / GROWTH if best == rates[0] else None
-        if beyond is not None and len(rates) > 1:
-            rows[f"{SEARCH}{row} | {beyond:g}"] = [_run(base, row, beyond, TUNING_SEED)]
-    return rows
+    return tuning.widen(outcome, _runs(options))
 
 
 def final(options: Options, outcome: Outcome) -> Plan:
     """Every model at its best rate, a run per seed."""
-    base = base_of(options)
-    return {
-        row: [_run(base, row, _best(cells), seed) for seed in options.seeds]
-        for row, cells in _searched(outcome).items()
-    }
+    return tuning.final(outcome, _runs(options), options.seeds)
 
 
 def report(options: Options, outcome: Outcome) -> Report:
     """Losses with intervals, on how many seeds a model is below the Transformer, and what it costs."""
-    searched = _searched(outcome)
-    finals = {row: cells for row, cells in outcome.items() if not row.startswith(SEARCH)}
+    searched, finals = tuning.searched(outcome), tuning.final_outcome(outcome)
     numbers = [_numbers(row, cells, finals, searched[row]) for row, cells in finals.items()]
     header = ["model", "parameters", "state", "learning rate", "validation loss", "to Transformer", "wins"]
     header += ["first eighth", "last eighth", "step (ms)"]
@@ -153,16 +126,15 @@ def _numbers(
     reference = [result["final"] for _, result in finals.get(REFERENCE, [])]
     pairs = list(zip(losses, reference, strict=False))
     model = cells[0][0].model
-    average, other = mean(losses), mean(reference)
-    rates = [run.optim.lr for run, _ in searched]
+    average, other = mean(losses), mean(reference) if reference else None
     best = cells[0][0].optim.lr
     return {
         "model": row_label(row),
         "parameters": cells[0][1]["parameters"],
         "state": state_size(model, cells[0][0].seq_len),
         "lr": best,
-        "lrs": rates,
-        "lr_at_edge": len(rates) > 1 and best in (rates[0], rates[-1]),
+        "lrs": tuning.rates_of(searched),
+        "lr_at_edge": tuning.at_edge(searched, best),
         "seeds": [run.seed for run, _ in cells],
         "loss": losses,
         "relative": None if average is None or not other else average / other - 1,

@@ -54,3 +54,49 @@ def test_keys_values_and_order_are_uniform():
 def test_too_many_pairs_for_the_keys(pairs):
     with pytest.raises(ValueError, match=f"num_pairs={pairs} must lie between 1 and vocab_size // 2 = 4"):
         recall_batch(2, num_pairs=pairs, vocab_size=8)
+
+
+def read(row, pairs, overwritten, later=True):
+    """Answers of a dictionary that takes the later value of a key, or the first one."""
+    stated, asked = row[: 2 * (pairs + overwritten)], row[2 * (pairs + overwritten) :]
+    memory = {}
+    for key, value in zip(stated[::2], stated[1::2], strict=True):
+        if later or key not in memory:
+            memory[key] = value
+    return [memory[key] for key in asked[::2]]
+
+
+@pytest.mark.parametrize(("pairs", "overwritten"), [(8, 4), (8, 8), (3, 1), (8, 0)])
+def test_the_later_value_of_a_key_counts(pairs, overwritten):
+    tokens, targets = recall_batch(64, pairs, 64, generator(), overwritten)
+    start = 2 * (pairs + overwritten)
+    assert tokens.shape == targets.shape == (64, start + 2 * pairs)
+    wrong = 0
+    for row, target in zip(tokens.tolist(), targets.tolist(), strict=True):
+        assert target[start::2] == read(row, pairs, overwritten) == row[start + 1 :: 2]
+        assert target[:start] + target[start + 1 :: 2] == [-100] * (start + pairs)
+        assert sorted(Counter(row[:start:2]).values()) == [1] * (pairs - overwritten) + [2] * overwritten
+        stale = read(row, pairs, overwritten, later=False)
+        wrong += sum(a != b for a, b in zip(stale, target[start::2], strict=True))
+    assert wrong == 64 * overwritten  # a reader that keeps first values is wrong at all of them
+
+
+def test_overwriting_statements_are_anywhere_and_their_values_uniform():
+    tokens, _ = recall_batch(6000, 2, 8, generator(), overwritten=1)
+    again = Counter()
+    values = Counter()
+    for row in tokens.tolist():
+        keys = row[:6:2]
+        twice = next(key for key in keys if keys.count(key) == 2)
+        first, second = (i for i in range(3) if keys[i] == twice)
+        again[first, second] += 1
+        values[(row[2 * second + 1] - row[2 * first + 1]) % 4] += 1
+    assert set(again) == {(0, 1), (0, 2), (1, 2)} and set(values) == {1, 2, 3}
+    assert all(abs(count - 2000) < 185 for count in (*again.values(), *values.values()))
+
+
+def test_overwritten_keys_that_cannot_be():
+    with pytest.raises(ValueError, match="overwritten=3 must lie between 0 and num_pairs = 2"):
+        recall_batch(2, num_pairs=2, vocab_size=8, overwritten=3)
+    with pytest.raises(ValueError, match="vocab_size=2 has no second value"):
+        recall_batch(2, num_pairs=1, vocab_size=2, overwritten=1)
