@@ -214,7 +214,7 @@ class FastLevel(nn.Module):
             [logits.get(name, zero) for name in ("eta", "alpha", "beta")], self.chunk_size
         )
         if self.spec.eta is not None:
-            eta = torch.full_like(zero, self.spec.eta)
+            eta = self.config.control(torch.full_like(zero, self.spec.eta), log_alpha)
         return WriteTokens(keys, self.values(x).to(queries.dtype), eta, log_alpha, log_beta), last
 
 

@@ -1,0 +1,1 @@
+"""Self-modifying Titans (Eqs. 86–90) over whole chunks."""
