@@ -69,9 +69,10 @@ class CMSState(State):
 
 
 def level_memory(spec: LevelSpec, memory: MemoryConfig) -> MemoryConfig:
-    """`memory` with the switches that `spec` sets."""
+    """`memory` with the switches that `spec` sets. (The cap is the mixer's, whatever else it needs.)"""
     own = {name: getattr(spec, name) for name in ("retention", "delta", "momentum")}
-    return replace(memory, **{name: value for name, value in own.items() if value is not None})
+    set_here = {name: value for name, value in own.items() if value is not None}
+    return replace(memory, injection_cap=False, **set_here)
 
 
 class FastLevel(nn.Module):

@@ -1,6 +1,6 @@
 """Self-modifying Titans with linear memories over the tokens of one chunk, as one function of explicit state.
 
-    k = l2(M_k x_k),  v = M_v x_v,  q = x_q [or l2(M_q x_q)],  η = limit · sigmoid(r_η + M_η x_k),  α likewise
+    k = l2(M_k x_k),  v = l2(M_v x_v),  q = x_q [or l2(M_q x_q)],  η = limit · sigmoid(r_η + M_η x_k),  α likewise
     y = M q,  v̂_□ = M_□ v,  every memory is written with keys k and targets v̂_□
 
 where M_□ is a matrix; all of them are read as they are at the start of the chunk, only M also inside it. The
@@ -25,7 +25,7 @@ from nested_learning.ops.self_modifying.chunk import RATES, SelfModRule, Streams
 from nested_learning.ops.unit import l2_normalize
 
 CAP = 0.999  # μ: a write adds at most this share of what retention takes away
-TINY = 1e-12  # of lengths and of 1 − α in the cap: finite gradients where they vanish
+TINY = 1e-12  # least length and 1 − α in the cap: finite gradients where they vanish
 
 
 class Starts(NamedTuple):
@@ -93,7 +93,7 @@ def project(rule: SelfModRule, chunk: int, at: GainProgress, x: Streams) -> tupl
         for name, added in zip(own, out[..., out.shape[-1] - len(own) :].unbind(-1), strict=True):
             logits[RATES.index(name)] = logits[RATES.index(name)] + added
     if starts.v is not None:
-        v = next(seen) @ starts.v.mT
+        v = l2_normalize(next(seen) @ starts.v.mT)
     if starts.q is not None:
         q = l2_normalize(next(seen) @ starts.q.mT)
     eta, log_alpha, log_beta = rule.rates(logits, chunk)
@@ -108,8 +108,8 @@ def cap(eta: Tensor, log_alpha: Tensor, difference: Tensor) -> Tensor:
     Args:
         difference: k − v `[N, n, d]`.
     """
-    length = (difference.square().sum(-1) + TINY).sqrt()
-    inverse = length / (CAP * -torch.expm1(log_alpha) + TINY)  # 1 / c
+    length = difference.square().sum(-1).clamp(min=TINY**2).sqrt()
+    inverse = length / (CAP * -torch.expm1(log_alpha)).clamp(min=TINY)  # 1 / c
     return -torch.expm1(-eta * inverse) / inverse
 
 

@@ -49,7 +49,7 @@ def write_memory(
     return history
 
 
-def cap_steps(eta: Tensor, alpha: Tensor, difference: Tensor, share: float = 0.999) -> Tensor:
-    """η capped at c = share · (1 − α) / ‖k − v‖, softly; `difference [N, T, d]` is k − v."""
-    bound = share * (1 - alpha) / difference.norm(dim=-1)
+def cap_steps(eta: Tensor, forgotten: Tensor, difference: Tensor, share: float = 0.999) -> Tensor:
+    """η capped softly at c = share · (1 − α) / ‖k − v‖; `forgotten` is 1 − α, `difference [N, …, d]` k − v."""
+    bound = share * forgotten / difference.norm(dim=-1)
     return bound * (1 - (-eta / bound).exp())
