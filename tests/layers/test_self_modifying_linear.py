@@ -32,7 +32,9 @@ VARIANTS = {
 }
 
 
-def make(variant: str, read: str = "chunk", chunk: int = 4, around: Around | None = None) -> SelfModifyingLinear:
+def make(
+    variant: str, read: str = "chunk", chunk: int = 4, around: Around | None = None
+) -> SelfModifyingLinear:
     torch.manual_seed(0)
     layer = SelfModifyingLinear(DIM, HEADS, chunk, read, VARIANTS[variant], around or Around()).double()
     liven(layer)
@@ -93,7 +95,9 @@ def test_gradient_through_the_state_after_a_scan() -> None:
     whole, state = layer(x)
     parts, after = in_pieces(layer, x, [9])
     parameters = list(layer.parameters())
-    assert_same(gradients([parts, after.gain], parameters), gradients([whole, state.gain], parameters), LENGTH)
+    assert_same(
+        gradients([parts, after.gain], parameters), gradients([whole, state.gain], parameters), LENGTH
+    )
 
 
 def test_the_state_is_one_matrix_per_head_whatever_is_adaptive() -> None:
@@ -120,7 +124,9 @@ def test_what_would_not_share_a_gain_is_refused() -> None:
     )
     for option in refused:
         (name,) = option
-        with pytest.raises(ValueError, match=f"model.memory.{name} is not read by model.mixer = self_mod_linear"):
+        with pytest.raises(
+            ValueError, match=f"model.memory.{name} is not read by model.mixer = self_mod_linear"
+        ):
             HopeConfig(mixer="self_mod_linear", memory=MemoryConfig(**option))
     HopeConfig(mixer="self_mod_linear", memory=MemoryConfig(injection_cap=True))
     for mixer in ("self_mod", "titans", "linear"):

@@ -1,1 +1,1 @@
-"""Self-modifying Titans (Eqs. 86–90) over whole chunks."""
+"""The linear special case of self-modifying Titans: memories M(x) = M x that share one gain."""
