@@ -137,6 +137,19 @@ def test_what_would_not_share_a_gain_is_refused() -> None:
             MemoryConfig(injection_cap=True, **option)
 
 
+def test_retention_decides_what_is_left_after_a_long_text() -> None:
+    """M(k) = M(v) for all tokens means M = 0; retention towards the start holds against it."""
+    left = {}
+    for target in ("zero", "init"):
+        torch.manual_seed(0)
+        layer = SelfModifyingLinear(16, 2, 64, config=MemoryConfig(retention_target=target))
+        with torch.no_grad():
+            state = layer(torch.randn(1, 4096, 16))[1]
+        left[target] = float(torch.linalg.matrix_norm(state.gain, 2).max())
+    assert left["zero"] < 0.02
+    assert left["init"] > 0.2
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("period", [1, 2])

@@ -110,9 +110,13 @@ VALUES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 LOGITS: dict[str, Callable[[int], Tensor]] = {
     "any": lambda n: 4 * random(3, HEADS, n, seed=2),
-    "largest steps, fast forgetting": lambda n: torch.tensor([9.0, -2.0, 0.0])[:, None, None].expand(-1, HEADS, n),
-    "largest steps, slow forgetting": lambda n: torch.tensor([9.0, 9.0, 0.0])[:, None, None].expand(-1, HEADS, n),
-}  # fmt: skip
+    "largest steps, fast forgetting": lambda n: (
+        torch.tensor([9.0, -2.0, 0.0]).view(3, 1, 1).expand(-1, HEADS, n)
+    ),
+    "largest steps, slow forgetting": lambda n: (
+        torch.tensor([9.0, 9.0, 0.0]).view(3, 1, 1).expand(-1, HEADS, n)
+    ),
+}
 
 
 def tokens_of(
@@ -137,8 +141,8 @@ ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
 @pytest.mark.parametrize("keys", KEYS)
 @pytest.mark.parametrize("logits", LOGITS)
 def test_no_gain_lengthens_anything(keys: str, logits: str, dtype: torch.dtype) -> None:
-    """‖G‖ ≤ 1 after every token and after every chunk: with the clamp for what the delta term leaves, with the
-    cap for all that is written."""
+    """‖Γ‖ ≤ 1 after every token and every chunk: with the clamp for what the delta term leaves, with the cap
+    for all that is written."""
     for config, values in [(CLAMPED, "the key"), *((CAPPED, name) for name in VALUES)]:
         tokens = tokens_of(config, keys, values, logits, dtype)
         most = 1 + ROUNDING[dtype]

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nested_learning.layers.mixer import MIXERS
 from nested_learning.layers.mlp import swiglu_width
 from nested_learning.models.config import HopeConfig
 
@@ -55,6 +56,8 @@ def forward_work(config: HopeConfig, batch: int, length: int) -> list[Work]:
         ]
         count = {"linear": _linear, "self_mod_linear": _shared_gain}.get(config.mixer, _two_layer)
         mixer += count(config, batch, length)
+        mixer.append(_dense("projections", tokens, dim, dim))
+    if MIXERS[config.mixer].surroundings(config).output_gate:
         mixer.append(_dense("projections", tokens, dim, dim))
     blocks: list[Work] = []
     for layer in range(config.num_layers):

@@ -70,9 +70,13 @@ class MixerKind:
 
     def build(self, config: MixerConfig) -> nn.Module:
         """The mixer that `config` describes."""
+        return self.make(config, self.surroundings(config))
+
+    def surroundings(self, config: MixerConfig) -> Around:
+        """What stands around it: as `config` says, and its own where that leaves it open."""
         given = {f.name: getattr(config, f.name) for f in fields(Around)}
         chosen = {name: value for name, value in given.items() if value is not None}
-        return self.make(config, replace(self.around, **chosen))
+        return replace(self.around, **chosen)
 
 
 def _memory(*names: str) -> frozenset[str]:

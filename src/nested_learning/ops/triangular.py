@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BASE = 4  # size of the diagonal blocks that are inverted by doubling
-# With steps up to 2 and nearly equal keys, N has entries near 2: its inverse has none above 2, but powers of a
-# 16 × 16 block have entries of a million, and nothing is left of float32.
+# Powers of larger blocks lose digits. With steps up to 2 and nearly equal keys, N has entries near 2: its inverse
+# has none above 2, but those of the eighth power of a 16 × 16 block reach a million.
 
 
 def inverse_unit_lower(strict: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class WriteRule:
         return eta, log_alpha, log_beta
 
     def control(self, eta: Tensor, log_alpha: Tensor) -> Tensor:
-        """Step sizes as `step_control` has them. With η ≤ 2α, ‖αI − ηkkᵀ‖ ≤ α for keys of at most unit norm."""
+        """Step sizes as `step_control` has them. With η ≤ 2α and ‖k‖ ≤ 1, ‖αI − ηkkᵀ‖ ≤ α."""
         if self.step_control == "none" or not self.delta:
             return eta
         return torch.minimum(eta, CLAMP * log_alpha.exp())

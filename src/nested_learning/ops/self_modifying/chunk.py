@@ -43,7 +43,7 @@ class SelfModRule(WriteRule):
     """What of a self-modifying layer is adaptive, and towards what it is written.
 
     Args:
-        adaptive: which projections are memories that rewrite themselves (`self_mod` and `self_mod_linear`), of
+        adaptive: which projections are memories that rewrite themselves (`self_mod`, `self_mod_linear`), of
             k, v, q, eta, alpha. The others are slow. The paper's text keeps q slow.
         self_targets: memories learn targets of their own making, v̂ = P v + M(v), instead of v.
         stop_gradient_targets: no outer gradient through the targets.

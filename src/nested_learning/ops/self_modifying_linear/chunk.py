@@ -1,6 +1,7 @@
 """Self-modifying Titans with linear memories over the tokens of one chunk, as one function of explicit state.
 
-    k = l2(M_k x_k),  v = l2(M_v x_v),  q = x_q [or l2(M_q x_q)],  η = limit · sigmoid(r_η + M_η x_k),  α likewise
+    k = l2(M_k x_k),  v = l2(M_v x_v),  q = x_q [or l2(M_q x_q)]
+    η = limit · sigmoid(r_η + M_η x_k),  α = sigmoid(r_α + M_α x_k)
     y = M q,  v̂_□ = M_□ v,  every memory is written with keys k and targets v̂_□
 
 where M_□ is a matrix; all of them are read as they are at the start of the chunk, only M also inside it. The

@@ -50,6 +50,6 @@ def write_memory(
 
 
 def cap_steps(eta: Tensor, forgotten: Tensor, difference: Tensor, share: float = 0.999) -> Tensor:
-    """η capped softly at c = share · (1 − α) / ‖k − v‖; `forgotten` is 1 − α, `difference [N, …, d]` k − v."""
+    """η capped softly at c = share · forgotten / ‖k − v‖, with `forgotten` 1 − α and `difference` k − v."""
     bound = share * forgotten / difference.norm(dim=-1)
     return bound * (1 - (-eta / bound).exp())
