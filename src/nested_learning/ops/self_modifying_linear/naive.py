@@ -51,5 +51,5 @@ def write_memory(
 
 def cap_steps(eta: Tensor, forgotten: Tensor, difference: Tensor, share: float = 0.999) -> Tensor:
     """η capped softly at c = share · forgotten / ‖k − v‖, with `forgotten` 1 − α and `difference` k − v."""
-    bound = share * forgotten / difference.norm(dim=-1)
+    bound: Tensor = share * forgotten / difference.norm(dim=-1)
     return bound * (1 - (-eta / bound).exp())
