@@ -1,4 +1,4 @@
-"""Does training stay finite? Memories of every kind, at several chunk sizes and learning rates far too high."""
+"""Does training stay finite? Memories of every kind at several chunk sizes and learning rates."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ ROWS = (
     "titans",
     "gated_delta",
 )
+HELD_OUT = 16  # batches of the evaluation
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,8 @@ def plan(options: Options) -> dict[str, list[Run]]:
     Raises ValueError for a model, option or value that does not exist.
     """
     base = replace(pilot_run(options.steps), seq_len=options.length, batch_size=options.batch)
-    base = replace(base, eval_every=options.steps, eval_tokens=8192)
+    tokens = HELD_OUT * options.length * options.batch
+    base = replace(base, eval_every=options.steps, eval_tokens=tokens)
     return {
         f"{row} | {chunk} | {lr:g}": [_run(base, row, chunk, lr, seed) for seed in options.seeds]
         for row, chunk, lr in product(options.models, options.chunks, options.lrs)
@@ -75,9 +77,9 @@ def report(options: Options, outcome: Outcome) -> Report:
         rows=rows,
         numbers=numbers,
         notes=[
-            f"{options.steps} steps of the model of `configs/pilot_smoke.yaml` ({run.batch_size} sequences of "
-            f"{run.seq_len} tokens), gradients clipped at {run.optim.clip_norm}; norms before that; the worst "
-            f"of seeds {options.seeds}. Losses in nats per token, unigram entropy "
+            f"{options.steps} steps of the model of `configs/pilot_smoke.yaml` ({run.batch_size} sequences "
+            f"of {run.seq_len} tokens), gradients clipped at {run.optim.clip_norm}; norms before that. The "
+            f"worst of seeds {options.seeds}. Losses in nats per token, unigram entropy "
             f"{result['unigram_entropy']:.4f}.",
         ],
         plot=Plot(lines=_lines(outcome), xlabel="step", ylabel="gradient norm before clipping", log="y"),
