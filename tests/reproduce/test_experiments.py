@@ -99,7 +99,9 @@ def test_stability_runs_every_model_chunk_and_rate_and_shows_the_worst_seed() ->
         line, lambda run: result(4.0 + run.seed, nonfinite=run.seed, max_norm=run.model.chunk_size)
     )
     assert len(outcome) == len(stability.ROWS) * 4
-    (first, second) = (run for run, _ in outcome["hope_linear memory.eta_max=2 | 64 | 0.03"])
+    (first, second) = (
+        run for run, _ in outcome["hope_linear memory.eta_max=2 memory.eta_bias=0 | 64 | 0.03"]
+    )
     assert (first.seed, second.seed, first.optim.lr, first.model.chunk_size) == (0, 1, 0.03, 64)
     assert (first.model.mixer, first.model.memory.eta_max) == ("self_mod_linear", 2)
     report = stability.report(options, outcome)

@@ -13,15 +13,16 @@ from nested_learning.reproduce.report import Plot, Report
 from nested_learning.reproduce.runner import Result, Run
 from nested_learning.reproduce.tasks import TextRun, pilot_run
 
+# "eta_bias=0" starts at half the bound, where the clamp and the cap have something to do from the first step.
 ROWS = (
     "hope",
     "hope_linear",
-    "hope_linear memory.injection_cap=true",
-    "hope_linear memory.eta_max=2",
+    "hope_linear memory.eta_max=2 memory.eta_bias=0",
+    "hope_linear memory.eta_max=2 memory.eta_bias=0 memory.injection_cap=true",
     "titans",
     "gated_delta",
 )
-HELD_OUT = 16  # batches of the evaluation
+HELD_OUT = 8  # batches of the evaluation
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
