@@ -13,7 +13,13 @@ from nested_learning.levels import LevelSpec
 from nested_learning.train.online import online_loss
 
 RATES = (1e-3, 1.0, 30.0, 1e3, 1e30)
-MIXERS = [("attention", "cms"), ("self_mod", "all"), ("titans", "titan"), ("linear", "titan")]
+MIXERS = [
+    ("attention", "cms"),
+    ("self_mod", "all"),
+    ("self_mod_linear", "titan"),
+    ("titans", "titan"),
+    ("linear", "titan"),
+]
 TEXT = text(2, 25)
 
 

@@ -33,6 +33,7 @@ CASES = [
     ("self_mod", "titan"),
     ("self_mod", "cms_fast"),
     ("self_mod", "all"),
+    ("self_mod_linear", "titan"),
     ("titans", "titan"),
     ("linear", "titan"),
     ("attention", "cms"),
@@ -51,7 +52,9 @@ def learned(model: HopeLM, state: State) -> dict[str, Tensor]:
     return {name: tensors[name] for names in fast_paths(model, state).values() for name in names}
 
 
-@pytest.mark.parametrize("mixer", ["self_mod", "titans", "linear", "attention", "sliding_attention"])
+@pytest.mark.parametrize(
+    "mixer", ["self_mod", "self_mod_linear", "titans", "linear", "attention", "sliding_attention"]
+)
 @pytest.mark.parametrize("steps", [1, 3])
 def test_ordinary_levels_learn_as_copied_parameters_would(mixer: str, steps: int) -> None:
     """The oracle trains the parameters of a copy of the model by hand, on one row."""
@@ -351,7 +354,7 @@ def test_a_model_with_states_of_its_own_names_its_weights() -> None:
     assert torch.equal(state.named_tensors()[f"{name}.w_in"], start[f"{name}.w_in"])
 
 
-@pytest.mark.parametrize("mixer", ["self_mod", "titans", "linear", "attention"])
+@pytest.mark.parametrize("mixer", ["self_mod", "self_mod_linear", "titans", "linear", "attention"])
 def test_mixed_precision_learns_the_same_in_float32_weights(mixer: str) -> None:
     """Layers with a backward pass derived by hand must not see autocast in it.
 

@@ -72,7 +72,7 @@ def test_a_window_bounds_the_pairs_of_attention():
     assert total(work, "attention") == 2 * 2 * 128 * pairs
 
 
-@pytest.mark.parametrize("mixer", ["linear", "titans"])
+@pytest.mark.parametrize("mixer", ["linear", "titans", "self_mod_linear"])
 @pytest.mark.parametrize("length", [CHUNK, 4 * CHUNK])
 def test_memories_agree_with_the_dispatched_products(mixer: str, length: int):
     counted = with_dispatched_inverses(forward_work(config(mixer), 2, length))
@@ -84,6 +84,14 @@ def test_self_mod_agrees_with_the_dispatched_products(memory: dict):
     chosen = config("self_mod", memory=MemoryConfig(**memory))
     counted = with_dispatched_inverses(forward_work(chosen, 2, 2 * CHUNK))
     assert counted == pytest.approx(dispatched(chosen, 2, 2 * CHUNK), rel=0.01)
+
+
+@pytest.mark.parametrize("adaptive", [(), ("k",), ("q", "alpha"), ("k", "v", "q", "eta")])
+@pytest.mark.parametrize("length", [2 * CHUNK, CHUNK + 5])
+def test_memories_with_one_gain_agree_with_the_dispatched_products(adaptive: tuple[str, ...], length: int):
+    chosen = config("self_mod_linear", memory=MemoryConfig(adaptive=adaptive))
+    counted = with_dispatched_inverses(forward_work(chosen, 2, length))
+    assert counted == pytest.approx(dispatched(chosen, 2, length), rel=0.01)
 
 
 def test_an_unfinished_chunk_reads_and_does_not_write():

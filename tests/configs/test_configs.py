@@ -6,6 +6,7 @@ import torch
 from hydra.errors import HydraException
 
 from nested_learning.config import load_config
+from nested_learning.layers.mixer import MIXERS
 from nested_learning.models.lm import HopeLM
 from nested_learning.train.config import RunConfig, run_config
 
@@ -54,7 +55,7 @@ def test_every_group_choice_composes(choice):
 
 
 def test_the_named_experiments_are_there():
-    mixers = {f"mixer_{m}" for m in ("self_mod", "titans", "linear", "attention", "sliding_attention")}
+    mixers = {f"mixer_{m}" for m in MIXERS}
     changes = ["full", "no_delta", "no_momentum", "no_retention", "no_cms", "slow_k", "slow_v", "slow_q"]
     assert mixers | {f"ablation_{change}" for change in changes} <= set(EXPERIMENTS)
 

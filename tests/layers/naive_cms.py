@@ -6,7 +6,7 @@ Every level keeps W₁, W₂ and their momenta; errors come from automatic diffe
 from __future__ import annotations
 
 import torch
-from naive_streams import rms_norm, unit
+from naive_streams import controlled, rms_norm, unit
 from torch import Tensor
 
 from nested_learning.layers.cms import CMS, FastLevel
@@ -42,7 +42,7 @@ class NaiveLevel:
         else:
             eta = one * level.spec.eta
         alpha = next(logits).sigmoid() if config.retention else one
-        return eta, alpha, next(logits).sigmoid() if config.momentum else None
+        return controlled(config, eta, alpha), alpha, next(logits).sigmoid() if config.momentum else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Answer to `x [B, D]`, then the write of this token."""

@@ -9,7 +9,7 @@ The second term is there with `delta` only; without momentum β = 0, and without
 from __future__ import annotations
 
 import torch
-from naive_streams import output, slow_streams, unit
+from naive_streams import controlled, output, slow_streams, unit
 from torch import Tensor
 
 from nested_learning.layers.linear import GatedDeltaRule
@@ -27,12 +27,14 @@ def naive_linear(layer: GatedDeltaRule, x: Tensor) -> tuple[Tensor, tuple[Tensor
         key, query = unit(ks[:, t]), unit(qs[:, t])
         value = vs[:, t]
         rates = torch.sigmoid(logits[:, t])[..., None, None]  # [B, G, H, 1, 1]
-        added = limit * rates[:, 0] * torch.einsum("bho,bhd->bhod", value, key)
+        alpha = rates[:, 1] if config.retention else torch.ones_like(rates[:, 1])
+        eta = controlled(config, limit * rates[:, 0], alpha)
+        added = eta * torch.einsum("bho,bhd->bhod", value, key)
         momentum = rates[:, 2] * momentum + added if config.momentum else added
-        kept = rates[:, 1] * weights if config.retention else weights
+        kept = alpha * weights
         if config.delta:
             seen = torch.einsum("bhod,bhd->bho", weights, key)
-            kept = kept - limit * rates[:, 0] * torch.einsum("bho,bhd->bhod", seen, key)
+            kept = kept - eta * torch.einsum("bho,bhd->bhod", seen, key)
         weights = kept + momentum
         answers.append(torch.einsum("bhod,bhd->bho", weights, query))
     finals = (weights, momentum) if config.momentum else (weights,)

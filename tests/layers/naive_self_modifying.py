@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from naive_streams import output, slow_streams, unit
+from naive_streams import controlled, output, slow_streams, unit
 from torch import Tensor
 
 from nested_learning.layers.self_modifying import SelfModifyingTitans
@@ -83,6 +83,7 @@ def naive_self_modifying(
         eta = limit * torch.sigmoid(rate[0])
         alpha = torch.sigmoid(rate[1]) if config.retention else torch.ones_like(eta)
         beta = torch.sigmoid(rate[2]) if config.momentum else None
+        eta = controlled(config, eta, alpha)
         for memory in memories.values():
             memory.write(k, v, (eta, alpha, beta))
         main = memories["memory"]

@@ -5,11 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nested_learning.layers.config import MemoryConfig
 from nested_learning.layers.linear import GatedDeltaRule
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.self_modifying import SelfModifyingTitans
+from nested_learning.layers.self_modifying_linear import SelfModifyingLinear
 
-Mixer = SelfModifyingTitans | GatedDeltaRule
+Mixer = SelfModifyingTitans | SelfModifyingLinear | GatedDeltaRule
+
+
+def controlled(config: MemoryConfig, eta: Tensor, alpha: Tensor) -> Tensor:
+    """The step sizes that `step_control` allows."""
+    if config.step_control == "clamp" and config.delta:
+        return torch.where(eta > 2 * (1 - 1e-6) * alpha, 2 * (1 - 1e-6) * alpha, eta)
+    return eta
 
 
 def unit(x: Tensor) -> Tensor:

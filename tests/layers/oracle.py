@@ -9,18 +9,25 @@ import torch
 from naive_cms import naive_cms
 from naive_linear import naive_linear
 from naive_self_modifying import naive_self_modifying
+from naive_self_modifying_linear import naive_self_modifying_linear
 from tolerances import assert_same
 from torch import Tensor, nn
 
 from nested_learning.layers.cms import CMS, CMSState, FastLevelState
+from nested_learning.layers.config import ADAPTIVE
 from nested_learning.layers.linear import GatedDeltaRule, LinearState
 from nested_learning.layers.memory import MemoryState
 from nested_learning.layers.self_modifying import SelfModifyingTitans, SelfModState
+from nested_learning.layers.self_modifying_linear import SelfModifyingLinear, SelfModLinearState
+from nested_learning.ops.self_modifying.chunk import MEMORY
 from nested_learning.state import State
 
 SMALL = (
     1e-3  # gradients below this share of the largest one are measured by it: some are zero but for rounding
 )
+
+MATRICES = tuple(f"initial_{name}" for name in (MEMORY, *ADAPTIVE))
+"""Initial memories of `SelfModifyingLinear`."""
 
 
 def liven(layer: nn.Module) -> None:
@@ -29,6 +36,8 @@ def liven(layer: nn.Module) -> None:
         for name, parameter in layer.named_parameters():
             if name.endswith(("initial_w1", "rates.weight", "shares")):
                 parameter.normal_()
+            if name.endswith(MATRICES):
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
 
 
 def run_loop(layer: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -38,13 +47,20 @@ def run_loop(layer: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         return y, list(finals)
     if isinstance(layer, CMS):
         return naive_cms(layer, x)
+    if isinstance(layer, SelfModifyingLinear):
+        y, memories = naive_self_modifying_linear(layer, x)
+        return y, [tensor for held in memories.values() for tensor in held]
     assert isinstance(layer, SelfModifyingTitans)
     y, memories = naive_self_modifying(layer, x)
     return y, [tensor for name, _ in layer.chunks for tensor in memories[name]]
 
 
-def fast_weights(state: State) -> list[Tensor]:
+def fast_weights(layer: nn.Module, state: State) -> list[Tensor]:
     """The weights and momenta of a state, memory by memory: W₁, W₂, then S₁, S₂."""
+    if isinstance(layer, SelfModifyingLinear):
+        assert isinstance(state, SelfModLinearState)
+        gains = [state.gain] if state.momentum is None else [state.gain, state.momentum]
+        return [initial @ gain for initial in layer.memories.values() for gain in gains]
     if isinstance(state, LinearState):
         return [state.weights] if state.momentum is None else [state.weights, state.momentum]
     if isinstance(state, CMSState):
@@ -107,7 +123,7 @@ def assert_equals_loop(layer: nn.Module, x: Tensor, cuts: Sequence[int], length:
     whole, state = layer(x)
     calls = [(whole, state), in_pieces(layer, x, cuts)] if cuts else [(whole, state)]
     for y, after in calls:
-        weights = fast_weights(after)
+        weights = fast_weights(layer, after)
         assert_all_same([y, *weights], [expected, *finals], length)
         assert_all_same(gradients([y, *weights], inputs), wanted, length)
         assert_all_same(after.tensors(), state.tensors(), length)

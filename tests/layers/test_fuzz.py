@@ -20,10 +20,11 @@ from nested_learning.layers.cms import CMS
 from nested_learning.layers.config import ACTIVATIONS, ADAPTIVE, READS, Around, MemoryConfig
 from nested_learning.layers.linear import GatedDeltaRule
 from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
+from nested_learning.layers.self_modifying_linear import SelfModifyingLinear
 from nested_learning.levels import KEYS, TARGETS, VARIANTS, LevelSpec
 
 DRAWS = 200
-KINDS = (SelfModifyingTitans, SelfModifyingTitans, TitansMemory, GatedDeltaRule, CMS)
+KINDS = (SelfModifyingTitans, SelfModifyingLinear, TitansMemory, GatedDeltaRule, CMS)
 SUBSETS = list(chain.from_iterable(combinations(ADAPTIVE, size) for size in range(len(ADAPTIVE) + 1)))
 
 
@@ -46,7 +47,8 @@ def draw_memory(rng: random.Random, chunk: int, adaptive: tuple[str, ...]) -> Me
         momentum=rng.random() < 0.5,
         retention=rng.random() < 0.7,
         retention_target=rng.choice(("zero", "init")),
-        eta_max=rng.choice((None, 0.3, 1.0)),
+        eta_max=rng.choice((None, 0.3, 1.0, 2.0)),
+        step_control=rng.choice(("clamp", "clamp", "none")),
         adaptive=adaptive,
         self_targets=rng.random() < 0.6,
         stop_gradient_targets=rng.random() < 0.3,
@@ -97,6 +99,8 @@ def draw(number: int) -> Draw:
     width = heads * rng.randint(1, 4)
     memory = draw_memory(rng, chunk, SUBSETS[subset])
     memory.error_limit = 0.5 if number % 3 == 0 else None
+    growing = memory.momentum or not memory.retention or memory.to_initial
+    memory.injection_cap = kind is SelfModifyingLinear and number % 2 == 0 and not growing
     options: dict[str, Any] = {"dim": width}
     if kind is CMS:
         options |= {"levels": draw_levels(rng, chunk), "variant": rng.choice(VARIANTS), "memory": memory}

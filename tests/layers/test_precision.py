@@ -8,20 +8,31 @@ import pytest
 import torch
 
 from nested_learning.layers.self_modifying import SelfModifyingTitans
+from nested_learning.layers.self_modifying_linear import SelfModifyingLinear
 
 INPUTS = {"random": (1.0, 0.0), "equal": (0.0, 1.0), "nearly_parallel": (1e-3, 1.0)}
+
+CASES: list[tuple[type[SelfModifyingTitans | SelfModifyingLinear], str]] = [
+    *((SelfModifyingTitans, kind) for kind in INPUTS),
+    (
+        SelfModifyingLinear,
+        "random",
+    ),  # repeated keys shrink to nothing there, and unit norm magnifies the rest
+]
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.detach().double() - b.detach()).norm() / b.detach().norm())
 
 
-@pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("chunk", [16, 64])
-def test_outputs_keep_five_digits_and_every_gradient_four(kind: str, chunk: int) -> None:
+@pytest.mark.parametrize(("made", "kind"), CASES)
+def test_outputs_keep_five_digits_and_every_gradient_four(
+    made: type[SelfModifyingTitans | SelfModifyingLinear], kind: str, chunk: int
+) -> None:
     torch.manual_seed(0)
     noise, shared = INPUTS[kind]
-    layer = SelfModifyingTitans(32, 2, chunk)
+    layer = made(32, 2, chunk)
     exact = copy.deepcopy(layer).double()
     x = noise * torch.randn(1, 4096, 32) + shared * torch.randn(1, 1, 32)
     probe = torch.randn(1, 4096, 32)

@@ -12,6 +12,7 @@ from nested_learning.layers.cms import CMS
 from nested_learning.layers.config import READS, MemoryConfig
 from nested_learning.layers.linear import GatedDeltaRule
 from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
+from nested_learning.layers.self_modifying_linear import SelfModifyingLinear
 from nested_learning.levels import LevelSpec
 
 LIVELY = {"eta_max": 1.0, "eta_bias": 0.0, "alpha_bias": 1.0}  # large steps, fast forgetting
@@ -26,6 +27,7 @@ LAYERS: dict[str, Callable[[MemoryConfig], nn.Module]] = {
         f"self_mod_{read}": lambda config, read=read: SelfModifyingTitans(4, 2, 3, read, config)
         for read in READS
     },
+    "self_mod_linear": lambda config: SelfModifyingLinear(4, 2, 3, "before_write", config),
     "titans": lambda config: TitansMemory(4, 2, 3, config=config),
     "linear": lambda config: GatedDeltaRule(4, 2, 3, config),
     "fast_level": lambda config: CMS(4, [LevelSpec(name="fast", chunk_size=3)], memory=config),

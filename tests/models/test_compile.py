@@ -24,6 +24,7 @@ CASES = {
     "two_chunk_sizes": {"memory": MemoryConfig(projection_chunk_size=2)},
     "after_write": {"read": "after_write", "levels": FAST},
     "linear": {"mixer": "linear"},
+    "self_mod_linear": {"mixer": "self_mod_linear"},
 }
 
 
@@ -58,7 +59,7 @@ def test_compiled_model_gives_the_same_gradients_and_compiles_once(case: str) ->
         gradients(model, tokens)
 
 
-@pytest.mark.parametrize("mixer", ["self_mod", "titans", "linear"])
+@pytest.mark.parametrize("mixer", ["self_mod", "self_mod_linear", "titans", "linear"])
 def test_torch_compile_as_people_write_it_does_not_unroll_the_loop_over_chunks(mixer: str) -> None:
     """Twice the chunks are no more graphs and hardly more operations (cuts); the logits stay the same."""
     graphs, operations = [], []

@@ -77,6 +77,7 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("self_mod", "plain", {"keep_every": 2}, {}),
     ("self_mod", "plain", {"projection_chunk_size": 8, "retention_target": "init"}, {}),
     ("titans", "fast", {}, {"read": "after_write"}),
+    ("self_mod_linear", "plain", {"momentum": True, "retention_target": "init"}, {"read": "before_write"}),
 ]
 
 

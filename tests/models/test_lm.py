@@ -14,7 +14,7 @@ from nested_learning.levels import LevelSpec
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 
-INSIDE = ("self_mod", "titans")  # mixers that can be read inside a chunk
+INSIDE = ("self_mod", "self_mod_linear", "titans")  # mixers that can be read inside a chunk
 LENGTH = 2 * 19 * 16  # operations in a row: layers, tokens that a memory passes, width
 FAST = (LevelSpec(name="fast", chunk_size=4), LevelSpec(name="slow"))
 
@@ -48,7 +48,7 @@ def test_any_split_gives_the_same_logits(mixer: str, cuts: list[int]) -> None:
 
 @pytest.mark.parametrize(
     "mixer, read",
-    [*((mixer, "chunk") for mixer in MIXERS), ("self_mod", "after_write"), ("titans", "after_write")],
+    [*((mixer, "chunk") for mixer in MIXERS), *((mixer, "after_write") for mixer in INSIDE)],
 )
 def test_a_changed_token_reaches_no_earlier_output_and_no_other_row(mixer: str, read: str) -> None:
     lm, x = model(mixer, read=read), tokens()
@@ -124,7 +124,7 @@ def test_sampling_is_seeded() -> None:
     assert not torch.equal(draws[0], draws[2])
 
 
-@pytest.mark.parametrize("mixer", ["self_mod", "titans", "linear"])
+@pytest.mark.parametrize("mixer", ["self_mod", "self_mod_linear", "titans", "linear"])
 def test_state_of_memory_mixers_does_not_grow(mixer: str) -> None:
     lm = model(mixer)
     with torch.no_grad():

@@ -20,6 +20,7 @@ from nested_learning.layers.linear import GatedDeltaRule
 from nested_learning.layers.mixer import MIXERS
 from nested_learning.layers.mlp import SwiGLU
 from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
+from nested_learning.layers.self_modifying_linear import SelfModifyingLinear
 from nested_learning.levels import LevelSpec, calendar
 from nested_learning.models.block import HopeBlock
 from nested_learning.models.lm import HopeLM
@@ -63,7 +64,7 @@ CHANGES: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
     (MIXERS, {"num_layers": 3}, "state must be of 2 blocks, got 3"),
     (MIXERS, {"dim": 16}, r"state must hold \[batch, .*\] here, got \[2, "),
     (
-        ("attention", "sliding_attention", "linear"),
+        ("attention", "sliding_attention", "linear", "self_mod_linear"),
         {"num_heads": 1},
         r"state must hold \[batch, 2, .*\] here",
     ),
@@ -74,12 +75,13 @@ CHANGES: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
         r"state must be of memories with chunk sizes \{'memory': 4.*got \{'memory': 2",
     ),
     (MEMORY, {"memory": MemoryConfig(hidden=6)}, r"state must hold \[batch, 2, .*\] here"),
+    (("self_mod_linear",), {"chunk_size": 2}, "state must be of chunk size 4, got one of 2"),
     (
-        ("self_mod", "titans", "linear"),
+        ("self_mod", "self_mod_linear", "titans", "linear"),
         {"memory": MemoryConfig(momentum=True)},
         "state must be without momenta",
     ),
-    (("self_mod", "titans", "linear"), {"conv_window": 3}, "CausalConv state must hold"),
+    (("self_mod", "self_mod_linear", "titans", "linear"), {"conv_window": 3}, "CausalConv state must hold"),
     (("attention", "sliding_attention"), {"conv_window": 3}, "Attention state must be without a convolution"),
     (("self_mod",), {"memory": MemoryConfig(projection_chunk_size=2)}, "'k': 4.*got .*'k': 2"),
     (("self_mod",), {"memory": MemoryConfig(adaptive=("k", "q", "eta", "alpha"))}, "'v': 4.*got .*'q': 4"),
@@ -143,6 +145,7 @@ def test_a_double_model_starts_from_its_own_state(mixer: str) -> None:
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "SelfModifyingTitans": lambda: SelfModifyingTitans(8, 2, 4),
+    "SelfModifyingLinear": lambda: SelfModifyingLinear(8, 2, 4),
     "TitansMemory": lambda: TitansMemory(8, 2, 4),
     "GatedDeltaRule": lambda: GatedDeltaRule(8, 2, 4),
     "Attention": lambda: Attention(8, 2),
@@ -192,6 +195,12 @@ def test_layers_alone_refuse_states_of_other_layers(name: str, other: str) -> No
         (lambda: TitansMemory(8, 0), "TitansMemory num_heads must divide dim = 8, got 0"),
         (lambda: GatedDeltaRule(8, 3), "GatedDeltaRule num_heads must divide dim = 8, got 3"),
         (lambda: GatedDeltaRule(8, 2, 0), "GatedDeltaRule chunk_size must be at least 1, got 0"),
+        (lambda: SelfModifyingLinear(8, 3), "SelfModifyingLinear num_heads must divide dim = 8, got 3"),
+        (lambda: SelfModifyingLinear(8, 2, 0), "SelfModifyingLinear chunk_size must be at least 1, got 0"),
+        (
+            lambda: SelfModifyingLinear(8, 2, 4, "later"),
+            "SelfModifyingLinear read must be one of chunk, before_write, after_write, got 'later'",
+        ),
         (lambda: SelfModifyingTitans(8, 2, 0), "SelfModifyingTitans chunk_size must be at least 1, got 0"),
         (
             lambda: SelfModifyingTitans(8, 2, 4, "later"),
@@ -344,13 +353,13 @@ def test_a_state_file_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "payload-ran").exists()
 
 
-@pytest.mark.parametrize("mixer", ["self_mod", "titans", "linear"])
+@pytest.mark.parametrize("mixer", ["self_mod", "self_mod_linear", "titans", "linear"])
 def test_momenta_of_another_shape_are_refused(mixer: str) -> None:
     model = make(mixer, memory=MemoryConfig(momentum=True), levels=(LevelSpec(),))
     state = state_of(model)
     layers = list(state.layers)
     mixer_state = layers[0].mixer
-    if mixer == "linear":
+    if mixer in ("linear", "self_mod_linear"):
         wrong = replace(mixer_state, momentum=mixer_state.momentum[..., :1])
     else:
         bank = replace(mixer_state.banks[0], s2=mixer_state.banks[0].s2[..., :1])

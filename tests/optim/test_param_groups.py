@@ -38,7 +38,9 @@ def test_kinds_of_parameters():
     }
 
 
-@pytest.mark.parametrize("mixer", ["self_mod", "titans", "linear", "attention", "sliding_attention"])
+@pytest.mark.parametrize(
+    "mixer", ["self_mod", "self_mod_linear", "titans", "linear", "attention", "sliding_attention"]
+)
 def test_every_parameter_of_a_model_is_claimed_once(mixer):
     model = HopeLM(load_config("pilot_smoke", [f"model.mixer={mixer}"]).model)
     claimed = [id(p) for group in param_groups(model, 0.1) for p in group["params"]]

@@ -93,14 +93,21 @@ def test_lengths_must_divide_the_tokens_of_a_step() -> None:
         plan_of("chunk-size --lengths 300")
 
 
-def test_stability_runs_every_seed_and_one_at_three_times_the_rate() -> None:
-    options, outcome = invented("stability", lambda run: result(4.0, nonfinite=run.seed))
-    runs = [run for cells in outcome.values() for run, _ in cells]
-    rate = runs[0].optim.lr
-    assert [(run.optim.lr, run.seed) for run in runs] == [(rate, 0), (rate, 1), (rate, 2), (3 * rate, 0)]
-    assert {run.steps for run in runs} == {1000}
-    rows = stability.report(options, outcome).rows
-    assert rows[2] == [f"{rate:g}", "2", "2", "2.00", "0.500", "4.0000"]
+def test_stability_runs_every_model_chunk_and_rate_and_shows_the_worst_seed() -> None:
+    line = "stability --chunks 4 64 --lrs 3e-3 3e-2 --seeds 0 1"
+    options, outcome = invented(
+        line, lambda run: result(4.0 + run.seed, nonfinite=run.seed, max_norm=run.model.chunk_size)
+    )
+    assert len(outcome) == len(stability.ROWS) * 4
+    (first, second) = (
+        run for run, _ in outcome["hope_linear memory.eta_max=2 memory.eta_bias=0 | 64 | 0.03"]
+    )
+    assert (first.seed, second.seed, first.optim.lr, first.model.chunk_size) == (0, 1, 0.03, 64)
+    assert (first.model.mixer, first.model.memory.eta_max) == ("self_mod_linear", 2)
+    report = stability.report(options, outcome)
+    assert report.rows[1] == ["HOPE", "4", "0.03", "1", "4.00", "0.500", "5.0000"]
+    lost = {label: [(run, result(None)) for run, _ in cells] for label, cells in outcome.items()}
+    assert stability.report(options, lost).rows[1][-1] == "not finite"
 
 
 def test_settings_change_what_they_name_and_nothing_else() -> None:
@@ -162,9 +169,10 @@ def test_running_writes_numbers_that_match_the_runs_and_resumes(tmp_path: Path, 
 
 @pytest.mark.slow
 def test_a_thousand_steps_stay_finite(tmp_path: Path) -> None:
-    options = options_of(f"stability --output {tmp_path}")
+    line = "stability --models hope --chunks 32 --lrs 3e-3 9e-3 --steps 1000 --length 256 --batch 8"
+    options = options_of(f"{line} --output {tmp_path}")
     report = options.experiment.run(options, options.experiment.prepare(options))
-    assert len(report.numbers) == 4
+    assert len(report.numbers) == 2
     for row in report.numbers:
-        assert row["steps"] == 1000 and row["nonfinite"] == 0, row
+        assert row["steps"] == [1000] and row["nonfinite"] == 0, row
         assert row["final"] is not None and row["final"] < 5.0, row

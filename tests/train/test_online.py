@@ -27,7 +27,14 @@ def gradient(model: HopeLM, loss: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("mixer", "paths"), [("self_mod", "all"), ("titans", "titan"), ("linear", "all"), ("attention", "cms")]
+    ("mixer", "paths"),
+    [
+        ("self_mod", "all"),
+        ("self_mod_linear", "all"),
+        ("titans", "titan"),
+        ("linear", "all"),
+        ("attention", "cms"),
+    ],
 )
 def test_the_loss_is_that_of_learning_at_test_time(mixer: str, paths: str) -> None:
     model, tokens, config = tiny(mixer), text(), AdaptConfig(paths=paths, **CHUNKS)

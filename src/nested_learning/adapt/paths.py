@@ -18,6 +18,7 @@ from nested_learning.layers.cms import FastLevelState
 from nested_learning.layers.linear import LinearState
 from nested_learning.layers.memory import MemoryState
 from nested_learning.layers.mlp import SwiGLUState
+from nested_learning.layers.self_modifying_linear import SelfModLinearState
 from nested_learning.state import State
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -30,6 +31,7 @@ PATH_OF_STATE: dict[type[State], str] = {FastLevelState: "cms_fast", SwiGLUState
 WEIGHTS: dict[type[State], tuple[str, ...]] = {
     MemoryState: ("w2", "w1"),
     LinearState: ("weights",),
+    SelfModLinearState: ("gain",),
     SwiGLUState: ("w_in", "w_out"),
 }
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nested_learning.layers.mixer import MIXERS
 from nested_learning.layers.mlp import swiglu_width
 from nested_learning.models.config import HopeConfig
 
@@ -53,7 +54,10 @@ def forward_work(config: HopeConfig, batch: int, length: int) -> list[Work]:
             _dense("projections", tokens, dim, 3 * dim),
             _dense("rates", tokens, dim, 2 * config.num_heads),
         ]
-        mixer += (_linear if config.mixer == "linear" else _two_layer)(config, batch, length)
+        count = {"linear": _linear, "self_mod_linear": _shared_gain}.get(config.mixer, _two_layer)
+        mixer += count(config, batch, length)
+        mixer.append(_dense("projections", tokens, dim, dim))
+    if MIXERS[config.mixer].surroundings(config).output_gate:
         mixer.append(_dense("projections", tokens, dim, dim))
     blocks: list[Work] = []
     for layer in range(config.num_layers):
@@ -78,7 +82,7 @@ def _check(config: HopeConfig) -> None:
     memory = config.memory
     if any(config.level_kind(level) == "fast" for level in config.levels):
         raise ValueError(f"the count covers ordinary levels only, got {config.levels}")
-    if config.mixer in ("self_mod", "titans") and config.read != "chunk":
+    if config.mixer in ("self_mod", "self_mod_linear", "titans") and config.read != "chunk":
         raise ValueError(f"the count covers model.read = 'chunk' only, got {config.read!r}")
     if memory.momentum or not memory.delta or (memory.retention and memory.retention_target == "init"):
         raise ValueError(
@@ -130,6 +134,30 @@ def _linear(config: HopeConfig, batch: int, length: int) -> list[Work]:
             _batched("read", count, size, width, size),  # similarities q kᵀ
             _batched("read", count, size, size, width),
         ]
+    return work
+
+
+def _shared_gain(config: HopeConfig, batch: int, length: int) -> list[Work]:
+    """Linear memories that rewrite themselves through one gain Γ of d × d per head."""
+    width, sets, adaptive = config.head_dim, batch * config.num_heads, config.memory.adaptive
+    rows = (width if "k" in adaptive else 0) + sum(name in adaptive for name in ("eta", "alpha"))
+    outs = [rows, *(width for name in ("v", "q") if name in adaptive)]  # of the initial memories
+    work = [_batched("read", sets, length, width, width)]  # M_memory (Γq)
+    for number, size in _chunks(length, config.chunk_size):
+        count = sets * number
+        work.append(_batched("read", count, size, width, width))  # Γq
+        for out in filter(None, outs):
+            work += [_batched("read", count, size, width, n) for n in (width, out)]  # Γx, M(Γx)
+    count = sets * (length // config.chunk_size)
+    size = config.chunk_size
+    work += [
+        _batched("targets", count, size, width, width),  # Γv
+        _batched("write", count, size, width, width),  # Γk
+        _batched("write", count, size, width, size),  # Gram matrix
+        _inverse(count, size),
+        _batched("write", count, size, size, width),  # its product with the right-hand side
+        _batched("write", count, width, size, width),  # the new gain
+    ]
     return work
 
 

@@ -69,9 +69,10 @@ class CMSState(State):
 
 
 def level_memory(spec: LevelSpec, memory: MemoryConfig) -> MemoryConfig:
-    """`memory` with the switches that `spec` sets."""
+    """`memory` with the switches that `spec` sets. (The cap is the mixer's, whatever else it needs.)"""
     own = {name: getattr(spec, name) for name in ("retention", "delta", "momentum")}
-    return replace(memory, **{name: value for name, value in own.items() if value is not None})
+    set_here = {name: value for name, value in own.items() if value is not None}
+    return replace(memory, injection_cap=False, **set_here)
 
 
 class FastLevel(nn.Module):
@@ -214,7 +215,7 @@ class FastLevel(nn.Module):
             [logits.get(name, zero) for name in ("eta", "alpha", "beta")], self.chunk_size
         )
         if self.spec.eta is not None:
-            eta = torch.full_like(zero, self.spec.eta)
+            eta = self.config.control(torch.full_like(zero, self.spec.eta), log_alpha)
         return WriteTokens(keys, self.values(x).to(queries.dtype), eta, log_alpha, log_beta), last
 
 

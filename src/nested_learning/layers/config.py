@@ -35,7 +35,7 @@ class Around:
 
 @dataclass(kw_only=True, slots=True)
 class MemoryConfig(SelfModRule):
-    """How the memories of a `self_mod`, `titans` or `linear` mixer, and of fast levels, are made and written.
+    """How the memories of a mixer (all but attention have some), and of fast levels, are made and written.
 
     The options of the write itself are those of `WriteRule` and `SelfModRule`.
 
@@ -61,6 +61,11 @@ class MemoryConfig(SelfModRule):
         self.check(where)
         for name in self.adaptive:
             one_of(f"{where}.adaptive", name, ADAPTIVE)
+        if self.injection_cap and (self.momentum or not self.retention or self.to_initial):
+            raise ValueError(
+                f"{where}.injection_cap needs retention towards zero and no momentum, got momentum = "
+                f"{self.momentum}, retention = {self.retention}, retention_target = {self.retention_target!r}"
+            )
         for name in ("projection_chunk_size", "hidden", "keep_every"):
             at_least(f"{where}.{name}", getattr(self, name), 1)
 

@@ -16,6 +16,7 @@ from nested_learning.layers.config import Around, MemoryConfig
 from nested_learning.layers.documents import Documents
 from nested_learning.layers.linear import AROUND, GatedDeltaRule
 from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
+from nested_learning.layers.self_modifying_linear import SelfModifyingLinear
 from nested_learning.ops.memory_mlp.chunk import WriteRule
 
 
@@ -69,9 +70,13 @@ class MixerKind:
 
     def build(self, config: MixerConfig) -> nn.Module:
         """The mixer that `config` describes."""
+        return self.make(config, self.surroundings(config))
+
+    def surroundings(self, config: MixerConfig) -> Around:
+        """What stands around it: as `config` says, and its own where that leaves it open."""
         given = {f.name: getattr(config, f.name) for f in fields(Around)}
         chosen = {name: value for name, value in given.items() if value is not None}
-        return self.make(config, replace(self.around, **chosen))
+        return replace(self.around, **chosen)
 
 
 def _memory(*names: str) -> frozenset[str]:
@@ -81,18 +86,25 @@ def _memory(*names: str) -> frozenset[str]:
 ALL_OF_MEMORY = _memory(*(field.name for field in fields(MemoryConfig)))
 WRITE = _memory(*(field.name for field in fields(WriteRule)))  # every two-layer memory reads these
 SELF_MODIFICATION = _memory("adaptive", "self_targets", "stop_gradient_targets", "projection_chunk_size")
-LINEAR = _memory("delta", "momentum", "retention", "eta_max", "eta_bias", "alpha_bias", "keep_every")
+LINEAR = _memory(
+    "delta", "momentum", "retention", "eta_max", "step_control", "eta_bias", "alpha_bias", "keep_every"
+)
+SHARED_GAIN = LINEAR | _memory("retention_target", "adaptive", "injection_cap")
 FAST_LEVEL = WRITE | _memory("eta_bias", "alpha_bias", "keep_every")
 """What fast levels of a Continuum Memory System read."""
 
 MIXERS: dict[str, MixerKind] = {
     "self_mod": MixerKind(
         lambda c, a: SelfModifyingTitans(c.dim, c.num_heads, c.chunk_size, c.read, c.memory, a),
-        ALL_OF_MEMORY | {"read"},
+        ALL_OF_MEMORY - _memory("injection_cap") | {"read"},
+    ),
+    "self_mod_linear": MixerKind(
+        lambda c, a: SelfModifyingLinear(c.dim, c.num_heads, c.chunk_size, c.read, c.memory, a),
+        SHARED_GAIN | {"read"},
     ),
     "titans": MixerKind(
         lambda c, a: TitansMemory(c.dim, c.num_heads, c.chunk_size, c.read, c.memory, a),
-        ALL_OF_MEMORY - SELF_MODIFICATION | {"read"},
+        ALL_OF_MEMORY - SELF_MODIFICATION - _memory("injection_cap") | {"read"},
     ),
     "linear": MixerKind(
         lambda c, a: GatedDeltaRule(c.dim, c.num_heads, c.chunk_size, c.memory, a),

@@ -29,7 +29,7 @@ class HopeConfig:
         vocab_size: number of tokens.
         dim: model width.
         num_layers, num_heads: blocks, and heads per mixer (`num_heads` divides `dim`).
-        mixer: "self_mod" | "titans" | "linear" | "attention" | "sliding_attention".
+        mixer: "self_mod" | "self_mod_linear" | "titans" | "linear" | "attention" | "sliding_attention".
         levels: the levels of the feed-forward memory, in the order they are applied.
         cms_variant: how the levels are put together: "sequential", "nested" or "independent".
         cms_per_head: softmax weights of their own for the channels of every head ("independent" only).

@@ -219,6 +219,7 @@ def _lstm(base: HopeConfig) -> LSTMConfig:
 
 ROWS: dict[str, Callable[[HopeConfig], HopeConfig | LSTMConfig]] = {
     **{f"HOPE, chunk {c}": _memory("self_mod", c, eta_max=STABLE / c) for c in (1, 2, 4, 8, 16)},
+    "HOPE, linear memories": _memory("self_mod_linear", 1, eta_max=STABLE),
     "Titans, chunk 1": _memory("titans", 1),
     "gated delta rule, η ≤ 1": _memory("linear", 64),
     "gated delta rule, η ≤ 2": _memory("linear", 64, eta_max=2.0),

@@ -162,7 +162,7 @@ EXPERIMENT = Experiment(
     name="linear",
     help="two-layer memories beside linear ones of equal state, on text and recall",
     add_options=add_options,
-    quick={**QUICK, "pairs": ["titans"], "recall_steps": 1, "head_counts": [2]},
+    quick={**QUICK, "recall_steps": 1, "head_counts": [2]},
     plan=plan,
     report=report,
 )

@@ -123,7 +123,7 @@ def _numbers(
     row: str, cells: list[tuple[Any, Result]], finals: Outcome, searched: list[tuple[Any, Result]]
 ) -> dict[str, Any]:
     losses = [result["final"] for _, result in cells]
-    reference = [result["final"] for _, result in finals.get(REFERENCE, [])]
+    reference = [result["final"] for _, result in finals[REFERENCE]] if REFERENCE in finals else [None]
     pairs = list(zip(losses, reference, strict=False))
     model = cells[0][0].model
     average, other = mean(losses), mean(reference) if reference else None
@@ -182,7 +182,7 @@ EXPERIMENT = Experiment(
     name="text",
     help="HOPE, Titans, gated delta rule and Transformers of one size on text",
     add_options=add_options,
-    quick={**QUICK, "lrs": [3e-3], "models": ["hope", "transformer"]},
+    quick={**QUICK, "lrs": [3e-3], "models": ["hope", "hope_linear", "transformer"]},
     plan=plan,
     report=report,
     follow_ups=(widen, widen, final),

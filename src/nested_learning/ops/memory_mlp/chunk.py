@@ -35,6 +35,7 @@ from nested_learning.ops.delta_rule.chunk import (
 from nested_learning.ops.delta_rule.chunk import finish as delta_finish
 
 EPS = 1.0  # in the norm of the hidden layer: keeps the slope of σ̂ below 1.1, so that no error is amplified
+CLAMP = 2 * (1 - 1e-6)  # largest η / α: below 2 by more than float32 rounds
 
 
 @dataclass(kw_only=True, slots=True)
@@ -48,6 +49,8 @@ class WriteRule:
         retention_target: what forgetting returns to, "zero" or "init" (the meta-learned initial state).
         eta_max: upper bound of the step size; None = min(1, 2 / chunk size). Errors are those of the
             chunk's start, so a key that fills a chunk overshoots once its steps sum to more than 2.
+        step_control: "clamp" bounds η by 2α, so that αI − ηkkᵀ lengthens nothing; it acts only where η may be
+            larger, so with `eta_max` of at most 1 only for α < ½. "none": η is what `eta_max` allows.
         error_limit: the gradient at a memory's output is shortened to at most this norm (the objective is
             Huber's: quadratic near the target, then linear); None = it is not (½‖M(k) − v̂‖²).
     """
@@ -57,12 +60,14 @@ class WriteRule:
     retention: bool = True
     retention_target: str = "zero"
     eta_max: float | None = None
+    step_control: str = "clamp"
     error_limit: float | None = None
 
     def check(self, where: str) -> None:
         """Raise ValueError for a value that is not allowed. `where`: the name of the rule in errors."""
         one_of(f"{where}.retention_target", self.retention_target, ("zero", "init"))
         within(f"{where}.eta_max", self.eta_max, "(0, 2]")
+        one_of(f"{where}.step_control", self.step_control, ("clamp", "none"))
         positive(f"{where}.error_limit", self.error_limit)
 
     @property
@@ -85,7 +90,14 @@ class WriteRule:
         """η, log α and log β (None = no momentum) of a write every `chunk` tokens, from their logits."""
         log_alpha = F.logsigmoid(logits[1]) if self.retention else torch.zeros_like(logits[1])
         log_beta = F.logsigmoid(logits[2]) if self.momentum else None
-        return self.step_limit(chunk) * torch.sigmoid(logits[0]), log_alpha, log_beta
+        eta = self.control(self.step_limit(chunk) * torch.sigmoid(logits[0]), log_alpha)
+        return eta, log_alpha, log_beta
+
+    def control(self, eta: Tensor, log_alpha: Tensor) -> Tensor:
+        """Step sizes as `step_control` has them. With η ≤ 2α and ‖k‖ ≤ 1, ‖αI − ηkkᵀ‖ ≤ α."""
+        if self.step_control == "none" or not self.delta:
+            return eta
+        return torch.minimum(eta, CLAMP * log_alpha.exp())
 
 
 class Stack(NamedTuple):

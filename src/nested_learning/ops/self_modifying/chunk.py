@@ -43,15 +43,18 @@ class SelfModRule(WriteRule):
     """What of a self-modifying layer is adaptive, and towards what it is written.
 
     Args:
-        adaptive: which projections are memories that rewrite themselves (`self_mod` only), of
+        adaptive: which projections are memories that rewrite themselves (`self_mod`, `self_mod_linear`), of
             k, v, q, eta, alpha. The others are slow. The paper's text keeps q slow.
         self_targets: memories learn targets of their own making, v̂ = P v + M(v), instead of v.
         stop_gradient_targets: no outer gradient through the targets.
+        injection_cap: a write of `self_mod_linear` adds less than retention takes away, so that its memories
+            never grow. Its price: with long retention hardly anything can be written.
     """
 
     adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha")
     self_targets: bool = True
     stop_gradient_targets: bool = False
+    injection_cap: bool = False
 
 
 class Bank(NamedTuple):
