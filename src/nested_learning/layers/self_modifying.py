@@ -106,10 +106,11 @@ class SelfModifyingTitans(nn.Module):
             }
         )
         others = config.projection_chunk_size or chunk_size
-        if others == chunk_size:
+        steps = config.projection_steps(chunk_size, others)
+        if others == chunk_size and steps == 1:
             self.layout: tuple[Bank, ...] = (Bank(names, chunk_size),)
         else:
-            self.layout = (Bank(names[:1], chunk_size), Bank(names[1:], others))[: len(names)]
+            self.layout = (Bank(names[:1], chunk_size), Bank(names[1:], others, steps))[: len(names)]
         self.chunk = max(bank.chunk for bank in self.layout)
         start_rates(self.rates, num_heads, config.step_bias(self.chunk), config.alpha_bias)
         self.norm = RMSNorm(width)

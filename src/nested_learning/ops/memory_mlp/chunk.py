@@ -138,6 +138,10 @@ class WriteTokens(NamedTuple):
         pairs = zip(self, more, strict=True)
         return WriteTokens(*(None if a is None or b is None else torch.cat([a, b], 1) for a, b in pairs))  # type: ignore[arg-type]
 
+    def with_steps(self, factor: float) -> WriteTokens:
+        """These tokens with step sizes `factor` times as large."""
+        return self if factor == 1 else self._replace(eta=factor * self.eta)
+
     def last(self, count: int) -> WriteTokens:
         """The last `count` tokens."""
         return WriteTokens(*(None if t is None else t[:, t.shape[1] - count :] for t in self))  # type: ignore[arg-type]

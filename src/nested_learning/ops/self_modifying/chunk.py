@@ -6,7 +6,7 @@
 
 where M_□(x) = W₁σ̂(W₂x) and P = 1, but P = 0 for the rates. All reads are those of the weights at the start of
 the memory's chunk (Eq. 90); only M may also be read inside its chunk (`read`). M and the projections may have
-different chunk sizes, one a multiple of the other.
+different chunk sizes, one a multiple of the other, and step sizes that differ by a factor.
 
 Shapes: `N` sequences times heads, `T` tokens, `d` width of a head, `G` slow rates.
 """
@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nested_learning.checks import within
 from nested_learning.ops.memory_mlp.chunk import (
     Memories,
     StackWritten,
@@ -49,19 +50,35 @@ class SelfModRule(WriteRule):
         stop_gradient_targets: no outer gradient through the targets.
         injection_cap: a write of `self_mod_linear` adds less than retention takes away, so that its memories
             never grow. Its price: with long retention hardly anything can be written.
+        projection_eta_max: upper bound of the step size of adaptive projections: their η is that of M, smaller
+            by one factor. None = min(1, 2 / chunk size). What a projection learns changes all later writes, so
+            large steps that do M good make gradients through many chunks explode.
     """
 
     adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha")
     self_targets: bool = True
     stop_gradient_targets: bool = False
     injection_cap: bool = False
+    projection_eta_max: float | None = None
+
+    def check(self, where: str) -> None:
+        """Raise ValueError for a value that is not allowed. `where`: the name of the rule in errors."""
+        WriteRule.check(self, where)
+        within(f"{where}.projection_eta_max", self.projection_eta_max, "(0, 2]")
+
+    def projection_steps(self, chunk: int, own_chunk: int) -> float:
+        """η of projections that are written every `own_chunk` tokens over that of M, written every `chunk`."""
+        limit = min(1.0, 2 / own_chunk) if self.projection_eta_max is None else self.projection_eta_max
+        return min(1.0, limit / self.step_limit(max(chunk, own_chunk)))
 
 
 class Bank(NamedTuple):
-    """The memories that are written together, every `chunk` tokens: `names`, those of full width first."""
+    """The memories that are written together, every `chunk` tokens: `names`, those of full width first. Their
+    step size is η times `steps`."""
 
     names: tuple[str, ...]
     chunk: int
+    steps: float = 1.0
 
     @property
     def full(self) -> int:
@@ -134,7 +151,7 @@ def read_and_write(
             if bank.names[0] == MEMORY and (ends or number == len(parts) - 1):
                 asked, queries = torch.cat(queries, 1) if len(queries) > 1 else queries[0], []
             if ends or asked is not None:
-                tokens = pending.last((position - 1) % bank.chunk + 1)
+                tokens = pending.last((position - 1) % bank.chunk + 1).with_steps(bank.steps)
                 whole = ends and (asked is None or asked.shape[1] == bank.chunk)
                 write = run if whole else run_eager
                 answer, memories = write(_turn, (rule, bank, which, ends), memories, (tokens, asked))
