@@ -59,7 +59,7 @@ class WriteRule:
     momentum: bool = False
     retention: bool = True
     retention_target: str = "zero"
-    eta_max: float | None = None
+    eta_max: float | None = 1.0
     step_control: str = "clamp"
     error_limit: float | None = None
 
