@@ -11,7 +11,7 @@ from nested_learning.ops.self_modifying.chunk import SelfModRule
 READS: tuple[str, ...] = ("chunk", "before_write", "after_write")
 ADAPTIVE: tuple[str, ...] = ("k", "v", "q", "eta", "alpha")
 ACTIVATIONS: tuple[str, ...] = ("none", "silu")
-ETA_START = 1 / 20  # the step size at the start of training
+ETA_START = 1 / 128  # the step size at the start of training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,8 +42,8 @@ class MemoryConfig(SelfModRule):
     Args:
         projection_chunk_size: chunk of the adaptive projections in tokens; None = the chunk of M_memory.
         hidden: hidden width of a memory per head; None = width of the head.
-        eta_bias: initial logit of η / eta_max; None: η starts at 1/20 (or half its bound, if that is less).
-            Steps that start larger make the gradient through many small chunks explode.
+        eta_bias: initial logit of η / eta_max; None: η starts at 1/128, whatever its bound. Steps that
+            start larger make the gradient through many small chunks explode.
         alpha_bias: initial logit of α.
         keep_every: store for the backward pass only the memories at the start of every so many chunks, and
             recompute the rest: less memory, more time, the same gradient. None = store intermediates.

@@ -59,7 +59,7 @@ class WriteRule:
     momentum: bool = False
     retention: bool = True
     retention_target: str = "zero"
-    eta_max: float | None = 1.0
+    eta_max: float | None = None
     step_control: str = "clamp"
     error_limit: float | None = None
 
