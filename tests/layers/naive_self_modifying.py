@@ -66,7 +66,7 @@ def naive_self_modifying(
     (ks, vs, qs), logits = slow_streams(layer, x)
     ks, vs, qs = unit(ks), unit(vs), unit(qs)
     memories = {name: NaiveMemory(layer, name, chunk, x.shape[0]) for name, chunk in layer.chunks}
-    limit = config.eta_max or min(1.0, 2 / layer.chunk)
+    limit = config.eta_max or 1.0
     answers = []
 
     def recall(name: str, at: Tensor) -> Tensor | float:

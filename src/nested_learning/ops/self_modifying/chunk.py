@@ -26,6 +26,7 @@ from nested_learning.ops.memory_mlp.chunk import (
     WriteRule,
     WriteTokens,
     answer_inside,
+    chunk_limit,
     finish,
     forward,
     read,
@@ -36,6 +37,7 @@ from nested_learning.ops.segments import segments
 from nested_learning.ops.unit import l2_normalize
 
 MEMORY = "memory"
+ETA_MAX = 1.0  # of M, if none is set
 RATES = ("eta", "alpha")  # memories of output width 1 with P = 0: their P x is a slow projection
 
 
@@ -51,7 +53,7 @@ class SelfModRule(WriteRule):
         injection_cap: a write of `self_mod_linear` adds less than retention takes away, so that its memories
             never grow. Its price: with long retention hardly anything can be written.
         projection_eta_max: upper bound of the step size of adaptive projections: their η is that of M, smaller
-            by one factor. None = min(1, 2 / chunk size). What a projection learns changes all later writes, so
+            by one factor. None = `chunk_limit`. What a projection learns changes all later writes, so
             large steps that do M good make gradients through many chunks explode.
     """
 
@@ -66,10 +68,10 @@ class SelfModRule(WriteRule):
         WriteRule.check(self, where)
         within(f"{where}.projection_eta_max", self.projection_eta_max, "(0, 2]")
 
-    def projection_steps(self, chunk: int, own_chunk: int) -> float:
-        """η of projections that are written every `own_chunk` tokens over that of M, written every `chunk`."""
-        limit = min(1.0, 2 / own_chunk) if self.projection_eta_max is None else self.projection_eta_max
-        return min(1.0, limit / self.step_limit(max(chunk, own_chunk)))
+    def projection_steps(self, chunk: int) -> float:
+        """η of projections that are written every `chunk` tokens over that of M."""
+        limit = chunk_limit(chunk) if self.projection_eta_max is None else self.projection_eta_max
+        return min(1.0, limit / self.step_limit(ETA_MAX))
 
 
 class Bank(NamedTuple):
@@ -140,7 +142,7 @@ def read_and_write(
     for number, part in enumerate(parts):
         count = part.k.shape[1]
         project = run if count == shortest else run_eager
-        query, new = project(_project, (rule, layout, longest), banks, part)
+        query, new = project(_project, (rule, layout), banks, part)
         queries.append(query)
         pending = new if pending is None else pending.join(new)
         position += count
@@ -166,9 +168,9 @@ def read_and_write(
 
 
 def _project(
-    rule: SelfModRule, layout: tuple[Bank, ...], chunk: int, banks: tuple[Memories, ...], x: Streams
+    rule: SelfModRule, layout: tuple[Bank, ...], banks: tuple[Memories, ...], x: Streams
 ) -> tuple[Tensor, WriteTokens]:
-    """Queries `[N, n, d]`, and what the tokens will write every `chunk` tokens."""
+    """Queries `[N, n, d]`, and what the tokens will write."""
     sources = {"k": x.k, "v": x.v, "q": x.q, "eta": x.k, "alpha": x.k}
     added: dict[str, Tensor] = {}
     for bank, memories in zip(layout, banks, strict=True):
@@ -184,7 +186,7 @@ def _project(
     for i, name in enumerate(RATES):
         if name in added:
             logits[i] = logits[i] + added[name].squeeze(-1)
-    return q, WriteTokens(k, v, *rule.rates(logits, chunk))
+    return q, WriteTokens(k, v, *rule.rates(logits, rule.step_limit(ETA_MAX)))
 
 
 def _turn(
