@@ -38,7 +38,7 @@ class NaiveLevel:
         logits = iter(() if level.rates is None else level.rates(x).unbind(-1))
         one = torch.ones_like(x[:, 0])
         if level.spec.eta is None:
-            eta = config.step_limit(level.chunk_size) * next(logits).sigmoid()
+            eta = (config.eta_max or min(1.0, 2 / level.chunk_size)) * next(logits).sigmoid()
         else:
             eta = one * level.spec.eta
         alpha = next(logits).sigmoid() if config.retention else one

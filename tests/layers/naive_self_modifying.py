@@ -66,7 +66,7 @@ def naive_self_modifying(
     (ks, vs, qs), logits = slow_streams(layer, x)
     ks, vs, qs = unit(ks), unit(vs), unit(qs)
     memories = {name: NaiveMemory(layer, name, chunk, x.shape[0]) for name, chunk in layer.chunks}
-    limit = config.eta_max or min(1.0, 2 / layer.chunk)
+    limit = config.eta_max or 1.0
     answers = []
 
     def recall(name: str, at: Tensor) -> Tensor | float:
@@ -84,8 +84,10 @@ def naive_self_modifying(
         alpha = torch.sigmoid(rate[1]) if config.retention else torch.ones_like(eta)
         beta = torch.sigmoid(rate[2]) if config.momentum else None
         eta = controlled(config, eta, alpha)
-        for memory in memories.values():
-            memory.write(k, v, (eta, alpha, beta))
+        for name, memory in memories.items():
+            own = config.projection_eta_max or min(1.0, 2 / memory.chunk)
+            slower = 1.0 if name == "memory" else min(1.0, own / limit)
+            memory.write(k, v, (slower * eta, alpha, beta))
         main = memories["memory"]
         used = {"chunk": main.start, "before_write": main.before, "after_write": main.now}[layer.read]
         answers.append(q + predict(used, q))

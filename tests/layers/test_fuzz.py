@@ -49,6 +49,7 @@ def draw_memory(rng: random.Random, chunk: int, adaptive: tuple[str, ...]) -> Me
         retention_target=rng.choice(("zero", "init")),
         eta_max=rng.choice((None, 0.3, 1.0, 2.0)),
         step_control=rng.choice(("clamp", "clamp", "none")),
+        projection_eta_max=rng.choice((None, 0.2, 1.0)),
         adaptive=adaptive,
         self_targets=rng.random() < 0.6,
         stop_gradient_targets=rng.random() < 0.3,

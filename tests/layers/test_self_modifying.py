@@ -33,6 +33,8 @@ VARIANTS = {
     "keep_every_3": MemoryConfig(**LIVELY, keep_every=3),
     "fast_projections": MemoryConfig(**LIVELY, projection_chunk_size=2),
     "slow_projections": MemoryConfig(**LIVELY, projection_chunk_size=8),
+    "small_steps": MemoryConfig(**LIVELY, projection_eta_max=0.1),
+    "small_steps_at_once": MemoryConfig(**LIVELY, projection_eta_max=0.1, projection_chunk_size=2),
 }
 
 

@@ -27,10 +27,15 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def limit_of(config: MemoryConfig) -> float:
+    assert config.eta_max is not None
+    return config.eta_max
+
+
 def sample(config: MemoryConfig) -> WriteTokens:
     """Unit keys, values of any length, and rates over all their range."""
     k, v = l2_normalize(random(HEADS, TOKENS, WIDTH)), 0.7 * random(HEADS, TOKENS, WIDTH, seed=1)
-    return WriteTokens(k, v, *config.rates(list(random(3, HEADS, TOKENS, seed=2)), 4))
+    return WriteTokens(k, v, *config.rates(list(random(3, HEADS, TOKENS, seed=2)), limit_of(config)))
 
 
 def final_gain(config: MemoryConfig, tokens: WriteTokens, chunk: int) -> LinearMemory:
@@ -124,7 +129,7 @@ def tokens_of(
 ) -> WriteTokens:
     k = l2_normalize(KEYS[keys](count)).to(dtype)
     v = VALUES[values](k.double()).to(dtype)
-    eta, log_alpha, _ = config.rates(list(LOGITS[logits](count).to(dtype)), 64)
+    eta, log_alpha, _ = config.rates(list(LOGITS[logits](count).to(dtype)), limit_of(config))
     return WriteTokens(k, v, cap(eta, log_alpha, k - v) if config.injection_cap else eta, log_alpha)
 
 
@@ -166,13 +171,13 @@ def test_without_control_gains_do_lengthen() -> None:
 def test_the_clamp_leaves_smaller_steps_and_bounds_larger_ones() -> None:
     logits = list(6 * random(3, HEADS, 200))
     for most in (0.5, 1.0, 2.0):
-        eta, log_alpha, _ = MemoryConfig(eta_max=most).rates(logits, 64)
-        free = MemoryConfig(eta_max=most, step_control="none").rates(logits, 64)[0]
+        eta, log_alpha, _ = MemoryConfig(eta_max=most).rates(logits, most)
+        free = MemoryConfig(eta_max=most, step_control="none").rates(logits, most)[0]
         alpha = log_alpha.exp()
         assert (eta <= 2 * alpha).all() and (free > 2 * alpha).any()
         below = free < 1.99999 * alpha
         assert torch.equal(eta[below], free[below])
         if most <= 1:
             assert below[alpha > 0.501].all()  # then forgetting by less than half leaves η as it is
-    assert torch.equal(MemoryConfig(eta_max=2.0, delta=False).rates(logits, 64)[0],
-                       MemoryConfig(eta_max=2.0, step_control="none").rates(logits, 64)[0])  # fmt: skip
+    assert torch.equal(MemoryConfig(eta_max=2.0, delta=False).rates(logits, 2.0)[0],
+                       MemoryConfig(eta_max=2.0, step_control="none").rates(logits, 2.0)[0])  # fmt: skip

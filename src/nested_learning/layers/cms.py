@@ -32,11 +32,13 @@ from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.streams import split_rates
 from nested_learning.levels import LevelSpec, check_levels, kind_of, reset_periods
 from nested_learning.ops.cms.chunk import LevelPiece, LevelProgress, answer_and_write
-from nested_learning.ops.memory_mlp.chunk import Memories, WriteTokens
+from nested_learning.ops.memory_mlp.chunk import Memories, WriteTokens, chunk_limit
 from nested_learning.ops.scan import Piece, scan
 from nested_learning.ops.segments import segments
 from nested_learning.ops.unit import l2_normalize
 from nested_learning.state import State
+
+ETA_START = 1 / 128  # the step size at the start of training; larger steps cost a fast level more than they teach
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class FastLevel(nn.Module):
             raise ValueError(f"levels.{spec.name}.chunk_size must be a number for a fast level, got None")
         self.spec, self.chunk_size, self.reset_every = spec, spec.chunk_size, reset_every
         self.config = config = level_memory(spec, memory)
+        self.limit = config.step_limit(chunk_limit(self.chunk_size))
         hidden = round(dim * (spec.expansion or 1))
         if hidden < 1:
             raise ValueError(
@@ -116,7 +119,7 @@ class FastLevel(nn.Module):
         self.learned = [name for name, is_learned in learned.items() if is_learned]
         self.rates = nn.Linear(dim, len(self.learned)) if self.learned else None
         if self.rates is not None:
-            bias = {"eta": config.step_bias(self.chunk_size), "alpha": config.alpha_bias, "beta": 0.0}
+            bias = {"eta": config.step_bias(ETA_START, self.limit), "alpha": config.alpha_bias, "beta": 0.0}
             nn.init.normal_(self.rates.weight, std=0.02)
             with torch.no_grad():
                 self.rates.bias.copy_(torch.tensor([bias[name] for name in self.learned]))
@@ -212,7 +215,7 @@ class FastLevel(nn.Module):
             logits = dict(zip(self.learned, split_rates(self.rates(x), 1).to(queries.dtype), strict=True))
         zero = torch.zeros_like(queries[..., 0])
         eta, log_alpha, log_beta = self.config.rates(
-            [logits.get(name, zero) for name in ("eta", "alpha", "beta")], self.chunk_size
+            [logits.get(name, zero) for name in ("eta", "alpha", "beta")], self.limit
         )
         if self.spec.eta is not None:
             eta = self.config.control(torch.full_like(zero, self.spec.eta), log_alpha)

@@ -11,7 +11,6 @@ from nested_learning.ops.self_modifying.chunk import SelfModRule
 READS: tuple[str, ...] = ("chunk", "before_write", "after_write")
 ADAPTIVE: tuple[str, ...] = ("k", "v", "q", "eta", "alpha")
 ACTIVATIONS: tuple[str, ...] = ("none", "silu")
-ETA_START = 1 / 128  # the step size at the start of training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,8 +41,8 @@ class MemoryConfig(SelfModRule):
     Args:
         projection_chunk_size: chunk of the adaptive projections in tokens; None = the chunk of M_memory.
         hidden: hidden width of a memory per head; None = width of the head.
-        eta_bias: initial logit of η / eta_max; None: η starts at 1/128, whatever its bound. Steps that
-            start larger make the gradient through many small chunks explode.
+        eta_bias: initial logit of η / eta_max; None: η starts at 1/20 in `self_mod` and `titans`, at 0.27 in
+            `linear` and at 1/128 elsewhere (or at half of its bound, if that is less).
         alpha_bias: initial logit of α.
         keep_every: store for the backward pass only the memories at the start of every so many chunks, and
             recompute the rest: less memory, more time, the same gradient. None = store intermediates.
@@ -69,9 +68,9 @@ class MemoryConfig(SelfModRule):
         for name in ("projection_chunk_size", "hidden", "keep_every"):
             at_least(f"{where}.{name}", getattr(self, name), 1)
 
-    def step_bias(self, chunk: int) -> float:
-        """Initial logit of η over its bound, for a memory that is written every `chunk` tokens."""
+    def step_bias(self, start: float, limit: float) -> float:
+        """Initial logit of η over its bound `limit`; `start`: the initial η where no bias is set."""
         if self.eta_bias is not None:
             return self.eta_bias
-        share = min(ETA_START / self.step_limit(chunk), 0.5)
+        share = min(start / limit, 0.5)
         return math.log(share / (1 - share))

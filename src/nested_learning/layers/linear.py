@@ -103,7 +103,7 @@ class GatedDeltaRule(nn.Module):
         logits = split_rates(self.rates(x), self.heads).to(k.dtype)
         momentum = None if state.momentum is None else state.momentum.flatten(0, 1)
         with torch.autocast(x.device.type, enabled=False):  # the memory stays in float32
-            eta, log_alpha, log_beta = self.config.rates(logits.unbind(0), 1)
+            eta, log_alpha, log_beta = self.config.rates(logits.unbind(0), self.config.step_limit(1.0))
             vectors = l2_normalize(q), l2_normalize(k), v
             pieces = split_tokens(vectors, (eta, log_alpha, log_beta), self.chunk_size)
             how = ("dot", "after_write", self.config.delta)

@@ -85,7 +85,9 @@ def _memory(*names: str) -> frozenset[str]:
 
 ALL_OF_MEMORY = _memory(*(field.name for field in fields(MemoryConfig)))
 WRITE = _memory(*(field.name for field in fields(WriteRule)))  # every two-layer memory reads these
-SELF_MODIFICATION = _memory("adaptive", "self_targets", "stop_gradient_targets", "projection_chunk_size")
+SELF_MODIFICATION = _memory(
+    "adaptive", "self_targets", "stop_gradient_targets", "projection_chunk_size", "projection_eta_max"
+)
 LINEAR = _memory(
     "delta", "momentum", "retention", "eta_max", "step_control", "eta_bias", "alpha_bias", "keep_every"
 )

@@ -37,6 +37,7 @@ from nested_learning.layers.streams import (
 from nested_learning.ops.memory_mlp.chunk import Memories, WriteTokens
 from nested_learning.ops.scan import Piece, run_compiled, run_eager, scan
 from nested_learning.ops.self_modifying.chunk import (
+    ETA_MAX,
     MEMORY,
     RATES,
     Bank,
@@ -48,6 +49,7 @@ from nested_learning.ops.unit import l2_normalize
 from nested_learning.state import State
 
 AROUND = Around()
+ETA_START = 1 / 20  # the step size at the start of training
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,13 @@ class SelfModifyingTitans(nn.Module):
             }
         )
         others = config.projection_chunk_size or chunk_size
-        if others == chunk_size:
+        steps = config.projection_steps(others)
+        if others == chunk_size and steps == 1:
             self.layout: tuple[Bank, ...] = (Bank(names, chunk_size),)
         else:
-            self.layout = (Bank(names[:1], chunk_size), Bank(names[1:], others))[: len(names)]
+            self.layout = (Bank(names[:1], chunk_size), Bank(names[1:], others, steps))[: len(names)]
         self.chunk = max(bank.chunk for bank in self.layout)
-        start_rates(self.rates, num_heads, config.step_bias(self.chunk), config.alpha_bias)
+        start_rates(self.rates, num_heads, config.step_bias(ETA_START, config.step_limit(ETA_MAX)), config.alpha_bias)
         self.norm = RMSNorm(width)
         self.gate = make_gate(dim, around)
         self.out = nn.Linear(dim, dim, bias=False)

@@ -28,7 +28,7 @@ from nested_learning.layers.streams import (
     start_rates,
 )
 from nested_learning.ops.delta_rule.chunk import LinearMemory
-from nested_learning.ops.memory_mlp.chunk import WriteTokens
+from nested_learning.ops.memory_mlp.chunk import WriteTokens, chunk_limit
 from nested_learning.ops.scan import Piece, scan
 from nested_learning.ops.segments import segments
 from nested_learning.ops.self_modifying.chunk import MEMORY, RATES, Streams
@@ -37,6 +37,7 @@ from nested_learning.ops.unit import l2_normalize
 from nested_learning.state import State
 
 AROUND = Around()
+ETA_START = 1 / 128  # the step size at the start of training
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class SelfModifyingLinear(nn.Module):
         self.project = nn.Linear(dim, 3 * dim, bias=False)
         self.conv = CausalConv(3 * dim, around.conv_window)
         self.rates = nn.Linear(dim, (3 if config.momentum else 2) * num_heads)
-        start_rates(self.rates, num_heads, config.step_bias(chunk_size), config.alpha_bias)
+        eta_bias = config.step_bias(ETA_START, config.step_limit(chunk_limit(chunk_size)))
+        start_rates(self.rates, num_heads, eta_bias, config.alpha_bias)
         self.memories = nn.ParameterDict(
             {f"initial_{name}": _initial(name, num_heads, width) for name in (MEMORY, *config.adaptive)}
         )

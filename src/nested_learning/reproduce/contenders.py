@@ -45,7 +45,12 @@ class Contender:
 
 CONTENDERS: dict[str, Contender] = {
     "hope": Contender(label="HOPE", mixer="self_mod", with_levels=True),
-    "hope_linear": Contender(label="HOPE, linear memories", mixer="self_mod_linear", with_levels=True),
+    "hope_linear": Contender(
+        label="HOPE, linear memories",
+        mixer="self_mod_linear",
+        memory={"retention_target": "init"},  # what is forgotten of a gain comes back in no other way
+        with_levels=True,
+    ),
     "hope_plain": Contender(
         label="HOPE, nothing adaptive", mixer="self_mod", memory={"adaptive": ()}, with_levels=True
     ),

@@ -38,6 +38,12 @@ EPS = 1.0  # in the norm of the hidden layer: keeps the slope of σ̂ below 1.1,
 CLAMP = 2 * (1 - 1e-6)  # largest η / α: below 2 by more than float32 rounds
 
 
+def chunk_limit(chunk: int) -> float:
+    """Largest step size with which a key that fills a chunk does not overshoot: errors are those of the chunk's
+    start, and their steps add up to at most 2."""
+    return min(1.0, 2 / chunk)
+
+
 @dataclass(kw_only=True, slots=True)
 class WriteRule:
     """The options of a write.
@@ -47,8 +53,8 @@ class WriteRule:
         momentum: S_t = β S_{t−1} − η e kᵀ, with a slow, data-dependent β.
         retention: α < 1. Off means α = 1.
         retention_target: what forgetting returns to, "zero" or "init" (the meta-learned initial state).
-        eta_max: upper bound of the step size; None = min(1, 2 / chunk size). Errors are those of the
-            chunk's start, so a key that fills a chunk overshoots once its steps sum to more than 2.
+        eta_max: upper bound of the step size; None = that of whose memories they are: 1 in `self_mod`, `titans` and
+            `linear`, `chunk_limit` in `self_mod_linear` and fast levels.
         step_control: "clamp" bounds η by 2α, so that αI − ηkkᵀ lengthens nothing; it acts only where η may be
             larger, so with `eta_max` of at most 1 only for α < ½. "none": η is what `eta_max` allows.
         error_limit: the gradient at a memory's output is shortened to at most this norm (the objective is
@@ -75,9 +81,9 @@ class WriteRule:
         """Whether forgetting returns to the initial state."""
         return self.retention and self.retention_target == "init"
 
-    def step_limit(self, chunk: int) -> float:
-        """Upper bound of the step size of a memory that is written every `chunk` tokens."""
-        return min(1.0, 2 / chunk) if self.eta_max is None else self.eta_max
+    def step_limit(self, otherwise: float) -> float:
+        """Upper bound of the step size; `otherwise`: if none is set."""
+        return otherwise if self.eta_max is None else self.eta_max
 
     def errors(self, differences: Tensor) -> Tensor:
         """Gradients of the objective at the outputs, from M(k) − v̂ `[..., o]`."""
@@ -86,11 +92,11 @@ class WriteRule:
         most = self.error_limit**2  # e · min(1, limit / ‖e‖), with a finite gradient at e = 0
         return differences * (most / differences.square().sum(-1, keepdim=True).clamp(min=most)).sqrt()
 
-    def rates(self, logits: Sequence[Tensor], chunk: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """η, log α and log β (None = no momentum) of a write every `chunk` tokens, from their logits."""
+    def rates(self, logits: Sequence[Tensor], limit: float) -> tuple[Tensor, Tensor, Tensor | None]:
+        """η of at most `limit`, log α and log β (None = no momentum) of a write, from their logits."""
         log_alpha = F.logsigmoid(logits[1]) if self.retention else torch.zeros_like(logits[1])
         log_beta = F.logsigmoid(logits[2]) if self.momentum else None
-        eta = self.control(self.step_limit(chunk) * torch.sigmoid(logits[0]), log_alpha)
+        eta = self.control(limit * torch.sigmoid(logits[0]), log_alpha)
         return eta, log_alpha, log_beta
 
     def control(self, eta: Tensor, log_alpha: Tensor) -> Tensor:
@@ -137,6 +143,10 @@ class WriteTokens(NamedTuple):
         """These tokens, then `more`."""
         pairs = zip(self, more, strict=True)
         return WriteTokens(*(None if a is None or b is None else torch.cat([a, b], 1) for a, b in pairs))  # type: ignore[arg-type]
+
+    def with_steps(self, factor: float) -> WriteTokens:
+        """These tokens with step sizes `factor` times as large."""
+        return self if factor == 1 else self._replace(eta=factor * self.eta)
 
     def last(self, count: int) -> WriteTokens:
         """The last `count` tokens."""

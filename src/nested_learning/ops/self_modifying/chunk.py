@@ -6,7 +6,7 @@
 
 where M_□(x) = W₁σ̂(W₂x) and P = 1, but P = 0 for the rates. All reads are those of the weights at the start of
 the memory's chunk (Eq. 90); only M may also be read inside its chunk (`read`). M and the projections may have
-different chunk sizes, one a multiple of the other.
+different chunk sizes, one a multiple of the other, and step sizes that differ by a factor.
 
 Shapes: `N` sequences times heads, `T` tokens, `d` width of a head, `G` slow rates.
 """
@@ -19,12 +19,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nested_learning.checks import within
 from nested_learning.ops.memory_mlp.chunk import (
     Memories,
     StackWritten,
     WriteRule,
     WriteTokens,
     answer_inside,
+    chunk_limit,
     finish,
     forward,
     read,
@@ -35,6 +37,7 @@ from nested_learning.ops.segments import segments
 from nested_learning.ops.unit import l2_normalize
 
 MEMORY = "memory"
+ETA_MAX = 1.0  # of M, if none is set
 RATES = ("eta", "alpha")  # memories of output width 1 with P = 0: their P x is a slow projection
 
 
@@ -49,19 +52,35 @@ class SelfModRule(WriteRule):
         stop_gradient_targets: no outer gradient through the targets.
         injection_cap: a write of `self_mod_linear` adds less than retention takes away, so that its memories
             never grow. Its price: with long retention hardly anything can be written.
+        projection_eta_max: upper bound of the step size of adaptive projections: their η is that of M, smaller
+            by one factor. None = `chunk_limit`. What a projection learns changes all later writes, so
+            large steps that do M good make gradients through many chunks explode.
     """
 
     adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha")
     self_targets: bool = True
     stop_gradient_targets: bool = False
     injection_cap: bool = False
+    projection_eta_max: float | None = None
+
+    def check(self, where: str) -> None:
+        """Raise ValueError for a value that is not allowed. `where`: the name of the rule in errors."""
+        WriteRule.check(self, where)
+        within(f"{where}.projection_eta_max", self.projection_eta_max, "(0, 2]")
+
+    def projection_steps(self, chunk: int) -> float:
+        """η of projections that are written every `chunk` tokens over that of M."""
+        limit = chunk_limit(chunk) if self.projection_eta_max is None else self.projection_eta_max
+        return min(1.0, limit / self.step_limit(ETA_MAX))
 
 
 class Bank(NamedTuple):
-    """The memories that are written together, every `chunk` tokens: `names`, those of full width first."""
+    """The memories that are written together, every `chunk` tokens: `names`, those of full width first. Their
+    step size is η times `steps`."""
 
     names: tuple[str, ...]
     chunk: int
+    steps: float = 1.0
 
     @property
     def full(self) -> int:
@@ -123,7 +142,7 @@ def read_and_write(
     for number, part in enumerate(parts):
         count = part.k.shape[1]
         project = run if count == shortest else run_eager
-        query, new = project(_project, (rule, layout, longest), banks, part)
+        query, new = project(_project, (rule, layout), banks, part)
         queries.append(query)
         pending = new if pending is None else pending.join(new)
         position += count
@@ -134,7 +153,7 @@ def read_and_write(
             if bank.names[0] == MEMORY and (ends or number == len(parts) - 1):
                 asked, queries = torch.cat(queries, 1) if len(queries) > 1 else queries[0], []
             if ends or asked is not None:
-                tokens = pending.last((position - 1) % bank.chunk + 1)
+                tokens = pending.last((position - 1) % bank.chunk + 1).with_steps(bank.steps)
                 whole = ends and (asked is None or asked.shape[1] == bank.chunk)
                 write = run if whole else run_eager
                 answer, memories = write(_turn, (rule, bank, which, ends), memories, (tokens, asked))
@@ -149,9 +168,9 @@ def read_and_write(
 
 
 def _project(
-    rule: SelfModRule, layout: tuple[Bank, ...], chunk: int, banks: tuple[Memories, ...], x: Streams
+    rule: SelfModRule, layout: tuple[Bank, ...], banks: tuple[Memories, ...], x: Streams
 ) -> tuple[Tensor, WriteTokens]:
-    """Queries `[N, n, d]`, and what the tokens will write every `chunk` tokens."""
+    """Queries `[N, n, d]`, and what the tokens will write."""
     sources = {"k": x.k, "v": x.v, "q": x.q, "eta": x.k, "alpha": x.k}
     added: dict[str, Tensor] = {}
     for bank, memories in zip(layout, banks, strict=True):
@@ -167,7 +186,7 @@ def _project(
     for i, name in enumerate(RATES):
         if name in added:
             logits[i] = logits[i] + added[name].squeeze(-1)
-    return q, WriteTokens(k, v, *rule.rates(logits, chunk))
+    return q, WriteTokens(k, v, *rule.rates(logits, rule.step_limit(ETA_MAX)))
 
 
 def _turn(

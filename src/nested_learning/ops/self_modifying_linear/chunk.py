@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nested_learning.ops.delta_rule.chunk import Applied, LinearMemory, Written, apply, delta_write, finish
 from nested_learning.ops.delta_rule.chunk import read_inside as delta_read_inside
-from nested_learning.ops.memory_mlp.chunk import WriteTokens
+from nested_learning.ops.memory_mlp.chunk import WriteTokens, chunk_limit
 from nested_learning.ops.self_modifying.chunk import RATES, SelfModRule, Streams
 from nested_learning.ops.unit import l2_normalize
 
@@ -97,7 +97,7 @@ def project(rule: SelfModRule, chunk: int, at: GainProgress, x: Streams) -> tupl
         v = l2_normalize(next(seen) @ starts.v.mT)
     if starts.q is not None:
         q = l2_normalize(next(seen) @ starts.q.mT)
-    eta, log_alpha, log_beta = rule.rates(logits, chunk)
+    eta, log_alpha, log_beta = rule.rates(logits, rule.step_limit(chunk_limit(chunk)))
     if rule.injection_cap:
         eta = cap(eta, log_alpha, k - v)
     return q, WriteTokens(k, v, eta, log_alpha, log_beta)
