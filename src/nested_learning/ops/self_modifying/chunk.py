@@ -52,9 +52,9 @@ class SelfModRule(WriteRule):
         stop_gradient_targets: no outer gradient through the targets.
         injection_cap: a write of `self_mod_linear` adds less than retention takes away, so that its memories
             never grow. Its price: with long retention hardly anything can be written.
-        projection_eta_max: upper bound of the step size of adaptive projections: their η is that of M, smaller
-            by one factor. None = `chunk_limit`. What a projection learns changes all later writes, so
-            large steps that do M good make gradients through many chunks explode.
+        projection_eta_max: upper bound of the step size of adaptive projections (`self_mod` only): their η is
+            that of M, smaller by one factor. None = `chunk_limit`. What a projection learns changes all later
+            writes, so large steps that do M good make gradients through many chunks explode.
     """
 
     adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha")
