@@ -53,8 +53,8 @@ class WriteRule:
         momentum: S_t = β S_{t−1} − η e kᵀ, with a slow, data-dependent β.
         retention: α < 1. Off means α = 1.
         retention_target: what forgetting returns to, "zero" or "init" (the meta-learned initial state).
-        eta_max: upper bound of the step size; None = 1 in `self_mod`, `titans` and `linear`, and `chunk_limit`
-            in `self_mod_linear` and fast levels.
+        eta_max: upper bound of the step size; None = 1 in `self_mod`, `titans` and `linear`, and
+            `chunk_limit` in `self_mod_linear` and fast levels.
         step_control: "clamp" bounds η by 2α, so that αI − ηkkᵀ lengthens nothing; it acts only where η may be
             larger, so with `eta_max` of at most 1 only for α < ½. "none": η is what `eta_max` allows.
         error_limit: the gradient at a memory's output is shortened to at most this norm (the objective is
