@@ -104,7 +104,7 @@ EXPERIMENT = Experiment(
     name="chunk-size",
     help="validation loss on the bundled text for several chunk sizes at equal steps",
     add_options=add_options,
-    quick={"steps": 3, "seeds": [0], "lengths": [256], "chunks": [64, 32]},
+    quick={"steps": 1, "seeds": [0], "lengths": [256], "chunks": [64, 32], "tokens": 256},
     plan=plan,
     report=report,
 )

@@ -137,7 +137,7 @@ EXPERIMENT = Experiment(
     name="defaults",
     help="settings of the memories on recall and on the bundled text: the table behind the defaults",
     add_options=add_options,
-    quick={"recall_steps": 10, "text_steps": 2, "seeds": [0], "settings": ["read=after_write"]},
+    quick={"recall_steps": 2, "text_steps": 1, "seeds": [0], "settings": ["read=after_write"]},
     plan=plan,
     report=report,
 )

@@ -108,7 +108,7 @@ EXPERIMENT = Experiment(
     name="recall",
     help="multi-query key-value recall: self_mod, only M_memory written, attention; all three reads",
     add_options=add_options,
-    quick={"steps": 20, "seeds": [0], "reads": ["chunk"]},
+    quick={"steps": 3, "seeds": [0], "reads": ["chunk"]},
     plan=plan,
     report=report,
 )

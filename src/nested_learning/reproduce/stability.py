@@ -18,7 +18,7 @@ ROWS = (
     "hope",
     "hope_linear",
     "hope_linear memory.eta_max=2 memory.eta_bias=0",
-    "hope_linear memory.eta_max=2 memory.eta_bias=0 memory.injection_cap=true",
+    "hope_linear memory.retention_target=zero memory.eta_max=2 memory.eta_bias=0 memory.injection_cap=true",
     "titans",
     "gated_delta",
 )

@@ -197,7 +197,10 @@ def loss_by_position(model: nn.Module, rows: Iterable[Tensor]) -> Tensor:
 
 
 def pilot_run(steps: int, seed: int = 0) -> TextRun:
-    """A run of the model, optimizer, text and batches of `configs/pilot_smoke.yaml`."""
+    """A run of the model, optimizer, text and batches of `configs/pilot_smoke.yaml`.
+
+    It is evaluated on 16 batches, or on as many as it trains on, if those are fewer.
+    """
     config = load_config("pilot_smoke")
     load_corpus(config.data)  # once and here: parallel runs then only open it
     return TextRun(
@@ -208,4 +211,5 @@ def pilot_run(steps: int, seed: int = 0) -> TextRun:
         batch_size=config.train.batch_size,
         steps=steps,
         seed=seed,
+        eval_tokens=config.train.seq_len * config.train.batch_size * min(steps, 16),
     )
