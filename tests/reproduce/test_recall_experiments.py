@@ -131,9 +131,9 @@ def test_mad_models_have_one_size_and_the_vocabulary_of_their_task() -> None:
 
 def test_mad_searches_on_tasks_of_the_table_only() -> None:
     for asked, tasks in (("copying noisy", ["copying"]), ("fuzzy noisy", ["fuzzy"])):
-        options = options_of(f"mad --models titans --lrs 0.01 --tasks {asked}")
+        options = options_of(f"mad --models titans --lrs 0.01 0.02 --tasks {asked}")
         plan = options.experiment.prepare(options)
-        assert [run.task for run in plan["search | titans"]] == tasks
+        assert [run.task for run in plan["search | titans"]] == 2 * tasks
 
 
 def test_mad_cells_are_percents_and_their_average_by_seed() -> None:

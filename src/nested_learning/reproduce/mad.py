@@ -32,7 +32,7 @@ from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run
 from nested_learning.reproduce.tasks import AnswerRun, recall_optim
 from nested_learning.reproduce.texts import with_sizes
-from nested_learning.reproduce.tuning import TUNING_SEED, Cells, Runs
+from nested_learning.reproduce.tuning import Cells, Runs
 from nested_learning.train.plain_loop import Batch
 
 ROWS = ("hope", "titans", "gated_delta", "transformer", "transformer_conv")
@@ -168,6 +168,9 @@ def slowness(run: Any, result: Result) -> float:
 
 def plan(options: Options) -> Plan:
     """The search: a row per model, runs of some tasks per learning rate."""
+    if len(options.lrs) == 1:
+        runs = _runs(options, options.tasks)
+        return tuning.at_one_rate(options.models, options.lrs[0], runs, options.seeds)
     return tuning.search(options.models, options.lrs, _runs(options, _tune_on(options)))
 
 
@@ -242,8 +245,7 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
         f"Percent of answers that are right, on fresh sequences; mean over seeds {options.seeds} with its "
         f"95 % interval. {sizes}.",
         f"At most {options.steps} steps of {options.batch} sequences; a run stops at a held-out accuracy of "
-        f"0.99. {shared_notes(options)} It is the best mean of {tuned} on seed {TUNING_SEED} among at least "
-        f"{options.lrs}.",
+        f"0.99. {shared_notes(options)} {tuning.how_chosen(options.lrs, f' by the mean of {tuned}')}",
         "Parameters and state are those on the first task; all models have the same decoder for compression, "
         "which sees nothing but their last output.",
         f"{spent / 60:.0f} minutes of runs in all, on {options.device}.",
@@ -254,8 +256,7 @@ def shared_notes(options: Options) -> str:
     """What the options of `add_answer_options` say of all models."""
     return (
         f"{options.layers} layers, {options.heads} heads; memories are written every {options.chunk} tokens "
-        f"and read {options.read}; MLPs as wide as equal parameters ask for. AdamW with a warm-up, at a "
-        "learning rate of every model's own."
+        f"and read {options.read}; MLPs as wide as equal parameters ask for. AdamW with a warm-up."
     )
 
 

@@ -29,7 +29,7 @@ from nested_learning.reproduce.mad import (
 from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Run
 from nested_learning.reproduce.tasks import SOLVED, RecallRun, recall_optim
-from nested_learning.reproduce.tuning import TUNING_SEED, Cells, Runs
+from nested_learning.reproduce.tuning import Cells, Runs
 
 ROWS = ("hope", "hope_plain", "titans", "gated_delta", "transformer", "transformer_conv")
 
@@ -107,6 +107,9 @@ def _attends(model: HopeConfig) -> bool:
 
 def plan(options: Options) -> Plan:
     """The search at the first setting: a row per model, a run per learning rate."""
+    if len(options.lrs) == 1:
+        runs = _runs(options, settings_of(options))
+        return tuning.at_one_rate(options.models, options.lrs[0], runs, options.seeds)
     return tuning.search(options.models, options.lrs, _runs(options, settings_of(options)[:1]))
 
 
@@ -183,14 +186,14 @@ def _steps(solved: list[int | None]) -> str:
 def _notes(options: Options, outcome: Outcome) -> list[str]:
     spent = sum(result["seconds"] for cells in outcome.values() for _, result in cells)
     first, values = settings_of(options)[0], options.vocab - options.vocab // 2
+    where = f" with {first.pairs} pairs at width {first.dim}"
     return [
         f"Share of values that are right, on fresh sequences; mean over seeds {options.seeds} with its 95 % "
         f'interval. "50% twice": half of the keys are written again with another value, which is then '
         f"the answer. Vocabulary {options.vocab}; guessing among the values gives {1 / values:.3f}.",
         f"At most {options.steps} steps of {options.batch} sequences, with attention "
         f"{options.attention_steps}; a run stops at a held-out accuracy of 0.99. Steps are listed per seed. "
-        f"{shared_notes(options)} It is the best on seed {TUNING_SEED} with {first.pairs} pairs at width "
-        f"{first.dim}, among at least {options.lrs}.",
+        f"{shared_notes(options)} {tuning.how_chosen(options.lrs, where)}",
         "State: numbers per sequence at its end, of the longer sequences.",
         f"{spent / 60:.0f} minutes of runs in all, on {options.device}.",
     ]

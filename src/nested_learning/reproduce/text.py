@@ -19,7 +19,7 @@ from nested_learning.reproduce.report import Plot, Report
 from nested_learning.reproduce.runner import Result, Run
 from nested_learning.reproduce.tasks import TextRun
 from nested_learning.reproduce.texts import QUICK, TextDefaults, add_text_options, describe, text_run
-from nested_learning.reproduce.tuning import TUNING_SEED, Runs
+from nested_learning.reproduce.tuning import Runs
 
 LRS = (1.5e-3, 3e-3, 6e-3)
 ROWS = (
@@ -82,6 +82,8 @@ def _runs(options: Options) -> Runs:
 
 def plan(options: Options) -> Plan:
     """The search: a row per model, a run per learning rate."""
+    if len(options.lrs) == 1:
+        return tuning.at_one_rate(options.models, options.lrs[0], _runs(options), options.seeds)
     return tuning.search(options.models, options.lrs, _runs(options))
 
 
@@ -171,9 +173,8 @@ def _notes(options: Options, outcome: Outcome) -> list[str]:
     spent = sum(result["seconds"] for cells in outcome.values() for _, result in cells)
     return [
         f"Validation loss in nats per token after {describe(options, run, result)}",
-        f"Every model has its own learning rate, chosen on seed {TUNING_SEED} among at least {options.lrs}, "
-        "and an MLP as wide as equal parameters ask for. State: numbers per sequence at its end. Wins: seeds "
-        "below the Transformer.",
+        f"{tuning.how_chosen(options.lrs)} MLPs are as wide as equal parameters ask for. State: numbers per "
+        "sequence at its end. Wins: seeds below the Transformer.",
         f"{spent / 60:.0f} minutes of runs in all, on {options.device}.",
     ]
 

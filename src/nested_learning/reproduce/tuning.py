@@ -1,7 +1,8 @@
 """A learning rate of its own for every row of a table.
 
 First every row runs at every rate of a grid on a seed that is used for nothing else. While the best rate is
-at the edge of the grid, the grid grows. Then every row runs at its best rate on the seeds of the table.
+at the edge of the grid, the grid grows. Then every row runs at its best rate on the seeds of the table. With
+a grid of one rate there is nothing to search for.
 """
 
 from __future__ import annotations
@@ -39,12 +40,18 @@ def search(rows: Sequence[str], rates: Sequence[float], runs: Runs) -> Plan:
     }
 
 
+def at_one_rate(rows: Sequence[str], rate: float, runs: Runs, seeds: Sequence[int]) -> Plan:
+    """Every row on the seeds of the table."""
+    return {row: [run for seed in seeds for run in runs(row, rate, seed)] for row in dict.fromkeys(rows)}
+
+
 def searched(outcome: Outcome) -> dict[str, Cells]:
-    """The runs of the search by row, sorted by learning rate."""
+    """The runs of the search by row, sorted by learning rate; without a search, those of the table."""
     found: dict[str, Cells] = {}
     for label, cells in outcome.items():
         if label.startswith(SEARCH):
             found.setdefault(label.removeprefix(SEARCH).split(" | ")[0], []).extend(cells)
+    found = found or dict(outcome)
     return {row: sorted(cells, key=lambda cell: cell[0].optim.lr) for row, cells in found.items()}
 
 
@@ -63,6 +70,15 @@ def best_rate(cells: Cells, loss: Loss = final_loss) -> float:
     rates = rates_of(cells)
     losses = [mean([loss(run, result) for run, result in cells if run.optim.lr == rate]) for rate in rates]
     return best_lr(rates, [{"final": value} for value in losses])
+
+
+def how_chosen(rates: Sequence[float], where: str = "") -> str:
+    """A sentence for a table's remarks; `where` the search was made, as in " on the first task"."""
+    if len(rates) == 1:
+        return f"All models have a learning rate of {rates[0]:g}."
+    return (
+        f"Every model has its own learning rate: the best on seed {TUNING_SEED}{where}, of at least {rates}."
+    )
 
 
 def at_edge(cells: Cells, rate: float) -> bool:
