@@ -110,8 +110,8 @@ def test_rows_may_change_options_of_a_contender() -> None:
     (one, *_), (other, *_) = plan.values()
     assert one.model.memory.adaptive == ("k",) and other.model.memory.adaptive == MemoryConfig().adaptive
     assert one.stop_at == 2
-    given.models = ["self_mod"]
-    with pytest.raises(ValueError, match="got 'self_mod'"):
+    given.models = ["mamba"]
+    with pytest.raises(ValueError, match="got 'mamba'"):
         given.experiment.prepare(given)
 
 
@@ -127,10 +127,10 @@ def test_memories_move_as_far_as_their_weights_do() -> None:
         _, state = model(tokens[:, :length])
         shares = []
         for block, layer in zip(model.blocks, state.layers, strict=True):
-            memory = block.mixer.memories["v"]  # the third of full width
-            (bank,) = layer.mixer.banks
+            memory = block.mixer.memories["v"]  # the second of full width in the bank of projections
+            _, bank = layer.mixer.banks
             for row in range(2):
-                now = torch.cat([bank.w2[row, :, 2].flatten(), bank.w1[0][row, :, 2].flatten()])
+                now = torch.cat([bank.w2[row, :, 1].flatten(), bank.w1[0][row, :, 1].flatten()])
                 then = torch.cat([memory.initial_w2.flatten(), memory.initial_w1.flatten()])
                 shares.append(((now - then).norm() / then.norm()).item())
         assert far["v"][at] == pytest.approx(sum(shares) / len(shares)) and far["v"][at] > 0.001

@@ -172,7 +172,7 @@ def _two_layer(config: HopeConfig, batch: int, length: int) -> list[Work]:
     for number, size in _chunks(length, min(config.chunk_size, other_chunk)):
         for out in (width, *others):
             work += _answer("read", sets * number, size, (width, hidden, out))
-    together = other_chunk == config.chunk_size
+    together = other_chunk == config.chunk_size and memory.projection_steps(other_chunk) == 1
     groups = [(config.chunk_size, [width, *others])] if together else []
     groups = groups or [(config.chunk_size, [width]), (other_chunk, others)]
     for chunk, outs in groups:
