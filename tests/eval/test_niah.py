@@ -1,11 +1,13 @@
 """RULER's tasks: how prompts are built, read by an independent parser; an oracle and a random model."""
 
+import copy
 import json
 import random
 import re
 from dataclasses import dataclass, replace
 
 import pytest
+import torch
 
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.eval import haystack
@@ -184,6 +186,10 @@ def test_arms_with_memorize(loaded, tmp_path) -> None:
 
 @pytest.mark.thorough
 def test_what_was_learned_is_carried_over_a_kill(loaded, tmp_path) -> None:
+    loaded = replace(loaded, model=copy.deepcopy(loaded.model))
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.mul_(3)  # it was trained for six steps: its answers would not notice what it learns
     kept = Memorize(adapt=replace(Memorize().adapt, reset=False, lr=0.5))
     output, log = tmp_path / "n.json", tmp_path / "n.samples.jsonl"
     small = grid(samples_per_length=3, context_lengths=(460,), max_new_tokens=16, memorize=kept)
