@@ -145,7 +145,11 @@ WRONG = {
     "layers that are none": ("eval/second_reading.py", "--model x --layers 1,a", "--layers"),
     "no depth": ("eval/passkey.py", "--checkpoint {exported} --depths 0", "depths"),
     "fewer than no samples": ("eval/passkey.py", "--checkpoint {exported} --samples-per-length -1", "got -1"),
-    "no window": ("eval/held_out.py", "--checkpoint {exported} --length 0", "length must be at least 1, got 0"),
+    "no window": (
+        "eval/held_out.py",
+        "--checkpoint {exported} --length 0",
+        "length must be at least 1, got 0",
+    ),
     "an unknown needle": ("eval/niah.py", "--checkpoint {exported} --tasks s9", "s9"),
     "a length without room": ("eval/niah.py", "--checkpoint {exported} --context-lengths 8", "8"),
     "a haystack that is not there": (
