@@ -129,7 +129,7 @@ def grown(model: HopeLM, config: HopeConfig) -> HopeLM:
                 part = getattr(old.memory, name)[i].state_dict()
                 getattr(new.memory, name)[at].load_state_dict(part)
     rest = {k: v for k, v in model.state_dict().items() if ".memory." not in k}
-    larger.load_state_dict(rest, strict=False)
+    larger.load_state_dict(larger.state_dict() | rest)
     return larger
 
 

@@ -125,8 +125,8 @@ def _numbers(
     row: str, cells: list[tuple[Any, Result]], finals: Outcome, searched: list[tuple[Any, Result]]
 ) -> dict[str, Any]:
     losses = [result["final"] for _, result in cells]
-    reference = [result["final"] for _, result in finals[REFERENCE]] if REFERENCE in finals else [None]
-    pairs = list(zip(losses, reference, strict=False))
+    reference = [result["final"] for _, result in finals.get(REFERENCE, [])]
+    pairs = zip(losses, reference, strict=True) if reference else ()
     model = cells[0][0].model
     average, other = mean(losses), mean(reference) if reference else None
     best = cells[0][0].optim.lr
@@ -140,7 +140,7 @@ def _numbers(
         "seeds": [run.seed for run, _ in cells],
         "loss": losses,
         "relative": None if average is None or not other else average / other - 1,
-        "wins": sum(a is not None and b is not None and a < b for a, b in pairs),
+        "wins": sum(a is not None and b is not None and a < b for a, b in pairs) if reference else None,
         "by_position": [
             mean(list(column)) for column in zip(*(r["by_position"] for _, r in cells), strict=True)
         ],
@@ -161,7 +161,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         rate,
         interval(row["loss"]),
         relative,
-        f"{row['wins']} of {len(row['loss'])}",
+        "-" if row["wins"] is None else f"{row['wins']} of {len(row['loss'])}",
         show(first),
         show(last),
         show(1000 * row["step_seconds"], 0),
