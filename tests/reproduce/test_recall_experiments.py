@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,33 @@ def test_a_grid_grows_while_its_edge_is_best() -> None:
 
 def test_text_without_a_transformer_has_a_table() -> None:
     options = options_of("text --models titans --seeds 3 4 --dim 16 --layers 1 --lrs 0.003")
-    rest = {"by_position": [1.0] * 8, "bytes_per_token": 2.0, "unigram_entropy": 5.0}
+    rest = {"by_position": [1.0] * 8, "shifted": None, "bytes_per_token": 2.0, "unigram_entropy": 5.0}
     report = text.report(options, invented(options, lambda run: result(4.0, **rest)))
     assert [row[5:7] for row in report.rows] == [["-", "-"]]
     assert report.numbers[0]["lrs"] == [3e-3] and report.numbers[0]["seeds"] == [3, 4]
+    over_tokens, over_seconds = report.plot
+    assert over_tokens.lines[0] == ("Titans", [(10 * 8 * 256, 4.0)])
+    assert over_seconds.lines[0] == ("Titans", [(10 * 0.5, 4.0)])
+
+
+def test_a_trained_model_reads_another_text_in_the_same_tokens(tmp_path: Path) -> None:
+    """Its own text, put as another one, has the same loss; one of other letters has a higher one."""
+    own, other = tmp_path / "own.txt", tmp_path / "other.txt"
+    own.write_text("to be or not to be, that is the question.\n" * 400)
+    other.write_text("WHY SO SAD? 1234567890 ZZZ QQQ\n" * 400)
+    line = f"text --text {own} --quick --data bytes data.cache_dir={tmp_path}"
+    options = options_of(line)
+    options.experiment.prepare(options)
+    base = replace(text.base_of(options).run, steps=30, eval_every=30)
+
+    def losses(*files: Path) -> dict[str, Any]:
+        run = replace(base, shift=tuple(map(str, files)), model=base.model)
+        return run.run(lambda steps: None)
+
+    same, shifted, without = losses(own), losses(other), losses()
+    assert same["shifted"] == same["by_position"] == without["by_position"]
+    assert without["shifted"] is None and shifted["final"] == same["final"]
+    assert min(shifted["shifted"]) > max(same["shifted"]) + 0.5
 
 
 def test_rates_are_compared_by_their_mean_and_one_without_a_finite_loss_never_wins() -> None:

@@ -219,6 +219,7 @@ def _lstm(base: HopeConfig) -> LSTMConfig:
 
 ROWS: dict[str, Callable[[HopeConfig], HopeConfig | LSTMConfig]] = {
     **{f"HOPE, chunk {c}": _memory("self_mod", c, eta_max=STABLE / c) for c in (1, 2, 4, 8, 16)},
+    "HOPE, chunk 1, nothing adaptive": _memory("self_mod", 1, eta_max=STABLE, adaptive=()),
     "HOPE, linear memories": _memory("self_mod_linear", 1, eta_max=STABLE),
     "Titans, chunk 1": _memory("titans", 1),
     "gated delta rule, η ≤ 1": _memory("linear", 64),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ class Report:
     """A table with a title and remarks, the numbers behind it, and perhaps a picture.
 
     Args:
-        plot: lines to draw; picture: draws what lines cannot show, to the path it is given.
+        plot: lines to draw; several plots are drawn side by side.
+        picture: draws what lines cannot show, to the path it is given.
     """
 
     title: str
@@ -41,7 +42,7 @@ class Report:
     rows: list[list[str]]
     numbers: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
-    plot: Plot | None = None
+    plot: Plot | tuple[Plot, ...] | None = None
     picture: Callable[[Path], None] | None = None
 
     def markdown(self) -> str:
@@ -56,15 +57,21 @@ class Report:
         (folder / "results.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         (folder / "results.md").write_text(self.markdown(), encoding="utf-8")
         if self.plot is not None:
-            draw(self.plot, folder / "results.png")
+            plots = (self.plot,) if isinstance(self.plot, Plot) else self.plot
+            draw(plots, folder / "results.png")
         if self.picture is not None:
             self.picture(folder / "results.png")
 
 
-def draw(plot: Plot, path: Path) -> None:
-    """Draw `plot` as a PNG."""
-    figure = new_figure(8, 4.5)
-    axes = figure.add_subplot()
+def draw(plots: Sequence[Plot], path: Path) -> None:
+    """Draw `plots` side by side as a PNG."""
+    figure = new_figure(8 * len(plots), 4.5)
+    for axes, plot in zip(figure.subplots(1, len(plots), squeeze=False)[0], plots, strict=True):
+        _draw_lines(axes, plot)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_lines(axes: Any, plot: Plot) -> None:
     colours: dict[str, str] = {}
     for label, points in plot.lines:
         known = [(x, y) for x, y in points if y is not None]
@@ -78,4 +85,3 @@ def draw(plot: Plot, path: Path) -> None:
         axes.set_yscale("log")
     axes.set(xlabel=plot.xlabel, ylabel=plot.ylabel)
     axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)

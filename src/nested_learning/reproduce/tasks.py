@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from nested_learning.config import load_config
 from nested_learning.data.config import DataConfig
-from nested_learning.data.corpus import load_corpus
+from nested_learning.data.corpus import Corpus, load_corpus
 from nested_learning.data.loader import TokenLoader, sequential_batches
 from nested_learning.data.padding import IGNORE
+from nested_learning.data.shards import TokenArray, Tokens
 from nested_learning.data.synthetic.recall import recall_batch
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
@@ -26,6 +27,7 @@ from nested_learning.reproduce.runner import Result, Tick
 from nested_learning.runtime import set_seed
 from nested_learning.train.plain_loop import Batch, Loop, device_of, finite_or_none, train_steps
 
+Readable = TokenArray | Tokens
 SOLVED = 0.95
 """Accuracy from which recall counts as learned."""
 EIGHTHS = 8
@@ -139,6 +141,7 @@ class TextRun:
         steps, seed: of the training; the seed decides the initial weights and the order of the data.
         eval_every: steps between evaluations.
         eval_tokens: tokens of the held-out part in each, the same ones every time.
+        shift: files of another text, as in `data.files`; the trained model reads its held-out part too.
     """
 
     model: HopeConfig
@@ -150,11 +153,12 @@ class TextRun:
     seed: int = 0
     eval_every: int = 50
     eval_tokens: int = 32_768
+    shift: tuple[str, ...] = ()
 
     def run(self, tick: Tick) -> Result:
         """Train. The result holds `final` (validation loss, nats per token; None if not finite),
-        `by_position` (the same for every eighth of the sequence), `unigram_entropy`, `bytes_per_token`, and
-        the history of the loop."""
+        `by_position` (the same for every eighth of the sequence), `shifted` (that of the text of `shift`;
+        None without one), `unigram_entropy`, `bytes_per_token`, and the history of the loop."""
         return self.trained(tick)[1]
 
     def trained(self, tick: Tick) -> tuple[HopeLM, Result]:
@@ -166,23 +170,32 @@ class TextRun:
         batches = ((tokens[:, :-1], tokens[:, 1:]) for tokens in loader)
         count = max(1, self.eval_tokens // (self.seq_len * self.batch_size))
 
-        def positions(trained: nn.Module) -> Tensor:
-            held_out = sequential_batches(corpus.valid, self.seq_len, self.batch_size, count)
+        def positions(trained: nn.Module, tokens: Readable) -> Tensor:
+            held_out = sequential_batches(tokens, self.seq_len, self.batch_size, count)
             return loss_by_position(trained, held_out)
 
         def evaluate(trained: nn.Module) -> float:
-            return float(positions(trained).mean())
+            return float(positions(trained, corpus.valid).mean())
+
+        def by_eighth(tokens: Readable) -> list[float | None]:
+            return [finite_or_none(float(p.mean())) for p in positions(model, tokens).chunk(EIGHTHS)]
 
         loop = Loop(steps=self.steps, eval_every=self.eval_every)
         history = train_steps(model, batches, self.optim, loop, evaluate, tick)
         return model, {
             "final": finite_or_none(history.curve[-1][1]),
-            "by_position": [finite_or_none(float(p.mean())) for p in positions(model).chunk(EIGHTHS)],
+            "by_position": by_eighth(corpus.valid),
+            "shifted": by_eighth(shifted_text(self.data, self.shift).valid) if self.shift else None,
             "bytes_per_token": corpus.bytes_per_token,
             "unigram_entropy": corpus.unigram_entropy,
             "parameters": sum(p.numel() for p in model.parameters()),
             **history.to_result(),
         }
+
+
+def shifted_text(data: DataConfig, files: tuple[str, ...]) -> Corpus:
+    """Another text, in the tokens of `data`."""
+    return load_corpus(replace(data, files=files, shards=None), own=load_corpus(data).tokenizer)
 
 
 @torch.no_grad()

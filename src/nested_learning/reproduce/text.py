@@ -6,6 +6,7 @@ How a model gets its learning rate: `reproduce.tuning`.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from nested_learning.reproduce.contenders import CONTENDERS, build_row, row_labe
 from nested_learning.reproduce.experiment import Experiment, Options, Outcome, Plan
 from nested_learning.reproduce.report import Plot, Report
 from nested_learning.reproduce.runner import Result, Run
-from nested_learning.reproduce.tasks import TextRun
+from nested_learning.reproduce.tasks import TextRun, shifted_text
 from nested_learning.reproduce.texts import QUICK, TextDefaults, add_text_options, describe, text_run
 from nested_learning.reproduce.tuning import Runs
 
@@ -45,6 +46,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=list(ROWS),
         help=f'of {", ".join(CONTENDERS)}; with options of the model behind: "hope memory.momentum=true"',
     )
+    shift = 'text of another kind that the trained models read too: files, or "bundled"'
+    add("--shift", nargs="+", default=[], help=shift)
     add_text_options(parser, TextDefaults(length=256, steps=400), LRS)
 
 
@@ -58,7 +61,9 @@ class Base:
 
 def base_of(options: Options) -> Base:
     """A run of HOPE at the sizes that `options` ask for."""
-    run = replace(text_run(options), eval_every=max(1, options.steps // 10))
+    run = replace(text_run(options), eval_every=max(1, options.steps // 10), shift=tuple(options.shift))
+    if run.shift:
+        shifted_text(run.data, run.shift)  # once and here: parallel runs then only open it
     return Base(run, count_parameters(run.model))
 
 
@@ -102,23 +107,28 @@ def report(options: Options, outcome: Outcome) -> Report:
     searched, finals = tuning.searched(outcome), tuning.final_outcome(outcome)
     numbers = [_numbers(row, cells, finals, searched[row]) for row, cells in finals.items()]
     header = ["model", "parameters", "state", "learning rate", "validation loss", "to Transformer", "wins"]
-    header += ["first eighth", "last eighth", "step (ms)"]
+    header += ["first eighth", "last eighth", *["other text"] * bool(options.shift), "step (ms)"]
     return Report(
         title="Language modelling at equal size",
         header=header,
         rows=[_cells(row) for row in numbers],
         numbers=numbers,
         notes=_notes(options, outcome),
-        plot=Plot(
-            lines=[
-                (row_label(row), [(at * run.seq_len * run.batch_size, loss) for at, loss in result["curve"]])
-                for row, cells in finals.items()
-                for run, result in cells
-            ],
-            xlabel="tokens",
-            ylabel="validation loss (nats per token)",
+        plot=(
+            _curves(finals, lambda run, _: run.seq_len * run.batch_size, "tokens"),
+            _curves(finals, lambda _, result: result["step_seconds"], "seconds, without evaluations"),
         ),
     )
+
+
+def _curves(finals: Outcome, of_a_step: Callable[[Any, Result], float], xlabel: str) -> Plot:
+    """Validation losses over what the steps before them took."""
+    lines = [
+        (row_label(row), [(at * of_a_step(run, result), loss) for at, loss in result["curve"]])
+        for row, cells in finals.items()
+        for run, result in cells
+    ]
+    return Plot(lines=lines, xlabel=xlabel, ylabel="validation loss (nats per token)")
 
 
 def _numbers(
@@ -144,6 +154,7 @@ def _numbers(
         "by_position": [
             mean(list(column)) for column in zip(*(r["by_position"] for _, r in cells), strict=True)
         ],
+        "shifted": [None if losses is None else mean(losses) for losses in (r["shifted"] for _, r in cells)],
         "step_seconds": mean([result["step_seconds"] for _, result in cells]),
         "seconds": sum(result["seconds"] for _, result in cells),
         "nonfinite": sum(result["nonfinite"] for _, result in cells),
@@ -164,6 +175,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         "-" if row["wins"] is None else f"{row['wins']} of {len(row['loss'])}",
         show(first),
         show(last),
+        *[interval(row["shifted"])] * (row["shifted"] != [None] * len(row["shifted"])),
         show(1000 * row["step_seconds"], 0),
     ]
 
