@@ -54,6 +54,8 @@ class Experiment:
         self.add_options(parser)
         parser.add_argument("--jobs", type=positive, default=2, help="runs at a time, one thread each")
         parser.add_argument("--device", default=self.device, help="cpu, cuda, cuda:1, … or auto")
+        compiled = "compile the models: a minute at the start, then faster where chunks are small"
+        parser.add_argument("--compile", action="store_true", help=compiled)
         parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
         parser.add_argument("--fresh", action="store_true", help="run everything again")
         default = f"outputs/reproduce/{self.name}, with -quick added by --quick"
@@ -91,5 +93,5 @@ def output_folder(name: str, options: Options) -> Path:
 
 def _outcome(plan: Plan, path: Path, options: Options) -> Outcome:
     runs = [run for row in plan.values() for run in row]
-    results = iter(run_all(runs, path, options.jobs, device=options.device))
+    results = iter(run_all(runs, path, options.jobs, device=options.device, compiled=options.compile))
     return {label: [(run, next(results)) for run in row] for label, row in plan.items()}

@@ -26,6 +26,8 @@ from nested_learning.train.plain_loop import use_device
 
 Result = dict[str, Any]
 Tick = Callable[[int], object]
+Where = tuple[torch.device, bool]
+"""The device of runs, and whether they compile their models."""
 POLL_SECONDS = 0.5
 
 
@@ -54,7 +56,12 @@ def run_key(run: Run) -> str:
 
 
 def run_all(
-    runs: Sequence[Run], path: Path, workers: int = 2, progress: bool = True, device: str = "cpu"
+    runs: Sequence[Run],
+    path: Path,
+    workers: int = 2,
+    progress: bool = True,
+    device: str = "cpu",
+    compiled: bool = False,
 ) -> list[Result]:
     """Results of `runs`, in their order; only those that `path` does not hold yet are run.
 
@@ -64,6 +71,7 @@ def run_all(
         workers: processes at a time, each with one thread. One worker runs in this process.
         progress: show a bar that counts steps.
         device: where they train; see `runtime.pick_device`.
+        compiled: compile the models; see `models.compile`. Results differ by rounding.
 
     Raises:
         InUseError: another process writes to `path`.
@@ -73,7 +81,7 @@ def run_all(
     if workers < 1:
         raise ValueError(f"jobs must be at least 1, got {workers}")
     with locked_results(path):
-        return _run_missing(runs, path, workers, progress, pick_device(device))
+        return _run_missing(runs, path, workers, progress, (pick_device(device), compiled))
 
 
 def locked_results(path: Path) -> AbstractContextManager[None]:
@@ -81,9 +89,7 @@ def locked_results(path: Path) -> AbstractContextManager[None]:
     return locked(path.with_name(path.name + LOCK), f"result file {path}")
 
 
-def _run_missing(
-    runs: Sequence[Run], path: Path, workers: int, progress: bool, device: torch.device
-) -> list[Result]:
+def _run_missing(runs: Sequence[Run], path: Path, workers: int, progress: bool, where: Where) -> list[Result]:
     from tqdm import tqdm
 
     done = read_results(path)
@@ -92,9 +98,7 @@ def _run_missing(
         print(f"{len(todo)} runs to do, {len(done)} kept in {path}")
     total = sum(run.steps for run in todo)
     with tqdm(total=total, unit="step", disable=not progress or not todo) as bar:
-        execute = (
-            _one_by_one(todo, bar, device) if workers == 1 else _in_processes(todo, workers, bar, device)
-        )
+        execute = _one_by_one(todo, bar, where) if workers == 1 else _in_processes(todo, workers, bar, where)
         for run, result in execute:
             _append(path, run, result)
             done[run_key(run)] = result
@@ -119,22 +123,20 @@ def _append(path: Path, run: Run, result: Result) -> None:
         file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
-def _one_by_one(todo: list[Run], bar: Any, device: torch.device) -> Iterator[tuple[Run, Result]]:
+def _one_by_one(todo: list[Run], bar: Any, where: Where) -> Iterator[tuple[Run, Result]]:
     for run in todo:
         with one_thread():
-            use_device(device)
+            use_device(*where)
             result = run.run(bar.update)
         yield run, result
 
 
-def _in_processes(
-    todo: list[Run], workers: int, bar: Any, device: torch.device
-) -> Iterator[tuple[Run, Result]]:
+def _in_processes(todo: list[Run], workers: int, bar: Any, where: Where) -> Iterator[tuple[Run, Result]]:
     """Results as they come in. The workers count their steps in one shared number, which the bar shows."""
     context = get_context("spawn")  # a fork would copy the threads' locks of a used PyTorch
     counter = context.Value("q", 0)
     error: BaseException | None = None
-    with ProcessPoolExecutor(workers, context, _start_worker, (counter, device)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (counter, where)) as pool:
         futures = {pool.submit(_work, run): run for run in todo}
         pending = set(futures)
         try:
@@ -167,13 +169,13 @@ def one_thread() -> Iterator[None]:
 _steps_done: Any = None  # in a worker: the number shared with its parent
 
 
-def _start_worker(counter: Any, device: torch.device) -> None:
+def _start_worker(counter: Any, where: Where) -> None:
     global _steps_done
     _steps_done = counter
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and without a traceback
     torch.set_num_threads(1)
-    use_device(device)
+    use_device(*where)
 
 
 def _work(run: Run) -> Result:

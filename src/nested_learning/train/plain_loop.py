@@ -1,6 +1,7 @@
 """A plain training loop for experiments that take minutes, without checkpoints, ranks or log files.
 
-It runs on the CPU, or on the CUDA device that `use_device` names, there with every step as one CUDA graph.
+It runs on the CPU, or on the CUDA device that `use_device` names, there with every step as one CUDA graph;
+with parts of the model compiled, if that was asked for.
 
 Shapes: a batch is `inputs [B, T]` and `targets [B, T]`, int64; a target of -100 is not counted.
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from nested_learning.models.compile import compile_model
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer, lr_at
 from nested_learning.optim.config import OptimConfig
@@ -28,13 +30,13 @@ from nested_learning.train.trainer import slow_levels
 Batch = tuple[Tensor, Tensor]
 Step = Callable[[Batch], Tensor]
 
-_device = torch.device("cpu")
+_device, _compiled = torch.device("cpu"), False
 
 
-def use_device(device: torch.device) -> None:
-    """Train on `device` from now on in this process."""
-    global _device
-    _device = device
+def use_device(device: torch.device, compiled: bool = False) -> None:
+    """Train on `device` from now on in this process; `compiled`: with what `compile_model` compiles."""
+    global _device, _compiled
+    _device, _compiled = device, compiled
 
 
 def used_device() -> torch.device:
@@ -114,6 +116,8 @@ def train_steps(
         penalty: returns a scalar that is added to the loss, such as elastic weight consolidation.
     """
     model.to(_device)
+    if _compiled:
+        compile_model(model)
     slow = slow_levels(model.config, model) if isinstance(model, HopeLM) else None
     optimizer = build_optimizer(optim, model, slow)
     history, start = History(), time.perf_counter()
