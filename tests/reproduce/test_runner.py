@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from dataclasses import dataclass
@@ -10,8 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from nested_learning.commands.reproduce import parser
 from nested_learning.lock import InUseError
+from nested_learning.models.config import HopeConfig
+from nested_learning.models.lm import HopeLM
+from nested_learning.optim.config import OptimConfig
+from nested_learning.reproduce import experiment
 from nested_learning.reproduce.runner import Result, Tick, locked_results, read_results, run_all
+from nested_learning.train import plain_loop
+from nested_learning.train.plain_loop import Loop, train_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,3 +117,52 @@ def test_a_second_process_on_one_file_is_kept_out(tmp_path, squares) -> None:
     with locked_results(path), pytest.raises(InUseError, match=f"{path} is in use by process {os.getpid()}"):
         run_all(squares(1), path, workers=1, progress=False)
     assert not path.exists() and not marks(tmp_path / "marks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Short:
+    """Two steps of a tiny model; the losses, and whether its mixer runs compiled."""
+
+    steps: int = 2
+
+    def run(self, tick: Tick) -> Result:
+        torch.manual_seed(0)
+        model = HopeLM(HopeConfig(vocab_size=5, dim=8, num_layers=1, num_heads=2, chunk_size=4))
+        tokens = torch.randint(5, (2, 9))
+        batches = itertools.repeat((tokens[:, :-1], tokens[:, 1:]))
+        loop = Loop(steps=self.steps, eval_every=self.steps)
+        history = train_steps(model, batches, OptimConfig(), loop, lambda m: 0.0, tick)
+        return {"losses": history.losses, "compiled": model.blocks[0].mixer.compiled}
+
+
+@pytest.mark.slow
+def test_compiled_runs_have_the_losses_of_eager_ones(tmp_path: Path) -> None:
+    (eager,) = run_all([Short()], tmp_path / "eager.jsonl", workers=1, progress=False)
+    (compiled,) = run_all([Short()], tmp_path / "compiled.jsonl", workers=1, progress=False, compiled=True)
+    assert (eager["compiled"], compiled["compiled"]) == (False, True)
+    assert compiled["losses"] == pytest.approx(eager["losses"], abs=1e-5)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_compile_if_they_are_asked_to(tmp_path: Path, workers: int) -> None:
+    (result,) = run_all([Asked()], tmp_path / "r.jsonl", workers, progress=False, compiled=True)
+    assert result == {"compiled": True}
+    (again,) = run_all([Asked(steps=1)], tmp_path / "r.jsonl", workers, progress=False)
+    assert again == {"compiled": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Says whether this process compiles models."""
+
+    steps: int = 0
+
+    def run(self, tick: Tick) -> Result:
+        return {"compiled": plain_loop._compiled}
+
+
+def test_where_nothing_can_be_compiled_the_command_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "missing_compiler", lambda device: "there is none")
+    options = parser().parse_args(["text", "--quick", "--compile"])
+    with pytest.raises(ValueError, match="--compile cannot work here: there is none"):
+        options.experiment.prepare(options)

@@ -10,6 +10,8 @@ from typing import Any
 
 from nested_learning.reproduce.report import Report
 from nested_learning.reproduce.runner import Result, Run, locked_results, run_all
+from nested_learning.runtime import pick_device
+from nested_learning.train.compiling import missing_compiler
 
 Options = argparse.Namespace
 Plan = Mapping[str, list[Run]]
@@ -62,7 +64,11 @@ class Experiment:
         parser.add_argument("--output", type=Path, help=f"folder for the results (default: {default})")
 
     def prepare(self, options: Options) -> Plan:
-        """The runs that `options` ask for. Raises ValueError for options that do not go together."""
+        """The runs that `options` ask for. Raises ValueError for options that do not go together, and for
+        `--compile` where nothing can be compiled."""
+        missing = missing_compiler(pick_device(options.device, "--device")) if options.compile else None
+        if missing is not None:
+            raise ValueError(f"--compile cannot work here: {missing}")
         if options.quick:
             vars(options).update(self.quick)
         return self.plan(options)
