@@ -71,7 +71,9 @@ class Parser(argparse.ArgumentParser):
 def check_known(unknown: Sequence[str], known: Iterable[str]) -> None:
     """Raise ValueError if a parser has left arguments over, with the nearest of the options that it knows."""
     if unknown:
-        near = did_you_mean(unknown[0].partition("=")[0], known) if unknown[0].startswith("-") else ""
+        name = unknown[0].partition("=")[0]
+        others = [other for other in known if other != name]  # of another subcommand
+        near = did_you_mean(name, others) if name.startswith("-") else ""
         raise ValueError(f"unknown argument {unknown[0]!r}{near}")
 
 

@@ -93,6 +93,16 @@ def test_text_without_a_transformer_has_a_table() -> None:
     assert over_seconds.lines[0] == ("Titans", [(10 * 0.5, 4.0)])
 
 
+@pytest.mark.parametrize(("losses", "shown"), [([3.0, 5.0], "4.0000"), ([None, 5.0], "not finite")])
+def test_the_loss_on_another_text_has_a_column_also_if_it_is_not_finite(
+    losses: list[float | None], shown: str
+) -> None:
+    options = options_of("text --shift bundled --data bytes --models titans --seeds 3 --dim 16 --lrs 0.003")
+    rest = {"by_position": [1.0] * 8, "shifted": losses, "bytes_per_token": 1.0, "unigram_entropy": 3.0}
+    report = text.report(options, invented(options, lambda run: result(4.0, **rest)))
+    assert [dict(zip(report.header, row, strict=True))["other text"] for row in report.rows] == [shown]
+
+
 def test_a_trained_model_reads_another_text_in_the_same_tokens(tmp_path: Path) -> None:
     """Its own text, put as another one, has the same loss; one of other letters has a higher one."""
     own, other = tmp_path / "own.txt", tmp_path / "other.txt"

@@ -166,3 +166,10 @@ def test_where_nothing_can_be_compiled_the_command_says_why(monkeypatch: pytest.
     options = parser().parse_args(["text", "--quick", "--compile"])
     with pytest.raises(ValueError, match="--compile cannot work here: there is none"):
         options.experiment.prepare(options)
+
+
+def test_experiments_without_the_plain_loop_do_not_offer_to_compile() -> None:
+    with pytest.raises(ValueError, match="unknown argument '--compile'") as refused:
+        parser().parse_args(["fig4", "--quick", "--compile"])
+    assert "did you mean --compile" not in str(refused.value)
+    assert parser().parse_args(["fig4", "--quick"]).compile is False

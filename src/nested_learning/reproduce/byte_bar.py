@@ -426,6 +426,7 @@ def curves(options: Options, outcome: Outcome) -> list[tuple[str, list[tuple[flo
 
 EXPERIMENT = Experiment(
     name=NAME,
+    compiles=False,
     help="bits per byte of HOPE, a Transformer and a gated delta net on 0.3 B bytes: hours of a GPU",
     add_options=add_options,
     quick={"scale": 1e-4, "seeds": [0], "lrs": [1e-3], "text": [BUNDLED], "workers": 0},

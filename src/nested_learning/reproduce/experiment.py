@@ -39,6 +39,7 @@ class Experiment:
         follow_ups: each gives further runs, chosen by the outcome of those before.
         begin: makes what the runs need, such as their text, before the first one starts.
         device: where runs train if `--device` does not say.
+        compiles: whether its runs train in the plain loop, which can compile their models.
     """
 
     name: str
@@ -50,14 +51,18 @@ class Experiment:
     follow_ups: tuple[Callable[[Options, Outcome], Plan], ...] = ()
     begin: Callable[[Options], None] | None = None
     device: str = "cpu"
+    compiles: bool = True
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of this experiment and those that all have."""
         self.add_options(parser)
         parser.add_argument("--jobs", type=positive, default=2, help="runs at a time, one thread each")
         parser.add_argument("--device", default=self.device, help="cpu, cuda, cuda:1, … or auto")
-        compiled = "compile the models: a minute at the start, then faster where chunks are small"
-        parser.add_argument("--compile", action="store_true", help=compiled)
+        if self.compiles:
+            compiled = "compile the models: a minute at the start, then faster where chunks are small"
+            parser.add_argument("--compile", action="store_true", help=compiled)
+        else:
+            parser.set_defaults(compile=False)
         parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
         parser.add_argument("--fresh", action="store_true", help="run everything again")
         default = f"outputs/reproduce/{self.name}, with -quick added by --quick"

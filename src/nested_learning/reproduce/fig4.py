@@ -235,6 +235,7 @@ def _draw(paths: dict[str, list[list[float]]], path: Path) -> None:
 
 EXPERIMENT = Experiment(
     name="fig4",
+    compiles=False,
     help="Fig. 4: momentum and delta momentum in a curved valley, at one setting and over a grid",
     add_options=add_options,
     quick={"steps": 5},

@@ -208,6 +208,7 @@ def _draw(matrices: dict[str, list[list[float]]], path: Path) -> None:
 
 EXPERIMENT = Experiment(
     name="orthogonal",
+    compiles=False,
     help="§4.3: orthogonal tasks in a row; what every optimizer forgets",
     add_options=add_options,
     quick={"steps_per_task": 1, "lrs": [0.1], "seeds": [0]},

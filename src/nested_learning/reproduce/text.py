@@ -107,11 +107,11 @@ def report(options: Options, outcome: Outcome) -> Report:
     searched, finals = tuning.searched(outcome), tuning.final_outcome(outcome)
     numbers = [_numbers(row, cells, finals, searched[row]) for row, cells in finals.items()]
     header = ["model", "parameters", "state", "learning rate", "validation loss", "to Transformer", "wins"]
-    header += ["first eighth", "last eighth", *["other text"] * bool(options.shift), "step (ms)"]
+    header += ["first eighth", "last eighth", *(["other text"] if options.shift else []), "step (ms)"]
     return Report(
         title="Language modelling at equal size",
         header=header,
-        rows=[_cells(row) for row in numbers],
+        rows=[_cells(row, bool(options.shift)) for row in numbers],
         numbers=numbers,
         notes=_notes(options, outcome),
         plot=(
@@ -161,7 +161,7 @@ def _numbers(
     }
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any], shift: bool) -> list[str]:
     relative = "-" if row["relative"] is None else f"{row['relative']:+.2%}"
     first, last = row["by_position"][0], row["by_position"][-1]
     rate = f"{row['lr']:g}" + " (edge)" * row["lr_at_edge"]
@@ -175,7 +175,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         "-" if row["wins"] is None else f"{row['wins']} of {len(row['loss'])}",
         show(first),
         show(last),
-        *[interval(row["shifted"])] * (row["shifted"] != [None] * len(row["shifted"])),
+        *([interval(row["shifted"])] if shift else []),
         show(1000 * row["step_seconds"], 0),
     ]
 
