@@ -1,0 +1,68 @@
+"""Which implementation of a memory's scan runs: PyTorch's, or our Triton kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from nested_learning.checks import one_of
+
+CHOICES = ("auto", "torch", "triton")
+OLDEST = (8, 0)
+"""Compute capability from which on the kernels are made: the first with bf16 and tf32 products."""
+
+_choice = "auto"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A Triton kernel with its check.
+
+    Args:
+        name: such as "delta_rule".
+        compare: largest relative difference from the token loop of `naive.py`, for outputs, state and every
+            gradient by name, on a device and with inputs of a type.
+    """
+
+    name: str
+    compare: Callable[[torch.device, torch.dtype], dict[str, float]]
+
+
+def use_kernels(choice: str) -> None:
+    """Choose for this process: "torch", "triton", or "auto": Triton on the cards that can run it."""
+    global _choice
+    one_of("kernels", choice, CHOICES)
+    _choice = choice
+
+
+def chosen() -> str:
+    """What `use_kernels` was told."""
+    return _choice
+
+
+def use_triton(device: torch.device) -> bool:
+    """Whether tensors on `device` go through Triton kernels, where a rule has one.
+
+    Raises:
+        RuntimeError: Triton was asked for and cannot work there.
+    """
+    if _choice == "torch":
+        return False
+    reason = why_no_triton(device)
+    if reason is not None and _choice == "triton":
+        raise RuntimeError(f"kernels = triton: {reason}")
+    return reason is None
+
+
+def why_no_triton(device: torch.device) -> str | None:
+    """What Triton lacks to run on `device`, or None if it can."""
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device.type != "cuda":
+        return f"Triton has no code for {device.type}"
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        return f"the card is older than compute capability {OLDEST[0]}.{OLDEST[1]}"
+    return None
