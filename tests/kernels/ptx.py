@@ -33,7 +33,8 @@ def usage(kernel: Any, signature: dict[str, str], constants: dict[str, Any], arc
         signature: types of the arguments by name, such as "*fp32" and "i32"; "constexpr" for constants.
         constants: values of the constants.
     """
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    aligned = {(n,): [["tt.divisibility", 16]] for n, kind in enumerate(signature.values()) if kind[0] == "*"}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": warps, "num_stages": 1}
     made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"

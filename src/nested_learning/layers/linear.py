@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,8 @@ from nested_learning.ops.delta_rule.chunk import (
     read_and_write,
     split_tokens,
 )
-from nested_learning.ops.scan import Piece, scan
+from nested_learning.ops.kernels import use_triton
+from nested_learning.ops.scan import Piece, Step, scan
 from nested_learning.ops.unit import l2_normalize
 from nested_learning.state import State
 
@@ -47,7 +49,7 @@ class GatedDeltaRule(nn.Module):
     """W_t = W_{t−1}(α_t I − η_t k kᵀ) + η_t v kᵀ, read after the write.
 
     Its errors do not depend on the weights, so it has no pending chunk: the chunk only sets the shape of
-    the products.
+    the products. On a card, one kernel runs through all chunks, see `ops/delta_rule/triton.py`.
 
     Args:
         dim, num_heads: model width D and heads H; each head holds a d × d matrix, d = D / H.
@@ -105,19 +107,29 @@ class GatedDeltaRule(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # the memory stays in float32
             eta, log_alpha, log_beta = self.config.rates(logits.unbind(0), self.config.step_limit(1.0))
             vectors = l2_normalize(q), l2_normalize(k), v
-            pieces = split_tokens(vectors, (eta, log_alpha, log_beta), self.chunk_size)
-            how = ("dot", "after_write", self.config.delta)
             at = LinearMemory(state.weights.flatten(0, 1), momentum)
-            answers, at = scan(read_and_write, how, at, [self._run(piece) for piece in pieces])
+            tokens = LinearPiece(*vectors, eta, log_alpha, log_beta)
+            step, how, pieces = self._plan(tokens, at)
+            answers, at = scan(step, how, at, pieces)
         y = merge_heads(torch.cat(answers, 1), batch).to(x.dtype)
         y = self.out(gate_output(self.gate, self.norm(y).flatten(2), x))
         weights, momentum = at.weights, at.momentum
         moments = None if momentum is None else momentum.view(batch, -1, *momentum.shape[1:])
         return y, LinearState(weights.view(batch, -1, *weights.shape[1:]), moments, conv)
 
-    def _run(self, piece: LinearPiece) -> Piece:
-        whole = piece.k.shape[1] == self.chunk_size
-        return Piece(piece, self.compiled and whole, self.config.keep_every is not None)
+    def _plan(self, tokens: LinearPiece, at: LinearMemory) -> tuple[Step, tuple[Any, ...], list[Piece]]:
+        """How `scan` runs over the sequence: at once with our kernel where it can, else chunk by chunk."""
+        how, size = ("dot", "after_write", self.config.delta), self.chunk_size
+        recompute = self.config.keep_every is not None
+        if tokens.k.shape[1] > size and use_triton(tokens.k.device):
+            from nested_learning.ops.delta_rule import triton  # needs the package triton
+
+            if triton.supports(*how, at, size):
+                # Compiled steps store their inputs only; nothing is compiled here, but that stays true.
+                return triton.read_and_write, (size,), [Piece(tokens, False, recompute or self.compiled)]
+        pieces = split_tokens(tokens[:3], tokens[3:], size)
+        whole = [self.compiled and piece.k.shape[1] == size for piece in pieces]
+        return read_and_write, how, [Piece(*run, recompute) for run in zip(pieces, whole, strict=True)]
 
     def _check_state(self, state: LinearState, x: Tensor) -> None:
         check_kind(state, LinearState, "GatedDeltaRule")

@@ -63,6 +63,8 @@ def why_no_triton(device: torch.device) -> str | None:
         return "the package triton is not installed"
     if device.type != "cuda":
         return f"Triton has no code for {device.type}"
+    if not torch.cuda.is_available():
+        return "there is no card"
     if torch.cuda.get_device_capability(device) < OLDEST:
         return f"the card is older than compute capability {OLDEST[0]}.{OLDEST[1]}"
     return None

@@ -10,12 +10,14 @@ D is affine in W₀. With B = (I + N)⁻¹ diag(η) V and P = −(I + N)⁻¹ di
     W_C = W₀ (a₀ I + R) + A,   R = Pᵀ(a ∘ K) [d, d],   A = Bᵀ(a ∘ K) [o, d]
 
 R and A do not depend on W₀. So B, P, R and A of all chunks are computed at once (`prepare`), then W at every
-chunk's start, one product per chunk, in one kernel (`_States`), then all answers at once (`answer`). The adjoint
-of the middle part is the same recurrence backwards with Rᵀ, hence the same kernel. The number of kernels
-does not depend on the number of chunks.
+chunk's start, one product per chunk, in one kernel (`_States`), then all answers at once (`answer`). The
+adjoint of the middle part is the same recurrence backwards with Rᵀ, hence the same kernel. The number of
+kernels does not depend on the number of chunks.
 
-Shapes: `N` sequences and heads, `M` chunks, `C` tokens of a chunk, `d` input width, `o` output width. Everything
-is computed in float32; only products may use TF32, where PyTorch's own may.
+Shapes: `N` sequences and heads, `M` chunks, `C` tokens of a chunk, `d` input width, `o` output width.
+Everything is computed in float32; only products may use TF32, where PyTorch's own may.
+
+So far the kernel has run in Triton's interpreter and was compiled for cards, but has not run on one.
 """
 
 from __future__ import annotations
@@ -38,8 +40,7 @@ MAX_WIDTH = 128
 MIN_CHUNK = 16
 """W at every chunk's start is kept: with shorter chunks that is more than the keys and values."""
 ROWS = 16  # of W in one program: the fewest that a tensor core takes, for the most programs
-TILE = 64  # columns of W in one product at most: wider ones would not fit the registers of two warps
-WARPS = 2
+DEPTH = 32  # columns of W in one product at most: more would not fit the registers
 
 
 def supports(objective: str, read: str, delta: bool, at: LinearMemory, chunk_size: int) -> bool:
@@ -59,20 +60,22 @@ def read_and_write(chunk_size: int, at: LinearMemory, piece: LinearPiece) -> tup
     ready = prepare(chunks)
     added = torch.cat([at.weights.float().unsqueeze(1), ready.added], 1)
     states = _States.apply(ready.rates.a.start[..., -1], ready.turn, added, False)  # type: ignore[no-untyped-call]
-    starts, last = states.split([ready.turn.shape[1], 1], 1)
+    starts, last = torch.split(states, [ready.turn.shape[1], 1], 1)
     return answer(ready, chunks, starts).flatten(1, 2)[:, :count], LinearMemory(last.squeeze(1))
 
 
 def cut(piece: LinearPiece, size: int) -> LinearPiece:
-    """The tokens as `[N, M, C, …]` in float32; the last chunk is filled with tokens that write and forget nothing."""
+    """The tokens as `[N, M, C, …]` in float32; those that fill the last chunk write and forget nothing."""
     spare = -piece.k.shape[-2] % size
 
-    def chunks(x: Tensor, after: int) -> Tensor:
-        padded = F.pad(x.float(), (0, 0) * after + (0, spare)) if spare else x.float()
-        return padded.unflatten(1, (-1, size))
+    def chunks(x: Tensor) -> Tensor:
+        wide = x.float()
+        if spare:
+            wide = F.pad(wide, (0, 0) * (x.dim() - 2) + (0, spare))
+        return wide.reshape(len(x), -1, size, *x.shape[2:])
 
-    vectors = (chunks(x, 1) for x in (piece.q, piece.k, piece.v))
-    return LinearPiece(*vectors, chunks(piece.eta, 0), chunks(piece.log_alpha, 0), None)
+    q, k, v, eta, log_alpha = map(chunks, (piece.q, piece.k, piece.v, piece.eta, piece.log_alpha))
+    return LinearPiece(q, k, v, eta, log_alpha, None)
 
 
 class Prepared(NamedTuple):
@@ -92,7 +95,7 @@ def prepare(tokens: LinearPiece) -> Prepared:
     before = rates.a.before(1.0)
     rhs = eta * torch.cat([v, -before.start[..., None] * k], -1)
     solved = solve_unit_lower(eta * before.inside * (k @ k.mT), rhs)
-    written, seen = solved.split([v.shape[-1], k.shape[-1]], -1)
+    written, seen = torch.split(solved, [v.shape[-1], k.shape[-1]], -1)
     kept = rates.a.inside[..., -1, :, None] * k
     return Prepared(rates, written, seen, seen.mT @ kept, written.mT @ kept)
 
@@ -135,53 +138,86 @@ def launch(keep: Tensor, turn: Tensor, added: Tensor, backwards: bool) -> Tensor
     count, chunks, width, _ = turn.shape
     rows = added.shape[-2]
     states = torch.empty_like(added)
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
     grid = (count * triton.cdiv(rows, ROWS),)
-    with torch.cuda.device_of(added):  # Triton starts kernels on the current device, whatever their tensors say
-        scan_states[grid](
-            states, added, turn, keep, chunks, **constants(rows, width, backwards, precision), num_warps=WARPS, num_stages=1
-        )
+    # Triton starts a kernel on the current device, whatever the device of its tensors.
+    with torch.cuda.device_of(added):  # type: ignore[no-untyped-call]
+        fixed = constants(rows, width, backwards, precision)
+        scan_states[grid](states, added, turn, keep, chunks, **fixed, num_warps=warps(width), num_stages=1)
     return states
+
+
+def warps(width: int) -> int:
+    """Warps of a program: as few as its rows of W fit into (more of them would use other instructions)."""
+    return 2 if width <= 64 else 4
 
 
 def constants(rows: int, width: int, backwards: bool, precision: str) -> dict[str, Any]:
     """The constants of `scan_states` for W `[rows, width]`."""
-    tile = min(TILE, max(16, triton.next_power_of_2(width)))
     return {
         "rows": rows,
         "width": width,
         "ROWS": ROWS,
-        "TILE": tile,
-        "TWO": width > tile,
+        "TILE": max(16, triton.next_power_of_2(width)),
+        "DEPTH": DEPTH,
         "BACKWARDS": backwards,
         "PRECISION": precision,
     }
 
 
 @triton.jit
-def _load(matrix, row, column, rows: tl.constexpr, width: tl.constexpr):  # type: ignore[no-untyped-def]
+def _load(matrix, row, column, rows: tl.constexpr, width: tl.constexpr):
     """Entries of a row-major `[rows, width]`; 0 outside of it."""
     inside = (row < rows) & (column < width)
     return tl.load(matrix + row * width + column, mask=inside, other=0.0)
 
 
 @triton.jit
-def _store(matrix, row, column, rows: tl.constexpr, width: tl.constexpr, value):  # type: ignore[no-untyped-def]
+def _store(matrix, row, column, rows: tl.constexpr, width: tl.constexpr, value):
     tl.store(matrix + row * width + column, value, mask=(row < rows) & (column < width))
 
 
 @triton.jit
-def _turn(matrix, inner, outer, width: tl.constexpr, BACKWARDS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A tile of R `[width, width]`, or of Rᵀ. Read transposed, as no `tl.trans` has to be right then."""
-    if BACKWARDS:
-        tile = _load(matrix, outer[None, :], inner[:, None], width, width)
+def _halves(x, ROWS: tl.constexpr, HALF: tl.constexpr):
+    """The left and the right columns of `x [ROWS, 2·HALF]`."""
+    return tl.split(tl.permute(tl.reshape(x, [ROWS, 2, HALF]), [0, 2, 1]))
+
+
+@triton.jit
+def _add_product(
+    sums,
+    x,
+    turn,
+    start: tl.constexpr,
+    width: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    COUNT: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BACKWARDS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`sums [ROWS, TILE]` + x R, or x Rᵀ, for the columns `x [ROWS, COUNT]` of X from `start` on."""
+    if COUNT > DEPTH:
+        HALF: tl.constexpr = COUNT // 2
+        left, right = _halves(x, ROWS, HALF)
+        sums = _add_product(sums, left, turn, start, width, ROWS, TILE, HALF, DEPTH, BACKWARDS, PRECISION)
+        sums = _add_product(
+            sums, right, turn, start + HALF, width, ROWS, TILE, HALF, DEPTH, BACKWARDS, PRECISION
+        )
     else:
-        tile = _load(matrix, inner[:, None], outer[None, :], width, width)
-    return tile
+        inner = start + tl.arange(0, COUNT)
+        outer = tl.arange(0, TILE)
+        if BACKWARDS:
+            tile = _load(turn, outer[None, :], inner[:, None], width, width)
+        else:
+            tile = _load(turn, inner[:, None], outer[None, :], width, width)
+        sums += tl.dot(x, tile, input_precision=PRECISION)
+    return sums
 
 
 @triton.jit(do_not_specialize=["chunks"])
-def scan_states(  # type: ignore[no-untyped-def]
+def scan_states(
     states,
     added,
     turn,
@@ -191,46 +227,90 @@ def scan_states(  # type: ignore[no-untyped-def]
     width: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
-    TWO: tl.constexpr,
+    DEPTH: tl.constexpr,
     BACKWARDS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """`ROWS` rows of X for one of the N, over all chunks: see `_States`.
 
-    The rows stay in registers, in one tile of columns or in two. a X is added in float32, whatever the
-    precision of the product: else W would be rounded once per chunk.
+    The rows stay in registers. a X is added in float32, whatever the precision of the product: else W would
+    be rounded once per chunk.
     """
     blocks: tl.constexpr = (rows + ROWS - 1) // ROWS
     number = (tl.program_id(0) // blocks).to(tl.int64)
     row = (tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS))[:, None]
-    low = tl.arange(0, TILE)
-    high = TILE + low
-    first = tl.where(BACKWARDS, chunks, 0)
-    states += (number * (chunks + 1) + first) * (rows * width)
-    added += (number * (chunks + 1) + first) * (rows * width)
-    turn += (number * chunks + tl.where(BACKWARDS, chunks - 1, 0)) * (width * width)
-    keep += number * chunks + tl.where(BACKWARDS, chunks - 1, 0)
+    column = tl.arange(0, TILE)[None, :]
+    states += number * (chunks + 1) * (rows * width)
+    added += number * (chunks + 1) * (rows * width)
+    turn += number * chunks * (width * width)
+    keep += number * chunks
     step: tl.constexpr = -1 if BACKWARDS else 1
+    if BACKWARDS:
+        last = chunks.to(tl.int64)
+        states += last * (rows * width)
+        added += last * (rows * width)
+        turn += (last - 1) * (width * width)
+        keep += last - 1
 
-    x = _load(added, row, low[None, :], rows, width)
-    _store(states, row, low[None, :], rows, width, x)
-    if TWO:
-        z = _load(added, row, high[None, :], rows, width)
-        _store(states, row, high[None, :], rows, width, z)
+    x = _load(added, row, column, rows, width)
+    _store(states, row, column, rows, width, x)
     for _ in range(chunks):
         states += step * rows * width
         added += step * rows * width
-        a = tl.load(keep)
-        new = a * x + _load(added, row, low[None, :], rows, width)
-        new += tl.dot(x, _turn(turn, low, low, width, BACKWARDS), input_precision=PRECISION)
-        if TWO:
-            new += tl.dot(z, _turn(turn, high, low, width, BACKWARDS), input_precision=PRECISION)
-            last = a * z + _load(added, row, high[None, :], rows, width)
-            last += tl.dot(x, _turn(turn, low, high, width, BACKWARDS), input_precision=PRECISION)
-            last += tl.dot(z, _turn(turn, high, high, width, BACKWARDS), input_precision=PRECISION)
-            z = last
-            _store(states, row, high[None, :], rows, width, z)
-        x = new
-        _store(states, row, low[None, :], rows, width, x)
+        new = tl.load(keep) * x + _load(added, row, column, rows, width)
+        x = _add_product(new, x, turn, 0, width, ROWS, TILE, TILE, DEPTH, BACKWARDS, PRECISION)
+        _store(states, row, column, rows, width, x)
         turn += step * width * width
         keep += step
+
+
+RESULTS = ("answers", "last weights", "queries", "keys", "values", "eta", "log_alpha", "first weights")
+"""What `compare` compares; from the third on, the gradients at these inputs."""
+SIZES = ((16, 16), (64, 64), (128, 32))
+"""Head widths and chunks that `compare` tries."""
+
+
+def compare(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Largest difference from the token loop in float64, relative to the largest entry, by name and width.
+
+    Args:
+        device: where both run.
+        dtype: of queries, keys, values and rates, and so of their gradients; W is in float32.
+    """
+    found = {}
+    for width, chunk in SIZES:
+        inputs = sample(width, 2 * chunk + 5, device, dtype)  # the last chunk is not full
+        ours, wanted = _results(inputs, chunk), _results([t.double() for t in inputs], chunk)
+        for name, one, other in zip(RESULTS, ours, wanted, strict=True):
+            found[f"{name}, width {width}"] = float((one - other).abs().max() / other.abs().max())
+    return found
+
+
+def sample(width: int, length: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """Random inputs in the order of `RESULTS`, of two sequences; every other token forgets nothing."""
+    generator = torch.Generator().manual_seed(width)
+    q, k, v = torch.randn(3, 2, length, width, generator=generator)
+    eta, alpha = torch.rand(2, 2, length, generator=generator)
+    log_alpha = (0.8 + 0.2 * alpha).log() * (torch.arange(length) % 2)
+    weights = torch.randn(2, width, width, generator=generator) / width**0.5
+    tokens = (l2_normalize(q), l2_normalize(k), v, eta, log_alpha)
+    return [*(t.to(device, dtype) for t in tokens), weights.to(device)]
+
+
+def _results(inputs: list[Tensor], chunk: int) -> list[Tensor]:
+    """`RESULTS` of the kernel, or in float64 of the token loop, with gradients of a random projection."""
+    q, k, v, eta, log_alpha, weights = leaves = [t.detach().requires_grad_() for t in inputs]
+    if weights.dtype == torch.float64:
+        rates = (eta, log_alpha.exp(), None)
+        y, last, _ = naive.delta_rule(
+            q, k, v, rates, weights, chunk_size=chunk, objective="dot", read="after_write"
+        )
+    else:
+        tokens = LinearPiece(q, k, v, eta, log_alpha, None)
+        y, (last, _, _) = read_and_write(chunk, LinearMemory(weights), tokens)
+    generator = torch.Generator().manual_seed(0)
+    probes = [torch.randn(t.shape, generator=generator).to(t) for t in (y, last)]
+    return [y.detach(), last.detach(), *torch.autograd.grad([y, last], leaves, probes)]
+
+
+KERNEL = Kernel("delta_rule", compare)
