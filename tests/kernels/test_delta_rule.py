@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -263,7 +263,7 @@ def test_tf32_only_where_products_of_pytorch_may_use_it(
 
     monkeypatch.setattr(kernels, "constants", noted)
     for allowed in ("ieee", "tf32"):
-        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", allowed)
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=allowed))
         kernels.launch(torch.zeros(1, 1), torch.zeros(1, 1, 4, 4), torch.zeros(1, 2, 4, 4), False)
     assert asked == ["tf32x3", "tf32"]
 
