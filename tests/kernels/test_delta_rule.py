@@ -175,6 +175,14 @@ def test_a_layer_on_the_kernel_equals_one_on_pytorch_also_in_two_calls(
         assert launched == chunks + chunks[:again]
 
 
+def test_the_last_state_is_no_view_of_all_of_them(kernels: ModuleType) -> None:
+    *tokens, weights = random_inputs(16, 16, 40)
+    _, after = kernels.read_and_write(
+        16, LinearMemory(weights[:1]), LinearPiece(*(t[:1] for t in tokens), None)
+    )
+    assert after.weights.untyped_storage().nbytes() == 4 * after.weights.numel()
+
+
 @pytest.mark.parametrize("switches", [{"momentum": True}, {"delta": False}])
 def test_other_rules_stay_on_pytorch(switches: dict[str, Any], on_kernels: list[int]) -> None:
     layer, x = make(**switches), torch.randn(1, 40, 32)

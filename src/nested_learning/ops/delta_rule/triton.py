@@ -39,7 +39,7 @@ from nested_learning.ops.unit import l2_normalize
 MAX_WIDTH = 128
 MIN_CHUNK = 16
 """W at every chunk's start is kept: with shorter chunks that is more than the keys and values."""
-ROWS = 16  # of W in one program: the fewest that a tensor core takes, for the most programs
+ROWS = 16  # of W in one program: the fewest that a tensor core takes, for the most programs (and no wgmma)
 DEPTH = 32  # columns of W in one product at most: more would not fit the registers
 
 
@@ -50,6 +50,7 @@ def supports(objective: str, read: str, delta: bool, at: LinearMemory, chunk_siz
     return rule and plain and max(at.weights.shape[-2:]) <= MAX_WIDTH and chunk_size >= MIN_CHUNK
 
 
+@torch.compiler.disable
 def read_and_write(chunk_size: int, at: LinearMemory, piece: LinearPiece) -> tuple[Tensor, LinearMemory]:
     """Answers `[N, T, o]` in float32 to a sequence of any length, and the memory after it.
 
@@ -61,7 +62,8 @@ def read_and_write(chunk_size: int, at: LinearMemory, piece: LinearPiece) -> tup
     added = torch.cat([at.weights.float().unsqueeze(1), ready.added], 1)
     states = _States.apply(ready.rates.a.start[..., -1], ready.turn, added, False)  # type: ignore[no-untyped-call]
     starts, last = torch.split(states, [ready.turn.shape[1], 1], 1)
-    return answer(ready, chunks, starts).flatten(1, 2)[:, :count], LinearMemory(last.squeeze(1))
+    y = answer(ready, chunks, starts).flatten(1, 2)[:, :count]
+    return y, LinearMemory(last.squeeze(1).clone())  # a view would keep W of all chunks in memory
 
 
 def cut(piece: LinearPiece, size: int) -> LinearPiece:
@@ -148,7 +150,7 @@ def launch(keep: Tensor, turn: Tensor, added: Tensor, backwards: bool) -> Tensor
 
 
 def warps(width: int) -> int:
-    """Warps of a program: as few as its rows of W fit into (more of them would use other instructions)."""
+    """Warps of a program: as few as hold its rows of W in their registers."""
     return 2 if width <= 64 else 4
 
 
