@@ -280,7 +280,7 @@ POINTERS = {"states": "*fp32", "added": "*fp32", "turn": "*fp32", "keep": "*fp32
 TARGETS = [(arch, width) for arch in SHARED for width in (16, 64, 128)]
 
 
-@pytest.mark.parametrize("precision", ["tf32x3", "tf32"])
+@pytest.mark.parametrize("precision", ["tf32x3", pytest.param("tf32", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize(("arch", "width"), TARGETS)
 def test_the_kernel_compiles_for_cards_without_spilling(
