@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
+import triton.experimental.gluon.language  # noqa: F401  the interpreter imports it when the language is exchanged
+import triton.language as tl
 from triton import knobs
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
 
 KERNELS = (
     "nested_learning.ops.tiles",
     "nested_learning.ops.delta_rule.triton",
     "nested_learning.ops.self_modifying.triton",
 )
-"""Modules with kernels. `triton.jit` decides when a module is imported whether its kernels are interpreted."""
+"""Modules with kernels. `triton.jit` decides at their import whether the kernels are interpreted."""
 
 
 def interpreted(name: str) -> ModuleType:
@@ -21,7 +28,10 @@ def interpreted(name: str) -> ModuleType:
     before = {other: sys.modules.pop(other, None) for other in KERNELS}
     was, knobs.runtime.interpret = knobs.runtime.interpret, True
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        for other in KERNELS:
+            _use_interpreted_language(sys.modules.get(other))
+        return module
     finally:
         knobs.runtime.interpret = was
         for other, module in before.items():
@@ -32,3 +42,41 @@ def interpreted(name: str) -> ModuleType:
                 setattr(sys.modules[parent], child, module)
             elif hasattr(sys.modules.get(parent), child):
                 delattr(sys.modules[parent], child)
+
+
+def _use_interpreted_language(module: ModuleType | None) -> None:
+    """Let every kernel of `module` run with Triton's own functions interpreted too."""
+    for kernel in vars(module).values() if module else ():
+        if isinstance(kernel, InterpretedFunction) and "run" not in vars(kernel):
+            _wrap(kernel)
+
+
+def _wrap(kernel: InterpretedFunction) -> None:
+    run = kernel.run
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        with _interpreted_language():
+            return run(*args, **options)
+
+    kernel.run = wrapped
+
+
+@contextmanager
+def _interpreted_language() -> Iterator[None]:
+    """Functions such as `tl.sum` are kernels themselves, made for compiling when Triton was imported.
+
+    Everything is put back afterwards: called from `tl.standard`, the interpreter leaves its own functions behind.
+    """
+    places = (tl, tl.core, tl.standard, tl.core.tensor)
+    before = [dict(vars(place)) for place in places]
+    for place in (tl, tl.standard):
+        for name, value in list(vars(place).items()):
+            if isinstance(value, JITFunction):
+                setattr(place, name, InterpretedFunction(value.fn))
+    try:
+        yield
+    finally:
+        for place, names in zip(places, before, strict=True):
+            for name, value in names.items():
+                if vars(place)[name] is not value:
+                    setattr(place, name, value)
