@@ -18,6 +18,8 @@ from triton.runtime.jit import JITFunction
 KERNELS = (
     "nested_learning.ops.tiles",
     "nested_learning.ops.delta_rule.triton",
+    "nested_learning.ops.self_modifying.forward",
+    "nested_learning.ops.self_modifying.backward",
     "nested_learning.ops.self_modifying.triton",
 )
 """Modules with kernels. `triton.jit` decides at their import whether the kernels are interpreted."""

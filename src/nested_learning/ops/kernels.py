@@ -68,3 +68,9 @@ def why_no_triton(device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) < OLDEST:
         return f"the card is older than compute capability {OLDEST[0]}.{OLDEST[1]}"
     return None
+
+
+def precision() -> str:
+    """Precision of the products of float32 matrices in kernels: TF32 where PyTorch's own may use it, else three
+    products in TF32, which are as exact as float32."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"

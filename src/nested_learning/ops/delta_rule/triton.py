@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from nested_learning.ops.delta_rule import naive
 from nested_learning.ops.delta_rule.chunk import LinearMemory, LinearPiece, Rates, make_rates
-from nested_learning.ops.kernels import Kernel
+from nested_learning.ops.kernels import Kernel, precision
 from nested_learning.ops.triangular import solve_unit_lower
 from nested_learning.ops.unit import l2_normalize
 
@@ -140,11 +140,10 @@ def launch(keep: Tensor, turn: Tensor, added: Tensor, backwards: bool) -> Tensor
     count, chunks, width, _ = turn.shape
     rows = added.shape[-2]
     states = torch.empty_like(added)
-    precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
     grid = (count * triton.cdiv(rows, ROWS),)
     # Triton starts a kernel on the current device, whatever the device of its tensors.
     with torch.cuda.device_of(added):  # type: ignore[no-untyped-call]
-        fixed = constants(rows, width, backwards, precision)
+        fixed = constants(rows, width, backwards, precision())
         scan_states[grid](states, added, turn, keep, chunks, **fixed, num_warps=warps(width), num_stages=1)
     return states
 
@@ -154,7 +153,7 @@ def warps(width: int) -> int:
     return 2 if width <= 64 else 4
 
 
-def constants(rows: int, width: int, backwards: bool, precision: str) -> dict[str, Any]:
+def constants(rows: int, width: int, backwards: bool, products: str) -> dict[str, Any]:
     """The constants of `scan_states` for W `[rows, width]`."""
     return {
         "rows": rows,
@@ -163,7 +162,7 @@ def constants(rows: int, width: int, backwards: bool, precision: str) -> dict[st
         "TILE": max(16, triton.next_power_of_2(width)),
         "DEPTH": DEPTH,
         "BACKWARDS": backwards,
-        "PRECISION": precision,
+        "PRECISION": products,
     }
 
 

@@ -1,0 +1,361 @@
+"""The Triton kernel that takes gradients through one chunk of self-modifying Titans; see `triton.py`.
+
+Derived by hand from `forward.py`, in the reverse order of its functions. Constants as there; STOP: no gradient
+through targets.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from nested_learning.ops.self_modifying.forward import (
+    NORM,
+    SLOTS,
+    STEPS_MOST,
+    VECTORS,
+    decay,
+    joined,
+    logits,
+    role_of,
+    solve,
+    unit,
+)
+from nested_learning.ops.tiles import (
+    hidden,
+    hidden_back,
+    log_sigmoid,
+    put,
+    rows,
+    times,
+    times_turned,
+    turned_times,
+)
+
+
+@triton.jit
+def _unit_back(x, grad):
+    """Gradient at x, from that at its rows of unit length."""
+    y, scale = unit(x)
+    return scale * (grad - y * tl.sum(y * grad, 1)[:, None])
+
+
+@triton.jit
+def _rates_back(rates, seen, n, N, T, at, limit, grad_eta, grad_alpha, M: tl.constexpr, C: tl.constexpr,
+                D: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr, RETAIN: tl.constexpr,
+                CONTROL: tl.constexpr):  # fmt: skip
+    """Gradients at the logits, from those at η and log α."""
+    share = tl.sigmoid(logits(rates, seen, n, IE, 0, N, T, at, M, C, D))
+    logit = logits(rates, seen, n, IA, 1, N, T, at, M, C, D)
+    log_alpha = tl.zeros([C], tl.float32)
+    if RETAIN:
+        log_alpha = log_sigmoid(logit)
+    if CONTROL:
+        bound = tl.exp(log_alpha) * STEPS_MOST
+        free = limit * share <= bound
+        grad_alpha += tl.where(free, 0.0, grad_eta * bound)
+        grad_eta = tl.where(free, grad_eta, 0.0)
+    at_alpha = tl.zeros([C], tl.float32)
+    if RETAIN:
+        at_alpha = grad_alpha * tl.sigmoid(-logit)
+    return grad_eta * limit * share * (1 - share), at_alpha
+
+
+@triton.jit
+def _system_back(keys, solution, inverse, weights, out, systems, spare, grad_keys, vectors, ADD: tl.constexpr,
+                 C: tl.constexpr, D: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr):  # fmt: skip
+    """From the gradient at W_C (`weights`) through `_finish` and `_system`.
+
+    Leaves the gradient at rhs in `out` and that at the keys in `grad_keys`; adds to the gradients at η and at the
+    sums of log α in vectors 3 to 5 (ADD: they hold something), and at the last of these sums in vector 6.
+    """
+    j = tl.arange(0, C)
+    total, end = tl.load(vectors + C + j), tl.load(vectors + 2 * C - 1)
+    for first in range(0, C, R):
+        i = first + tl.arange(0, R)
+        left = tl.exp(end - tl.load(vectors + C + i))[:, None]
+        grad = -left * times_turned(keys, weights, first, R, D, D, B, P)
+        put(rows(spare, first, R, D), grad)
+        put(vectors + 6 * C + i, tl.sum(grad * tl.load(rows(solution, first, R, D)), 1))
+    at_left = tl.load(vectors + 6 * C + j)
+    for first in range(0, C, R):
+        put(rows(out, first, R, D), turned_times(inverse, spare, first, R, C, C, D, B, P))
+    at_total = -at_left
+    for first in range(0, C, R):
+        i = first + tl.arange(0, R)
+        at_system = -times_turned(out, solution, first, R, D, C, B, P)
+        gram = times_turned(keys, keys, first, R, D, C, B, P)
+        at_eta = at_system * decay(vectors, total, i, j, C)
+        at_gram = at_eta * tl.load(vectors + i)[:, None]
+        put(rows(systems, first, R, C), at_gram)
+        at_decay = at_gram * gram
+        at_total -= tl.sum(at_decay, 0)
+        put(vectors + 3 * C + i, tl.sum(at_eta * gram, 1) + _kept(vectors + 3 * C + i, ADD))
+        put(vectors + 5 * C + i, tl.sum(at_decay, 1) + _kept(vectors + 5 * C + i, ADD))
+    put(vectors + 4 * C + j, at_total + _kept(vectors + 4 * C + j, ADD))
+    put(vectors + 7 * C + j, at_left + _kept(vectors + 7 * C + j, ADD))
+    for first in range(0, C, R):
+        left = tl.exp(end - tl.load(vectors + C + first + tl.arange(0, R)))[:, None]
+        grad = times(systems, keys, first, R, C, D, B, P)
+        grad += turned_times(systems, keys, first, R, C, C, D, B, P)
+        grad -= left * times(solution, weights, first, R, D, D, B, P)
+        put(rows(grad_keys, first, R, D), grad)
+
+
+@triton.jit
+def _kept(at, ADD: tl.constexpr):
+    """What is at the addresses, or 0 if nothing is yet."""
+    value = 0.0
+    if ADD:
+        value = tl.load(at)
+    return value
+
+
+@triton.jit
+def _add(at, value):
+    """Add to a tile in memory that belongs to this program."""
+    put(at, tl.load(at) + value)
+
+
+@triton.jit
+def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: tl.constexpr, D: tl.constexpr,
+                S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr,
+                OWN: tl.constexpr, STOP: tl.constexpr):  # fmt: skip
+    """Through the write of a chunk, after `_solve`: gradients at its keys and values `[C, D]`, at the weights of
+    its start (in the place of those at its end), and at η and the sums of log α (vectors 3 to 5, and 7)."""
+    end = tl.exp(tl.load(vectors + 2 * C - 1))
+    skip = tl.where(m < FULL, 1.0, 0.0)
+    own = tl.where(m < FULL, 1.0 * OWN, 1.0)
+    passed = 1.0
+    if STOP:
+        passed = 0.0
+    _system_back(base, base + 8 * S, base + 10 * S, grad_w2, base + 14 * S, base + 12 * S, base + 13 * S, grad_k,
+                 vectors, False, C, D, R, B, P)  # fmt: skip
+    _system_back(base + 3 * S, base + 9 * S, base + 11 * S, grad_w1, base + 15 * S, base + 12 * S, base + 13 * S,
+                 base + 16 * S, vectors, True, C, D, R, B, P)  # fmt: skip
+    for first in range(0, C, R):  # through both right-hand sides, as far as the error of the hidden layer
+        i = first + tl.arange(0, R)
+        eta, kept = tl.load(vectors + i)[:, None], tl.exp(tl.load(vectors + 2 * C + i))[:, None]
+        z = tl.load(rows(base + 2 * S, first, R, D))
+        at_hidden = tl.load(rows(base + 7 * S, first, R, D))
+        grad = tl.load(rows(base + 14 * S, first, R, D))
+        gate, s, r, u = hidden(z)
+        slope = gate + s * (1 - gate)
+        tangent = r * (at_hidden - u * tl.sum(u * at_hidden, 1)[:, None])
+        at_eta = tl.sum(grad * (slope * tangent + kept * z), 1)
+        at_before = tl.sum(eta * kept * grad * z, 1)
+        toward = eta * grad * slope
+        put(rows(base + 13 * S, first, R, D), r * (toward - u * tl.sum(u * toward, 1)[:, None]))
+        error = tl.load(rows(base + 5 * S, first, R, D))
+        answer = tl.load(rows(base + 6 * S, first, R, D))
+        grad = tl.load(rows(base + 15 * S, first, R, D))
+        at_eta += tl.sum(grad * (error + kept * answer), 1)
+        at_before += tl.sum(eta * kept * grad * answer, 1)
+        _add(vectors + 3 * C + i, at_eta)
+        _add(vectors + 5 * C + i, at_before)
+    for first in range(0, C, R):  # at the errors and the answers
+        i = first + tl.arange(0, R)
+        eta, kept = tl.load(vectors + i)[:, None], tl.exp(tl.load(vectors + 2 * C + i))[:, None]
+        grad = eta * tl.load(rows(base + 15 * S, first, R, D))
+        at_error = grad + times_turned(base + 13 * S, w1, first, R, D, D, B, P)
+        put(rows(base + 6 * S, first, R, D), kept * grad + at_error)
+        put(rows(base + 15 * S, first, R, D), at_error)
+        _add(rows(grad_k, first, R, D), skip * at_error)
+        put(rows(grad_v, first, R, D), -passed * skip * at_error)
+    for first in range(0, C, R):  # at the hidden layer
+        i = first + tl.arange(0, R)
+        eta, kept = tl.load(vectors + i)[:, None], tl.exp(tl.load(vectors + 2 * C + i))[:, None]
+        z = tl.load(rows(base + 2 * S, first, R, D))
+        at_hidden = tl.load(rows(base + 7 * S, first, R, D))
+        grad = eta * tl.load(rows(base + 14 * S, first, R, D))
+        at_u = times(base + 6 * S, w1, first, R, D, D, B, P) + tl.load(rows(base + 16 * S, first, R, D))
+        put(rows(base + 14 * S, first, R, D), kept * grad + _through_hidden(z, at_hidden, grad, at_u))
+        _add(rows(grad_k, first, R, D), times(base + 14 * S, w2, first, R, D, D, B, P))
+    for first in range(0, C, R):  # at the values, through the targets
+        at_u = -passed * own * times(base + 15 * S, w1, first, R, D, D, B, P)
+        z = times_turned(base + S, w2, first, R, D, D, B, P)
+        put(rows(base + 7 * S, first, R, D), hidden_back(z, at_u))
+        _add(rows(grad_v, first, R, D), times(base + 7 * S, w2, first, R, D, D, B, P))
+    at_end = 0.0
+    for first in range(0, D, R):
+        at_end += _decay_back(grad_w2, w2, first, end, R, D) + _decay_back(grad_w1, w1, first, end, R, D)
+        _add(rows(grad_w2, first, R, D), turned_times(base + 14 * S, base, first, R, D, C, D, B, P))
+        _add(rows(grad_w2, first, R, D), turned_times(base + 7 * S, base + S, first, R, D, C, D, B, P))
+        _add(rows(grad_w1, first, R, D), turned_times(base + 5 * S, base + 13 * S, first, R, D, C, D, B, P))
+        _add(rows(grad_w1, first, R, D), turned_times(base + 6 * S, base + 3 * S, first, R, D, C, D, B, P))
+        from_targets = turned_times(base + 15 * S, base + 4 * S, first, R, D, C, D, B, P)
+        _add(rows(grad_w1, first, R, D), -passed * own * from_targets)
+    put(vectors + 6 * C + tl.arange(0, C), tl.zeros([C], tl.float32) + at_end)
+
+
+@triton.jit
+def _decay_back(grad, weights, first, end, R: tl.constexpr, D: tl.constexpr):
+    """Through a₀ W₀: rows of the gradient at W₀ in the place of those at W_C, and their part of that at log a₀."""
+    kept = end * tl.load(rows(grad, first, R, D))
+    put(rows(grad, first, R, D), kept)
+    return tl.sum(tl.sum(kept * tl.load(rows(weights, first, R, D)), 1), 0)
+
+
+@triton.jit
+def _through_hidden(z, at_hidden, grad, at_u):
+    """Gradient at z of u = σ̂(z) and e₂ = σ̂'(z)ᵀ g, from those at u (`at_u`) and e₂ (`grad`); g is `at_hidden`."""
+    gate, s, r, u = hidden(z)
+    slope = gate + s * (1 - gate)
+    along = tl.sum(u * at_hidden, 1)[:, None]
+    across = at_hidden - u * along  # e₂ = slope ∘ r across
+    toward = slope * grad
+    at_slope = r * across * grad
+    at_u -= r * (toward * along + at_hidden * tl.sum(u * toward, 1)[:, None])
+    at_r = tl.sum(toward * across + s * at_u, 1)[:, None]
+    at_s = at_slope * (1 - gate) + r * at_u - r * r * r * s * at_r
+    at_gate = at_slope * (1 - s) + z * at_s
+    return gate * at_s + gate * (1 - gate) * at_gate
+
+
+@triton.jit
+def _answer_back(x, seen, w2, w1, grad_y, grad_q, grad_w2, grad_w1, base, n, N, T, at, M: tl.constexpr,
+                 C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr,
+                 IQ: tl.constexpr):  # fmt: skip
+    """Through y = q + M(q): the gradient at q `[C, D]`, and what it adds to those at the weights."""
+    given = grad_y + (n * T + at) * D
+    for first in range(0, C, R):
+        q = joined(x, seen, n, IQ, 2, N, T, at, first, M, C, D, R)
+        if IQ >= 0:
+            q, _ = unit(q)
+        put(rows(base, first, R, D), q)
+        z = times_turned(base, w2, first, R, D, D, B, P)
+        _, _, _, u = hidden(z)
+        put(rows(base + S, first, R, D), u)
+        put(rows(base + 2 * S, first, R, D), hidden_back(z, times(given, w1, first, R, D, D, B, P)))
+        grad = tl.load(rows(given, first, R, D)) + times(base + 2 * S, w2, first, R, D, D, B, P)
+        put(rows(grad_q, first, R, D), grad)
+    for first in range(0, D, R):
+        _add(rows(grad_w2, first, R, D), turned_times(base + 2 * S, base, first, R, D, C, D, B, P))
+        _add(rows(grad_w1, first, R, D), turned_times(given, base + S, first, R, D, C, D, B, P))
+
+
+@triton.jit
+def _sums(parts, n, first, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, R: tl.constexpr):
+    """Rows of the sum over memories of `parts [N, M, C, D]`."""
+    total = tl.zeros([R, D], tl.float32)
+    for i in range(0, M):
+        total += tl.load(rows(parts + (n * M + i) * C * D, first, R, D))
+    return total
+
+
+@triton.jit
+def _rate_sums(parts, n, which: tl.constexpr, M: tl.constexpr, C: tl.constexpr):
+    """Sum over memories of `parts [N, M, 2, C]` at η (0) or log α (1)."""
+    total = tl.zeros([C], tl.float32)
+    for i in range(0, M):
+        total += tl.load(parts + ((n * M + i) * 2 + which) * C + tl.arange(0, C))
+    return total
+
+
+@triton.jit
+def _stream_back(x, seen, parts, n, m: tl.constexpr, role: tl.constexpr, N, T, at, first, M: tl.constexpr,
+                 C: tl.constexpr, D: tl.constexpr, R: tl.constexpr):  # fmt: skip
+    """Rows of the gradient at a stream and at what memory m adds to it, from the `parts` of the memories at keys,
+    values or queries (of which there are those of one memory only)."""
+    if role == 2:
+        grad = tl.load(rows(parts + n * C * D, first, R, D))
+    else:
+        grad = _sums(parts, n, first, M, C, D, R)
+    if m >= 0 and role != 1:
+        grad = _unit_back(joined(x, seen, n, m, role, N, T, at, first, M, C, D, R), grad)
+    return grad
+
+
+@triton.jit
+def _project_back(x, rates, seen, w2, w1, parts_k, parts_v, parts_q, parts_r, grad_w2, grad_w1, grad_x, grad_rates,
+                  grad_source, base, n, m, N, T, at, limit, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
+                  S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr, IK: tl.constexpr,
+                  IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr, RETAIN: tl.constexpr,
+                  CONTROL: tl.constexpr):  # fmt: skip
+    """From the gradients that all memories left at keys, values, queries and rates of the chunk: those at the
+    streams and slow logits (by memory 0), and through the projection that memory m makes."""
+    at_eta, at_alpha = _rates_back(
+        rates, seen, n, N, T, at, limit, _rate_sums(parts_r, n, 0, M, C), _rate_sums(parts_r, n, 1, M, C), M, C, D,
+        IE, IA, RETAIN, CONTROL,
+    )  # fmt: skip
+    t = tl.arange(0, C)
+    if m == 0:
+        tl.store(grad_rates + n * T + at + t, at_eta)
+        tl.store(grad_rates + (N + n) * T + at + t, at_alpha)
+        for first in range(0, C, R):
+            place = (n * T + at) * D
+            grad = _stream_back(x, seen, parts_k, n, IK, 0, N, T, at, first, M, C, D, R)
+            tl.store(rows(grad_x + place, first, R, D), grad)
+            grad = _stream_back(x, seen, parts_v, n, IV, 1, N, T, at, first, M, C, D, R)
+            tl.store(rows(grad_x + N * T * D + place, first, R, D), grad)
+            grad = _stream_back(x, seen, parts_q, n, IQ, 2, N, T, at, first, M, C, D, R)
+            tl.store(rows(grad_x + 2 * N * T * D + place, first, R, D), grad)
+    else:
+        for first in range(0, C, R):
+            grad = tl.zeros([R, D], tl.float32)
+            if m == IK:
+                grad = _stream_back(x, seen, parts_k, n, IK, 0, N, T, at, first, M, C, D, R)
+            if m == IV:
+                grad = _stream_back(x, seen, parts_v, n, IV, 1, N, T, at, first, M, C, D, R)
+            if m == IQ:
+                grad = _stream_back(x, seen, parts_q, n, IQ, 2, N, T, at, first, M, C, D, R)
+            put(rows(base, first, R, D), grad)
+        if m == IE:
+            put(base + t * D, at_eta)
+        if m == IA:
+            put(base + t * D, at_alpha)
+        source = x + (role_of(m, IV, IQ) * N + n) * T * D + at * D
+        for first in range(0, C, R):
+            z = times_turned(source, w2, first, R, D, D, B, P)
+            _, _, _, u = hidden(z)
+            put(rows(base + S, first, R, D), u)
+            put(rows(base + 2 * S, first, R, D), hidden_back(z, times(base, w1, first, R, D, D, B, P)))
+            tl.store(rows(grad_source + ((n * M + m) * T + at) * D, first, R, D),
+                     times(base + 2 * S, w2, first, R, D, D, B, P))  # fmt: skip
+        for first in range(0, D, R):
+            _add(rows(grad_w2, first, R, D), turned_times(base + 2 * S, source, first, R, D, C, D, B, P))
+            _add(rows(grad_w1, first, R, D), turned_times(base, base + S, first, R, D, C, D, B, P))
+
+
+@triton.jit
+def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w2, grad_w1, grad_x, grad_rates,
+              grad_source, parts_k, parts_v, parts_q, parts_r, left_k, left_v, left_q, left_r, scratch, N, T, at,
+              limit, steps, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr,
+              R: tl.constexpr, B: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr, SLOW: tl.constexpr,
+              IK: tl.constexpr, IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr,
+              OWN: tl.constexpr, STOP: tl.constexpr, RETAIN: tl.constexpr, CONTROL: tl.constexpr,
+              WRITE: tl.constexpr, PROJECT: tl.constexpr):  # fmt: skip
+    """Through the projection of the chunk after the one at token `at`, then through the write of this one.
+
+    Arguments as `_forward`; those that end in `_next`, and `left_`, are of the chunk after. grad_w2, grad_w1
+    `[N, M, D, D]`: at the weights after this chunk, then at those before it. grad_source `[N, M, T, D]`: at the
+    streams, through what memories project. parts_k, parts_v `[N, M, C, D]`, parts_q `[N, C, D]`, parts_r
+    `[N, M, 2, C]`: what this launch leaves to the next one.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    n, m = program // M, program % M
+    base = scratch + program * (SLOTS * S + VECTORS * C)
+    vectors = base + SLOTS * S
+    grad_w2, grad_w1 = grad_w2 + program * D * D, grad_w1 + program * D * D
+    if PROJECT:
+        after = at + C if WRITE else at
+        _project_back(x, rates, seen_next, w2_next + program * D * D, w1_next + program * D * D, left_k, left_v, left_q,
+                      left_r, grad_w2, grad_w1, grad_x, grad_rates, grad_source, base, n, m, N, T, after, limit, M,
+                      C, D, S, R, B, P, IK, IV, IQ, IE, IA, RETAIN, CONTROL)  # fmt: skip
+    if WRITE:
+        w2, w1 = w2 + program * D * D, w1 + program * D * D
+        factor = tl.where(m < SLOW, 1.0, steps)
+        solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, M, C, D, S, LOG, R, B, P,
+               FULL, IK, IV, IE, IA, OWN, RETAIN, CONTROL)  # fmt: skip
+        _write_back(base, vectors, w2, w1, grad_w2, grad_w1, parts_k + program * C * D, parts_v + program * C * D,
+                    m, C, D, S, R, B, P, FULL, OWN, STOP)  # fmt: skip
+        t = tl.arange(0, C)
+        before = tl.load(vectors + 5 * C + t)
+        at_total = tl.load(vectors + 4 * C + t) + before
+        at_end = tl.load(vectors + 6 * C) + tl.sum(tl.load(vectors + 7 * C + t), 0)
+        at_alpha = tl.sum(at_total, 0) - tl.cumsum(at_total, 0) + at_total + at_end - before
+        tl.store(parts_r + program * 2 * C + t, factor * tl.load(vectors + 3 * C + t))
+        tl.store(parts_r + (program * 2 + 1) * C + t, at_alpha)
+        if m == 0:
+            _answer_back(x, seen, w2, w1, grad_y, parts_q + n * C * D, grad_w2, grad_w1, base, n, N, T, at, M, C, D,
+                         S, R, B, P, IQ)  # fmt: skip

@@ -1,0 +1,368 @@
+"""Self-modifying Titans over whole chunks, with one Triton kernel per chunk and direction.
+
+The equations are those of `chunk.py`. One program has one memory of one sequence and head. What it needs of the
+others are keys, values and rates of the chunk, which the projections among them make from their weights at its
+start. So a launch of `forward.py` writes a memory over one chunk, then lets it project the tokens of the next one,
+and the launch after it reads that.
+
+Backwards the same in reverse (`backward.py`): first the gradient through the projection of the chunk after, for
+which the other programs left their gradients at keys, values and rates in the launch before; then through the
+write of this chunk. Nothing of a chunk is stored but the weights at every `EVERY`-th start: the chunks between two
+of these are run forward again. So a chunk takes one launch forward and two backward.
+
+Memories of output width 1 (the rates) have second layers padded with rows of zeros, which stay zero.
+
+Shapes: `N` sequences times heads, `M` memories, `T` tokens, `C` tokens of a chunk, `D` width of a head.
+Everything is in float32; products are in the precision of `ops/kernels.py: precision`. So far the kernels have
+run in Triton's interpreter and were compiled for cards, but have not run on one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nested_learning.ops.kernels import Kernel, precision
+from nested_learning.ops.memory_mlp.chunk import Memories, Stack
+from nested_learning.ops.scan import run_eager
+from nested_learning.ops.self_modifying import chunk
+from nested_learning.ops.self_modifying.backward import backward
+from nested_learning.ops.self_modifying.chunk import ETA_MAX, Bank, SelfModProgress, SelfModRule, Streams
+from nested_learning.ops.self_modifying.forward import SLOTS, VECTORS, forward
+from nested_learning.ops.unit import l2_normalize
+
+SIZES = (16, 32, 64, 128)
+"""Widths of a head and chunks in tokens that the kernels take."""
+EVERY = 8
+"""Chunks between two stored weights."""
+Weights = tuple[Tensor, Tensor]
+
+
+class Layout(NamedTuple):
+    """What the kernels must know of a layer."""
+
+    names: tuple[str, ...]  # of all memories; M is the first, those of output width 1 the last
+    full: int  # how many are as wide as a head
+    slow: int  # number of the first whose η is `steps` times that of M
+    chunk: int
+    limit: float  # of η
+    steps: float
+    self_targets: bool
+    stop_gradient_targets: bool
+    retention: bool
+    control: bool
+
+    @classmethod
+    def of(cls, rule: SelfModRule, banks: tuple[Bank, ...]) -> Layout:
+        """The layout of the banks of a layer, whose chunks must be the same."""
+        names = tuple(name for bank in banks for name in bank.names)
+        slow = len(banks[0].names) if len(banks) > 1 else len(names)
+        return cls(
+            names=names,
+            full=sum(bank.full for bank in banks),
+            slow=slow,
+            chunk=banks[0].chunk,
+            limit=rule.step_limit(ETA_MAX),
+            steps=banks[-1].steps,
+            self_targets=rule.self_targets,
+            stop_gradient_targets=rule.stop_gradient_targets,
+            retention=rule.retention,
+            control=rule.step_control == "clamp",
+        )
+
+    def number(self, name: str) -> int:
+        """Of a memory; −1: there is none of this name."""
+        return self.names.index(name) if name in self.names else -1
+
+
+def constants(layout: Layout, width: int, products: str) -> dict[str, Any]:
+    """Constants that both kernels are compiled with."""
+    size = layout.chunk
+    return {
+        "M": len(layout.names),
+        "C": size,
+        "D": width,
+        "S": size * max(size, width),
+        "LOG": size.bit_length() - 1,
+        "R": min(32, size, width),
+        "B": min(32, size, width),
+        "P": products,
+        "FULL": layout.full,
+        "SLOW": layout.slow,
+        **{f"I{letter}": layout.number(name) for letter, name in zip("KVQEA", PROJECTIONS, strict=True)},
+        "OWN": layout.self_targets,
+        "RETAIN": layout.retention,
+        "CONTROL": layout.control,
+    }
+
+
+PROJECTIONS = ("k", "v", "q", "eta", "alpha")
+
+
+def warps(width: int) -> int:
+    """Warps of a program."""
+    return 4
+
+
+def supports(rule: SelfModRule, banks: tuple[Bank, ...], which: str, at: SelfModProgress) -> bool:
+    """Whether the kernels have this rule: the arguments of `chunk.read_and_write`."""
+    plain = rule.delta and not rule.momentum and not rule.to_initial and rule.error_limit is None
+    shapes = [memories.weights.w2.shape[-2:] for memories in at.banks]
+    one_width = all(hidden == width == shapes[0][0] for hidden, width in shapes)
+    one_chunk = len({bank.chunk for bank in banks}) == 1
+    sizes = banks[0].chunk in SIZES and shapes[0][0] in SIZES
+    single = at.banks[0].weights.w2.dtype == torch.float32
+    return plain and which == "chunk" and one_width and one_chunk and sizes and single
+
+
+@torch.compiler.disable
+def read_and_write(
+    rule: SelfModRule, banks: tuple[Bank, ...], at: SelfModProgress, x: Streams
+) -> tuple[Tensor, SelfModProgress]:
+    """Answers `[N, T, D]` to whole chunks of tokens from a boundary on, and where the sequences stand after them.
+
+    The rule must be one that `supports` accepts. Gradients reach everything; second ones by way of `chunk.py`.
+    """
+    w2, w1 = join(at.banks)
+    y, w2, w1 = _Scan.apply(rule, banks, torch.stack([x.k, x.v, x.q]), x.rates, w2, w1)  # type: ignore[no-untyped-call]
+    return y, SelfModProgress(split(banks, w2, w1), None, 0)
+
+
+def join(memories: tuple[Memories, ...]) -> Weights:
+    """First and second layers of all memories, each `[N, M, D, D]`: zeros are added to narrow outputs."""
+    w2 = torch.cat([one.weights.w2 for one in memories], 1)
+    seconds = [w1 for one in memories for w1 in one.weights.w1]
+    return w2, torch.cat([F.pad(w, (0, 0, 0, w2.shape[-1] - w.shape[-2])) for w in seconds], 1)
+
+
+def split(banks: tuple[Bank, ...], w2: Tensor, w1: Tensor) -> tuple[Memories, ...]:
+    """Inverse of `join`."""
+    found, first = [], 0
+    for bank in banks:
+        middle, last = first + bank.full, first + len(bank.names)
+        groups = [w1[:, first:middle]] if bank.full else []
+        groups += [w1[:, middle:last, :1]] if last > middle else []
+        found.append(Memories(Stack(w2[:, first:last], tuple(groups)), None, None))
+        first = last
+    return tuple(found)
+
+
+class _Scan(torch.autograd.Function):
+    """Streams `[3, N, T, D]`, slow logits `[2, N, T]` and weights `[N, M, D, D]` to answers and weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rule: SelfModRule, banks: tuple[Bank, ...], x: Tensor, rates: Tensor, w2: Tensor, w1: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        launches = Launches(Layout.of(rule, banks), x, rates)
+        y, starts, after = launches.read(w2.contiguous(), w1.contiguous())
+        ctx.rule, ctx.banks = rule, banks
+        ctx.save_for_backward(x, rates, *(w for start in starts for w in start))
+        return y, *after
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, rates, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            return None, None, *_differentiable(ctx.rule, ctx.banks, (x, rates, *kept[:2]), grads)
+        launches = Launches(Layout.of(ctx.rule, ctx.banks), x, rates)
+        return None, None, *launches.back(list(zip(kept[::2], kept[1::2], strict=True)), *grads)
+
+
+def _differentiable(
+    rule: SelfModRule, banks: tuple[Bank, ...], inputs: tuple[Tensor, ...], grads: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of `_Scan` at its inputs as functions of them and of `grads`, by `chunk.py`."""
+    (k, v, q), rates, w2, w1 = inputs
+    at = SelfModProgress(split(banks, w2, w1), None, 0)
+    y, after = chunk.read_and_write(rule, banks, "chunk", run_eager, at, Streams(k, v, q, rates))
+    wanted = [t for t in inputs if t.requires_grad]
+    found = iter(torch.autograd.grad((y, *join(after.banks)), wanted, grads, create_graph=True))
+    return tuple(next(found) if t.requires_grad else None for t in inputs)
+
+
+class Parts(NamedTuple):
+    """What memories leave to the launch after: gradients at the keys and values `[N, M, C, D]` of a chunk, at its
+    queries `[N, C, D]`, and at η and log α `[N, M, 2, C]`."""
+
+    k: Tensor
+    v: Tensor
+    q: Tensor
+    rates: Tensor
+
+
+class Launches:
+    """The launches over one run of whole chunks: streams `x [3, N, T, D]`, slow logits `rates [2, N, T]`."""
+
+    def __init__(self, layout: Layout, x: Tensor, rates: Tensor) -> None:
+        self.layout, self.x, self.rates = layout, x.contiguous(), rates.contiguous()
+        _, self.count, self.tokens, self.width = x.shape
+        self.fixed = constants(layout, self.width, precision())
+        self.programs = self.count * len(layout.names)
+        numbers = SLOTS.value * self.fixed["S"] + VECTORS.value * layout.chunk
+        self.scratch = x.new_empty(self.programs * numbers)
+
+    def read(self, w2: Tensor, w1: Tensor) -> tuple[Tensor, list[Weights], Weights]:
+        """Answers `[N, T, D]`, the weights at every `EVERY`-th chunk's start, and those at the end."""
+        chunks = self.tokens // self.layout.chunk
+        y, now, starts = torch.empty_like(self.x[0]), (w2, w1), []
+        seen = self._project(now, 0)
+        for number in range(chunks):
+            if number % EVERY == 0:
+                starts.append(now)
+            now, seen = self._write(number, now, seen, y, project=number + 1 < chunks)
+        return y, starts, now
+
+    def _project(self, now: Weights, number: int) -> Tensor:
+        """What projections add to the streams of a chunk, `[N, M, C, D]`."""
+        seen = self._empty(self.layout.chunk, self.width)
+        unread = now[0]  # stands for what such a launch does not touch
+        self._forward(number, now, unread, now, seen, unread, WRITE=False, PROJECT=True, ANSWER=False)
+        return seen
+
+    def _write(
+        self, number: int, now: Weights, seen: Tensor, y: Tensor | None, project: bool
+    ) -> tuple[Weights, Tensor]:
+        """The weights after a chunk, and what they project of the one after; answers to it go into `y`."""
+        after = torch.empty_like(now[0]), torch.empty_like(now[1])
+        new = torch.empty_like(seen)
+        given = seen if y is None else y
+        self._forward(number, now, seen, after, new, given, WRITE=True, PROJECT=project, ANSWER=y is not None)
+        return after, new
+
+    def _forward(
+        self, number: int, now: Weights, seen: Tensor, after: Weights, new: Tensor, y: Tensor, **parts: bool
+    ) -> None:
+        numbers = (self.count, self.tokens, number * self.layout.chunk, self.layout.limit, self.layout.steps)
+        tensors = (self.x, self.rates, seen, new, *now, *after, y, self.scratch)
+        self._launch(forward, *tensors, *numbers, **parts)
+
+    def back(
+        self, starts: list[Weights], grad_y: Tensor, grad_w2: Tensor, grad_w1: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients at streams, slow logits and initial weights, from those at what `read` returns."""
+        chunks = self.tokens // self.layout.chunk
+        grads = tuple(grad.clone(memory_format=torch.contiguous_format) for grad in (grad_w2, grad_w1))
+        at_streams, at_rates = torch.empty_like(self.x), torch.empty_like(self.rates)
+        at_sources = self._empty(self.tokens, self.width)
+        outputs = (grad_y.contiguous(), *grads, at_streams, at_rates, at_sources)
+        left, parts = self._parts(), self._parts()
+        after: tuple[Weights, Tensor] | None = None
+        for segment in reversed(range(len(starts))):
+            first = segment * EVERY
+            states = self._again(first, min(EVERY, chunks - first), starts[segment])
+            for number, (now, seen) in reversed(list(enumerate(states, first))):
+                self._backward(number, now, seen, after, outputs, parts, left, WRITE=True)
+                after, left, parts = (now, seen), parts, left
+        assert after is not None
+        self._backward(0, *after, after, outputs, parts, left, WRITE=False)
+        for number, name in enumerate(self.layout.names[1:], 1):
+            at_streams[{"v": 1, "q": 2}.get(name, 0)] += at_sources[:, number]
+        return at_streams, at_rates, *grads
+
+    def _again(self, first: int, count: int, start: Weights) -> list[tuple[Weights, Tensor]]:
+        """Weights and what they project at the starts of `count` chunks from number `first`."""
+        states = [(start, self._project(start, first))]
+        for number in range(first, first + count - 1):
+            states.append(self._write(number, *states[-1], None, project=True))
+        return states
+
+    def _backward(
+        self,
+        number: int,
+        now: Weights,
+        seen: Tensor,
+        after: tuple[Weights, Tensor] | None,
+        outputs: tuple[Tensor, ...],
+        parts: Parts,
+        left: Parts,
+        WRITE: bool,  # noqa: N803  constants of kernels are in capitals
+    ) -> None:
+        weights, new = (now, seen) if after is None else after
+        numbers = (self.count, self.tokens, number * self.layout.chunk, self.layout.limit, self.layout.steps)
+        tensors = (self.x, self.rates, seen, new, *now, *weights, *outputs, *parts, *left, self.scratch)
+        stop = self.layout.stop_gradient_targets
+        self._launch(backward, *tensors, *numbers, STOP=stop, WRITE=WRITE, PROJECT=after is not None)
+
+    def _launch(self, kernel: Any, *arguments: Any, **flags: bool) -> None:
+        # Triton starts a kernel on the current device, whatever the device of its tensors.
+        with torch.cuda.device_of(self.x):  # type: ignore[no-untyped-call]
+            kernel[(self.programs,)](
+                *arguments, **self.fixed, **flags, num_warps=warps(self.width), num_stages=1
+            )
+
+    def _empty(self, *shape: int) -> Tensor:
+        """A tensor for all memories, `[N, M, …]`."""
+        return self.x.new_empty(self.count, len(self.layout.names), *shape)
+
+    def _parts(self) -> Parts:
+        size, width = self.layout.chunk, self.width
+        q = self.x.new_empty(self.count, size, width)
+        return Parts(self._empty(size, width), self._empty(size, width), q, self._empty(2, size))
+
+
+def compare(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Largest relative differences from `chunk.py` in float64, which equals the token loop: of answers, weights and
+    all gradients, at several sizes. Inputs are of type `dtype`."""
+    found: dict[str, float] = {}
+    for width, size in COMPARED:
+        for name, adaptive in (("self_mod", ("k", "v", "eta", "alpha")), ("titans", ())):
+            rule, banks, inputs = example(width, size, adaptive, device, dtype)
+            pairs = zip(outcomes(rule, banks, inputs, True), outcomes(rule, banks, inputs, False), strict=True)
+            for i, (one, exact) in enumerate(pairs):
+                scale = exact.abs().max().clamp(min=1e-12)
+                found[f"{name} {width} x {size}: {RESULTS[i]}"] = float((one - exact).abs().max() / scale)
+    return found
+
+
+COMPARED = ((64, 64), (32, 32), (128, 64), (64, 16), (128, 128))
+RESULTS = (
+    *("answers", "W2", "W1", "gradient at streams", "gradient at rates"),
+    *("gradient at W2", "gradient at W1"),
+)
+
+
+def example(
+    width: int, size: int, adaptive: tuple[str, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[SelfModRule, tuple[Bank, ...], list[Tensor]]:
+    """A rule, its banks, and random streams, slow logits and weights of two sequences of three chunks."""
+    rule = SelfModRule(adaptive=adaptive, self_targets=bool(adaptive))
+    projections = tuple(sorted(adaptive, key=chunk.RATES.__contains__))
+    banks = (Bank((chunk.MEMORY,), size), Bank(projections, size, rule.projection_steps(size)))[: 1 + bool(adaptive)]
+    generator = torch.Generator().manual_seed(size)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    memories = 1 + len(adaptive)
+    x = l2_normalize(random(3, 2, 3 * size, width) + 0.3)
+    rates = random(2, 2, 3 * size) + torch.tensor([-1.0, 4.0], device=device, dtype=dtype)[:, None, None]
+    w2, w1 = random(2, memories, width, width), random(2, memories, width, width) / width
+    w1[:, sum(bank.full for bank in banks) :, 1:] = 0
+    return rule, banks, [x, rates, w2, w1]
+
+
+def outcomes(
+    rule: SelfModRule, banks: tuple[Bank, ...], inputs: list[Tensor], kernels: bool
+) -> list[Tensor]:
+    """Answers, weights after, and the gradients of a sum of their squares, by the kernels or by `chunk.py`."""
+    wide = torch.float32 if kernels else torch.float64
+    x, rates, w2, w1 = own = [t.to(wide).detach().requires_grad_() for t in inputs]
+    streams, at = Streams(*x, rates), SelfModProgress(split(banks, w2, w1), None, 0)
+    if kernels:
+        y, after = read_and_write(rule, banks, at, streams)
+    else:
+        y, after = chunk.read_and_write(rule, banks, "chunk", run_eager, at, streams)
+    results = [y, *join(after.banks)]
+    loss = sum((t.double().square() * t.double().cos()).sum() for t in results)
+    assert isinstance(loss, Tensor)
+    *grads, at_w1 = torch.autograd.grad(loss, own)
+    full = sum(bank.full for bank in banks)
+    at_w1[:, full:, 1:] = 0  # rows that are not there
+    return [*(t.detach() for t in results), *grads, at_w1]
+
+
+KERNEL = Kernel("self_modifying", compare)
