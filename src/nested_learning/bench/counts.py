@@ -1,0 +1,126 @@
+"""How many kernels a run starts: counted by the profiler on a card, by the dispatcher anywhere else.
+
+On a CPU every operation that the dispatcher calls is counted, without those that only make a view or room for
+a result. On a card each of them is at least one kernel, so the count says what PyTorch's own path starts; the
+kernels of `torch.compile` and of Triton are not operations and are not in it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nested_learning.bench.timing import Run
+from nested_learning.train.objective import next_token_loss
+
+NO_KERNEL = frozenset(
+    "empty empty_like empty_strided new_empty new_empty_strided _unsafe_view lift_fresh resize_ "
+    "_local_scalar_dense".split()
+)
+"""Operations that make room or change a shape, beside those that the dispatcher knows as views."""
+STARTS = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaLaunchCooperativeKernel")
+"""Calls of the host that start a kernel or a graph; their variants begin with these names."""
+
+
+@dataclass(frozen=True)
+class Dispatches:
+    """Operations of a training step that are kernels on a card, by direction, and all of them by name."""
+
+    forward: int
+    backward: int
+    names: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Of both directions."""
+        return self.forward + self.backward
+
+
+class _Counting(TorchDispatchMode):
+    """Counts operations by name while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if not func.is_view and name not in NO_KERNEL:
+            self.names[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_dispatches(model: nn.Module, tokens: Tensor) -> Dispatches:
+    """Kernels of a training step (forward pass, loss, backward pass) on `tokens [B, T + 1]`.
+
+    The number does not depend on widths or on B, so that a narrow model tells it for a wide one.
+    """
+    model.zero_grad(set_to_none=True)
+    with _Counting() as forward:
+        loss = next_token_loss(model(tokens[:, :-1])[0], tokens[:, 1:])
+    with _Counting() as backward:
+        loss.backward()  # type: ignore[no-untyped-call]
+    model.zero_grad(set_to_none=True)
+    names = dict((forward.names + backward.names).most_common())
+    return Dispatches(forward.names.total(), backward.names.total(), names)
+
+
+@torch.no_grad()
+def count_decoded(model: nn.Module, tokens: Tensor) -> int:
+    """Kernels of one more token after `tokens [B, T]`, on a carried state."""
+    state = model(tokens)[1]
+    with _Counting() as counting:
+        model(tokens[:, :1], state)
+    return counting.names.total()
+
+
+def count_run(run: Run, device: str) -> tuple[int, int]:
+    """Kernels of one call of `run`, and how often the host started a kernel or a graph for them."""
+    if not device.startswith("cuda"):
+        with _Counting() as counting:
+            run()
+        return counting.names.total(), counting.names.total()
+    return count_events(profiled(run, device))
+
+
+def profiled(run: Run, device: str) -> Any:
+    """The profile of one call of `run`."""
+    activities = [ProfilerActivity.CPU]
+    if device.startswith("cuda"):
+        activities.append(ProfilerActivity.CUDA)
+        torch.cuda.synchronize(device)
+    with profile(activities=activities) as made:
+        run()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+    return made
+
+
+def count_events(made: Any) -> tuple[int, int]:
+    """Kernels, and starts by the host, of a profile on a card. Copies and fills by the driver are no kernels."""
+    kernels = starts = 0
+    for event in made.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            kernels += not event.name.startswith(("Memcpy", "Memset"))
+        else:
+            starts += event.name.startswith(STARTS)
+    return kernels, starts
+
+
+def write_profile(run: Run, device: str, folder: Path) -> None:
+    """Profile one call of `run` into `folder`: `profile.txt`, its costliest rows, and `trace.json` for a
+    viewer of Chrome traces."""
+    made = profiled(run, device)
+    key = "self_device_time_total" if device.startswith("cuda") else "self_cpu_time_total"
+    table = made.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=80)
+    (folder / "profile.txt").write_text(table + "\n")
+    made.export_chrome_trace(str(folder / "trace.json"))
