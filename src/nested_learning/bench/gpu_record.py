@@ -13,13 +13,14 @@ import nested_learning
 from nested_learning.train.checkpoint.store import write_atomic
 
 Entry = dict[str, Any]
-FINAL = ("done", "failed", "unchecked")
-"""States of an entry that a later call keeps; "skipped" is measured when there is time."""
+FINAL = ("done", "failed")
+"""States of an entry that a later call keeps; the others are looked at again."""
 
 
 class Record:
-    """Results by key in a JSON file, each with its `status`: "done", "failed" (with `why`), "skipped" for want
-    of time, or "unchecked" (with `why`): its kernel is not known to be right.
+    """Results by key in a JSON file, each with its `status`: "done", "failed", "skipped" for want of time,
+    "absent" (a package is not installed) or "unchecked" (its kernel is not known to be right). All but the first
+    say `why`.
 
     Args:
         path: the file; what it holds already is kept.

@@ -31,6 +31,7 @@ PEERS = {PEER: "titans", FLA: "linear"}
 """Models of other packages, each with the arm whose place its memory takes."""
 OWN = "own"
 """In the place of "triton" or "torch": the kernels of a peer."""
+SMOKE_TRAINING = ("seq_len=192", "batch_size=2", "accumulation=1", "precision=fp32", "eval_batches=2")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -120,7 +121,7 @@ def smoke_settings() -> GpuSettings:
         product=64,
         count_tokens=192,
         count_overrides=narrow,
-        pilot=(*narrow, "data=bytes", "train.batch_size=2", "train.accumulation=1", "train.precision=fp32"),
+        pilot=(*narrow, "data=bytes", *(f"train.{change}" for change in SMOKE_TRAINING)),
         pilot_probe=2,
         pilot_steps=6,
     )

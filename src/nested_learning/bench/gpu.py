@@ -1,0 +1,144 @@
+"""The benchmark for one command on a card, in stages; every measurement is on disk as soon as it is made.
+
+`scripts/bench/gpu.sh` runs it within some minutes, and run again it goes on. docs/performance.md says what the
+numbers mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from nested_learning.bench.counts import count_decoded, count_dispatches
+from nested_learning.bench.forecast import Forecast, decoding_forecast, training_forecast
+from nested_learning.bench.gpu_kernels import check_kernels
+from nested_learning.bench.gpu_pilot import train_pilots
+from nested_learning.bench.gpu_record import Budget, Record, code_fingerprint
+from nested_learning.bench.gpu_report import write_report
+from nested_learning.bench.gpu_settings import ARMS, PEERS, YARDSTICK, GpuSettings, model_config
+from nested_learning.bench.gpu_speed import Speed
+from nested_learning.bench.machine import describe
+from nested_learning.bench.timing import Progress
+from nested_learning.models.lm import HopeLM
+
+STAGES = ("kernels", "speed", "pilot", "counts")
+FILE = "gpu.json"
+READ = 70
+"""Tokens before the decoded one whose kernels are counted: one chunk is written, the next one unfinished."""
+
+
+def run_gpu(
+    settings: GpuSettings,
+    folder: Path,
+    stages: tuple[str, ...],
+    minutes: float,
+    pilot_minutes: float,
+    progress: Progress,
+) -> tuple[str, bool]:
+    """Run stages into `folder`; gives the report, and whether nothing failed.
+
+    Args:
+        settings: what is measured.
+        folder: for `gpu.json`, `gpu.md`, `gpu.png`, `pilot.png`, `profile.txt`, `trace.json` and the two runs.
+        stages: of `STAGES`; they run in that order.
+        minutes: for all of them.
+        pilot_minutes: of these, kept for the training runs.
+        progress: told about every measurement.
+
+    Raises:
+        LostCardError: another process has to go on.
+        ValueError: the folder holds results of other settings, another machine or other code.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if settings.on_card:
+        torch.cuda.set_device(settings.device)
+    record = Record(folder / FILE, about(settings))
+    whole, before = Budget(60 * minutes), Budget(60 * max(0.0, minutes - pilot_minutes))
+    try:
+        for stage in (stage for stage in STAGES if stage in stages):
+            if stage == "kernels":
+                check_kernels(settings, record, before, progress)
+            elif stage == "speed":
+                Speed(settings, record, before, folder, progress).run()
+            elif stage == "pilot":
+                train_pilots(settings, record, whole, folder, progress)
+            else:
+                count_kernels(settings, record, whole, progress)
+                forecast(settings, record)
+    finally:
+        text = write_report(record, folder)
+    return text, all(entry["status"] != "failed" for entry in record.entries.values())
+
+
+def about(settings: GpuSettings) -> dict[str, object]:
+    """What results belong to: settings, machine and code."""
+    machine = describe(settings.device)
+    if settings.on_card:
+        card = torch.cuda.get_device_properties(settings.device)
+        machine["memory"] = f"{card.total_memory / 2**30:.0f} GiB"
+        machine["capability"] = f"{card.major}.{card.minor}"
+        machine["CUDA"] = str(torch.version.cuda)
+    return {"settings": asdict(settings), "machine": machine, "code": code_fingerprint()}
+
+
+def arms(settings: GpuSettings) -> list[str]:
+    """The Transformer and those of our models that are measured."""
+    return [YARDSTICK, *(name for name in settings.models if name not in PEERS and name != YARDSTICK)]
+
+
+def count_kernels(settings: GpuSettings, record: Record, budget: Budget, progress: Progress) -> None:
+    """Kernels of a training step and of a decoded token on PyTorch's own path, counted on narrow models."""
+    for name in arms(settings):
+        key = f"count {name}"
+        if record.has(key):
+            continue
+        if not budget.fits(0):
+            record.put(key, "skipped", why="no time left")
+            continue
+        config = model_config(settings, name, settings.count_tokens, narrow=True)
+        model = HopeLM(config)
+        tokens = torch.zeros(1, settings.count_tokens + 1, dtype=torch.int64)
+        counted = count_dispatches(model, tokens)
+        decoded = count_decoded(model, tokens[:, :READ])
+        record.put(
+            key,
+            "done",
+            name=name,
+            length=settings.count_tokens,
+            layers=config.num_layers,
+            total=counted.total,
+            decoded=decoded,
+            **asdict(counted),
+        )
+        progress(f"{key}: {counted.total:,} kernels in a step")
+
+
+def forecast(settings: GpuSettings, record: Record) -> None:
+    """Forecasts of training and decoding by what was counted; of models with ordinary levels only."""
+    counted = {name: record.done(f"count {name}") for name in arms(settings)}
+    plain = counted[YARDSTICK]
+    if plain is None:
+        return
+    names = [name for name in (YARDSTICK, *ARMS) if name in counted and "levels=mlp" in ARMS[name]]
+    for part, lengths in (("train", settings.lengths), ("decode", settings.positions)):
+        for length in lengths:
+            for batch in [settings.batch(length)] if part == "train" else [1, 16]:
+                first: Forecast | None = None
+                for name in dict.fromkeys(names):
+                    config = model_config(settings, name, max(settings.lengths))
+                    if part == "train":
+                        made = training_forecast(config, batch, length, plain["total"])
+                    else:
+                        starts = (counted[name] or plain)["decoded"]
+                        made = decoding_forecast(config, batch, length, starts)
+                    first = first or made
+                    record.put(
+                        f"forecast {part} {length} {batch} {name}",
+                        "done",
+                        **{"part": part, "length": length, "batch": batch, "name": name},
+                        **asdict(made),
+                        total=made.total,
+                        ratio=first.total / made.total,
+                    )
