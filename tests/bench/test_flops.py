@@ -92,7 +92,9 @@ def test_fast_levels_agree_with_the_dispatched_products(changes: dict, length: i
     levels = (LevelSpec(name="fast", chunk_size=CHUNK, **changes), LevelSpec(name="mlp"))
     chosen = config("attention", levels=levels, num_layers=1)
     ordinary = config("attention", levels=levels[1:], num_layers=1)
-    more = with_dispatched_inverses(forward_work(chosen, 2, length)) - total(forward_work(ordinary, 2, length))
+    more = with_dispatched_inverses(forward_work(chosen, 2, length)) - total(
+        forward_work(ordinary, 2, length)
+    )
     assert more == pytest.approx(dispatched(chosen, 2, length) - dispatched(ordinary, 2, length), rel=0.02)
 
 

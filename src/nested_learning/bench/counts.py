@@ -22,7 +22,7 @@ from nested_learning.train.objective import next_token_loss
 
 NO_KERNEL = frozenset(
     "empty empty_like empty_strided new_empty new_empty_strided _unsafe_view lift_fresh resize_ "
-    "_local_scalar_dense".split()
+    "_local_scalar_dense promote_types".split()
 )
 """Operations that make room or change a shape, beside those that the dispatcher knows as views."""
 STARTS = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaLaunchCooperativeKernel")
@@ -62,7 +62,8 @@ class _Counting(TorchDispatchMode):
 def count_dispatches(model: nn.Module, tokens: Tensor) -> Dispatches:
     """Kernels of a training step (forward pass, loss, backward pass) on `tokens [B, T + 1]`.
 
-    The number does not depend on widths or on B, so that a narrow model tells it for a wide one.
+    The number does not depend on widths, nor on B from 2 on (one row needs no copies to be rearranged), so that a
+    narrow model tells it for a wide one.
     """
     model.zero_grad(set_to_none=True)
     with _Counting() as forward:
@@ -110,17 +111,18 @@ def count_events(made: Any) -> tuple[int, int]:
     kernels = starts = 0
     for event in made.events():
         if event.device_type == torch.autograd.DeviceType.CUDA:
-            kernels += not event.name.startswith(("Memcpy", "Memset"))
+            kernels += not (event.is_user_annotation or event.name.startswith(("Memcpy", "Memset")))
         else:
             starts += event.name.startswith(STARTS)
     return kernels, starts
 
 
-def write_profile(run: Run, device: str, folder: Path) -> None:
-    """Profile one call of `run` into `folder`: `profile.txt`, its costliest rows, and `trace.json` for a
-    viewer of Chrome traces."""
+def write_profile(run: Run, device: str, folder: Path, trace: bool) -> None:
+    """Profile one call of `run` into `folder`: `profile.txt`, its costliest rows, and with `trace` also
+    `trace.json.gz` for a viewer of Chrome traces."""
     made = profiled(run, device)
     key = "self_device_time_total" if device.startswith("cuda") else "self_cpu_time_total"
     table = made.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=80)
     (folder / "profile.txt").write_text(table + "\n")
-    made.export_chrome_trace(str(folder / "trace.json"))
+    if trace:
+        made.export_chrome_trace(str(folder / "trace.json.gz"))

@@ -1,8 +1,8 @@
 """What a card should need, by counted operations and bytes: a forecast, made without one.
 
-It holds what the kernels were designed for: two of them per chunk, layer and direction, products as three tf32
-products each, the state through memory between chunks. Rates are those of a data sheet, the shares of them that are
-reached are assumptions, and both stand below. Nothing of it was measured.
+It takes the kernels as they were meant to be: two of them per chunk, layer and direction, one program for every
+sequence, head and memory, the state through memory between chunks. Rates are those of a data sheet, the shares of
+them that are reached are assumptions, and both stand below. Nothing of it was measured.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ H100 = Card(
 DENSE_SHARE = 0.6
 """Of the bf16 rate that large products and fused attention reach (assumed; in favour of the Transformer)."""
 SMALL_SHARE = 0.2
-"""Of a multiprocessor's tf32 rate that one program reaches with 64 × 64 products that wait for each other
-(assumed)."""
-TF32X3 = 3
-"""tf32 products for one that is nearly as exact as fp32."""
+"""Of a multiprocessor's tf32 rate that one program reaches with 64 × 64 products that wait for each other (assumed).
+It is 0.1 of the bf16 rate, which is what the time that flash-linear-attention gives for its gated delta rule amounts
+to (3.3 ms forward on an H200 for 32,768 tokens and 64 heads of 128: 0.34 TFLOP by the products of `flops.py`)."""
+PRODUCTS = {"tf32x3": 3, "tf32": 1}
+"""tf32 products for one product inside a kernel; three are nearly as exact as fp32."""
 GAP = 2e-6
 """Seconds between two kernels of a graph (assumed)."""
 PER_CHUNK = 4
@@ -71,7 +72,9 @@ class Forecast:
         return self.dense + self.memories + self.state + self.starts
 
 
-def training_forecast(config: HopeConfig, batch: int, length: int, rest: int, card: Card = H100) -> Forecast:
+def training_forecast(
+    config: HopeConfig, batch: int, length: int, rest: int, products: str = "tf32x3", card: Card = H100
+) -> Forecast:
     """A training step of `batch` sequences, without the optimizer.
 
     Args:
@@ -79,6 +82,7 @@ def training_forecast(config: HopeConfig, batch: int, length: int, rest: int, ca
         batch: sequences.
         length: tokens of each.
         rest: kernels beside those of the memories.
+        products: of `PRODUCTS`, inside the kernels.
         card: where.
     """
     work = forward_work(config, batch, length)
@@ -88,7 +92,7 @@ def training_forecast(config: HopeConfig, batch: int, length: int, rest: int, ca
     chunks = config.num_layers * -(-length // config.chunk_size)
     small = (1 + AGAIN + BACKWARD) * sum(item.flops for item in work if item.batched)
     programs = batch * config.num_heads * (1 + len(config.memory.adaptive) * (config.mixer == "self_mod"))
-    rate = card.tf32 / TF32X3 * SMALL_SHARE * min(1.0, programs / card.processors)
+    rate = card.tf32 / PRODUCTS[products] * SMALL_SHARE * min(1.0, programs / card.processors)
     moved = 2 * PER_CHUNK / 2 * chunks * batch * 4 * state_floats(config)  # half of the kernels write it
     return Forecast(dense, small / rate, moved / card.memory, (PER_CHUNK * chunks + rest) * GAP)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from nested_learning.bench.counts import count_decoded, count_dispatches
-from nested_learning.bench.forecast import Forecast, decoding_forecast, training_forecast
+from nested_learning.bench.forecast import PRODUCTS, Forecast, decoding_forecast, training_forecast
 from nested_learning.bench.gpu_kernels import check_kernels
 from nested_learning.bench.gpu_pilot import train_pilots
 from nested_learning.bench.gpu_record import Budget, Record, code_fingerprint
@@ -25,6 +25,8 @@ from nested_learning.models.lm import HopeLM
 
 STAGES = ("kernels", "speed", "pilot", "counts")
 FILE = "gpu.json"
+DECODED_TOGETHER = 16
+"""Sequences of the second forecast of decoding."""
 READ = 70
 """Tokens before the decoded one whose kernels are counted: one chunk is written, the next one unfinished."""
 
@@ -41,7 +43,8 @@ def run_gpu(
 
     Args:
         settings: what is measured.
-        folder: for `gpu.json`, `gpu.md`, `gpu.png`, `pilot.png`, `profile.txt`, `trace.json` and the two runs.
+        folder: for `gpu.json`, `gpu.md`, `gpu.png`, `pilot.png`, `profile.txt`, `trace.json.gz` and the two
+            runs.
         stages: of `STAGES`; they run in that order.
         minutes: for all of them.
         pilot_minutes: of these, kept for the training runs.
@@ -99,9 +102,9 @@ def count_kernels(settings: GpuSettings, record: Record, budget: Budget, progres
             continue
         config = model_config(settings, name, settings.count_tokens, narrow=True)
         model = HopeLM(config)
-        tokens = torch.zeros(1, settings.count_tokens + 1, dtype=torch.int64)
+        tokens = torch.zeros(2, settings.count_tokens + 1, dtype=torch.int64)
         counted = count_dispatches(model, tokens)
-        decoded = count_decoded(model, tokens[:, :READ])
+        decoded = count_decoded(model, tokens[:1, :READ])
         record.put(
             key,
             "done",
@@ -117,28 +120,33 @@ def count_kernels(settings: GpuSettings, record: Record, budget: Budget, progres
 
 def forecast(settings: GpuSettings, record: Record) -> None:
     """Forecasts of training and decoding by what was counted; of models with ordinary levels only."""
-    counted = {name: record.done(f"count {name}") for name in arms(settings)}
-    plain = counted[YARDSTICK]
-    if plain is None:
+    found = {name: record.done(f"count {name}") for name in arms(settings) if "levels=mlp" in ARMS[name]}
+    counts = {name: entry for name, entry in found.items() if entry is not None}
+    if YARDSTICK not in counts:
         return
-    names = [name for name in (YARDSTICK, *ARMS) if name in counted and "levels=mlp" in ARMS[name]]
-    for part, lengths in (("train", settings.lengths), ("decode", settings.positions)):
-        for length in lengths:
-            for batch in [settings.batch(length)] if part == "train" else [1, 16]:
-                first: Forecast | None = None
-                for name in dict.fromkeys(names):
-                    config = model_config(settings, name, max(settings.lengths))
-                    if part == "train":
-                        made = training_forecast(config, batch, length, plain["total"])
-                    else:
-                        starts = (counted[name] or plain)["decoded"]
-                        made = decoding_forecast(config, batch, length, starts)
-                    first = first or made
-                    record.put(
-                        f"forecast {part} {length} {batch} {name}",
-                        "done",
-                        **{"part": part, "length": length, "batch": batch, "name": name},
-                        **asdict(made),
-                        total=made.total,
-                        ratio=first.total / made.total,
-                    )
+    configs = {name: model_config(settings, name, max(settings.lengths)) for name in counts}
+    rest = counts[YARDSTICK]["total"]
+    for length in settings.lengths:
+        batch = settings.batch(length)
+        made = {
+            (name, products): training_forecast(config, batch, length, rest, products)
+            for name, config in configs.items()
+            for products in (PRODUCTS if name != YARDSTICK else ("tf32",))
+        }
+        _keep(record, ("train", length, batch), made)
+    for at in settings.positions:
+        for batch in (1, DECODED_TOGETHER):
+            decoded = {
+                (name, "torch"): decoding_forecast(config, batch, at, counts[name]["decoded"])
+                for name, config in configs.items()
+            }
+            _keep(record, ("decode", at, batch), decoded)
+
+
+def _keep(record: Record, at: tuple[str, int, int], made: dict[tuple[str, str], Forecast]) -> None:
+    """Put forecasts of a part, length and batch into the record; the first one is the Transformer's."""
+    first = next(iter(made.values())).total
+    for (name, how), one in made.items():
+        about = dict(zip(("part", "length", "batch"), at, strict=True), name=name, how=how)
+        key = f"forecast {' '.join(map(str, at))} {name} {how}"
+        record.put(key, "done", **about, **asdict(one), total=one.total, ratio=first / one.total)

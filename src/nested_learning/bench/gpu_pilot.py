@@ -156,10 +156,15 @@ def plot(runs: dict[str, Entry | None], path: Path) -> None:
     for axes, along in zip(figure.subplots(1, 2), ("tokens", "seconds"), strict=True):
         for number, (name, run) in enumerate(runs.items()):
             rows = [] if run is None else run["curve"]
-            for key, style, label in (("loss", "-", f"{name}, training"), ("valid_loss", "o", f"{name}, held out")):
+            for key, style, label in (
+                ("loss", "-", f"{name}, training"),
+                ("valid_loss", "o", f"{name}, held out"),
+            ):
                 points = [(row[along], row[key]) for row in rows if key in row]
                 if points:
-                    axes.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label, markersize=4)
+                    axes.plot(
+                        *zip(*points, strict=True), style, color=f"C{number}", label=label, markersize=4
+                    )
         axes.set(xlabel=along, ylabel="loss (nats per token)")
         if axes.lines:
             axes.legend()

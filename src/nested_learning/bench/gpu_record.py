@@ -16,11 +16,14 @@ Entry = dict[str, Any]
 FINAL = ("done", "failed")
 """States of an entry that a later call keeps; the others are looked at again."""
 
+TRIES = 2
+"""Processes that may end in a measurement before it is given up."""
+
 
 class Record:
     """Results by key in a JSON file, each with its `status`: "done", "failed", "skipped" for want of time,
-    "absent" (a package is not installed) or "unchecked" (its kernel is not known to be right). All but the first
-    say `why`.
+    "absent" (a package is not installed), "unchecked" (its kernel is not known to be right) or "begun". All but
+    the first say `why`.
 
     Args:
         path: the file; what it holds already is kept.
@@ -50,6 +53,18 @@ class Record:
         self.entries[key] = {"status": status, **values}
         self.save()
         return self.entries[key]
+
+    def begin(self, key: str, **about: Any) -> bool:
+        """Note that `key` is being measured; False, and it has failed, if two processes have ended in it."""
+        times = self.entries.get(key, {}).get("times", 0) + 1
+        status = "failed" if times > TRIES else "begun"
+        self.put(key, status, **about, why="the process ended in it", times=times)
+        return status == "begun"
+
+    def forget(self, key: str) -> None:
+        """Take `key` out again: a person has stopped its measurement."""
+        del self.entries[key]
+        self.save()
 
     def done(self, key: str) -> Entry | None:
         """The result of `key`, if it was measured."""

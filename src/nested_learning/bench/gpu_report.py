@@ -124,7 +124,10 @@ def _loss(value: float | None) -> str:
 
 def _counts(record: Record) -> str:
     rows = [
-        [e["name"], *(f"{e[key]:,}" for key in ("length", "layers", "forward", "backward", "total", "decoded"))]
+        [
+            e["name"],
+            *(f"{e[key]:,}" for key in ("length", "layers", "forward", "backward", "total", "decoded")),
+        ]
         for e in record.of("count")
         if e["status"] == "done"
     ]
@@ -136,16 +139,28 @@ def _forecasts(record: Record) -> str:
     rows = []
     for entry in record.of("forecast"):
         parts = [f"{1e3 * entry[key]:.3g}" for key in ("dense", "memories", "state", "starts", "total")]
-        who = [entry["part"], f"{entry['length']:,}", str(entry["batch"]), entry["name"]]
+        who = [entry["part"], f"{entry['length']:,}", str(entry["batch"]), entry["name"], entry["how"]]
         rows.append([*who, *parts, f"{entry['ratio']:.2f}"])
     if not rows:
         return ""
-    header = ["", "T or position", "batch", "model", "ms: dense", "memories", "state", "starts", "sum"]
+    header = [
+        "",
+        "T or position",
+        "batch",
+        "model",
+        "products",
+        "ms: dense",
+        "memories",
+        "state",
+        "starts",
+        "sum",
+    ]
     assumed = (
         f"By counted operations and bytes on an {H100.name} ({H100.source}). Assumed: {DENSE_SHARE:.0%} of the bf16 "
         f"rate for large products and attention, {SMALL_SHARE:.0%} of a multiprocessor's tf32 rate for products "
         f"inside kernels, {1e6 * GAP:.0f} µs between kernels, {PER_CHUNK} kernels per chunk and layer in training, "
-        f"{AGAIN} forward pass run again."
+        f"{AGAIN} forward pass run again. In decoding the gaps between the kernels of PyTorch's own path, counted above, "
+        "are what counts; all of them would be in one graph."
     )
     return assumed + "\n\n" + markdown_table([*header, "× Transformer"], rows)
 

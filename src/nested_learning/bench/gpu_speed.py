@@ -39,6 +39,8 @@ from nested_learning.train.objective import next_token_loss
 FIRST_SECONDS = 20.0
 """What a model is thought to take on a card before any of its lengths has been measured."""
 RATE = "rate bf16"
+TRACED = 100_000
+"""Kernels from which on a trace would be too large for a viewer."""
 
 
 class LostCardError(RuntimeError):
@@ -124,7 +126,7 @@ class Speed:
             if self.record.has(job.key):
                 continue
             entry = self._entry(job)
-            self.record.put(job.key, **self._about(job), **entry)
+            self.record.put(job.key, **{**self._about(job), **entry})
             self.progress(f"{job.key}: {entry.get('why') or entry['status']}")
             if "CUDA error" in entry.get("why", ""):
                 raise LostCardError(f"{job.key}: {entry['why']}")
@@ -145,11 +147,16 @@ class Speed:
             return {"status": "unchecked", "why": why}
         if not self.budget.fits(self.guess(job)):
             return {"status": "skipped", "why": "no time left"}
+        if not self.record.begin(job.key, **self._about(job)):
+            return dict(self.record.entries[job.key])
         began = time.perf_counter()
         try:
             with kernels_as(job.variant):
                 entry = self._measure(job)
             return {"status": "done", **entry, "took": time.perf_counter() - began}
+        except KeyboardInterrupt:
+            self.record.forget(job.key)
+            raise
         except Exception as error:  # of any kind: out of memory, a capture that is refused, a compiler's
             words = " ".join(str(error).split())
             self.held = None
@@ -202,7 +209,7 @@ class Speed:
         found, starts = count_run(run, settings.device)
         best = variants(settings, with_kernels(settings))[0]
         if job.part == "train" and job.variant in best and job.variant.name == settings.models[0]:
-            write_profile(run, settings.device, self.folder)
+            write_profile(run, settings.device, self.folder, found < TRACED)
         per = settings.decode_tokens if job.part == "decode" else 1
         return {"kernels_per_step": found / per, "starts_per_step": starts / per}
 
