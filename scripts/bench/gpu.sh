@@ -17,7 +17,7 @@ done
 
 for stage in kernels speed pilot counts; do
     for ((attempt = 1; attempt <= attempts; attempt++)); do
-        left=$(awk -v now="$(date +%s)" -v end="$end" 'BEGIN { printf "%.2f", end > now ? (end - now) / 60 : 0 }')
+        left=$(awk -v now="$(date +%s)" -v end="$end" 'BEGIN { printf "%.2f", (end > now ? (end - now) / 60 : 0) }')
         status=0
         $RUN python -m nested_learning.commands.nl bench gpu --stages "$stage" --minutes "$left" \
             --pilot-minutes "${PILOT_MINUTES:-2.5}" --output "$OUTPUT" "${options[@]}" >/dev/null || status=$?

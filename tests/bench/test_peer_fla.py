@@ -1,4 +1,4 @@
-"""Our linear mixer through the rule of flash-linear-attention, which a token loop of its documentation stands for."""
+"""Our linear mixer through the rule of flash-linear-attention, here a token loop of what its pages say."""
 
 from __future__ import annotations
 

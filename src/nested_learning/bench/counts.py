@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,8 +22,8 @@ from nested_learning.bench.timing import Run
 from nested_learning.train.objective import next_token_loss
 
 NO_KERNEL = frozenset(
-    "empty empty_like empty_strided new_empty new_empty_strided _unsafe_view lift_fresh resize_ "
-    "_local_scalar_dense promote_types".split()
+    ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_")
+    + ("_unsafe_view", "lift_fresh", "_local_scalar_dense", "promote_types")
 )
 """Operations that make room or change a shape, beside those that the dispatcher knows as views."""
 STARTS = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaLaunchCooperativeKernel")
@@ -43,11 +44,11 @@ class Dispatches:
         return self.forward + self.backward
 
 
-class _Counting(TorchDispatchMode):
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations by name while it is entered."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: Counter[str] = Counter()
 
     def __torch_dispatch__(
@@ -62,8 +63,8 @@ class _Counting(TorchDispatchMode):
 def count_dispatches(model: nn.Module, tokens: Tensor) -> Dispatches:
     """Kernels of a training step (forward pass, loss, backward pass) on `tokens [B, T + 1]`.
 
-    The number does not depend on widths, nor on B from 2 on (one row needs no copies to be rearranged), so that a
-    narrow model tells it for a wide one.
+    The number does not depend on widths, nor on B from 2 on (one row needs no copies to be rearranged), so
+    that a narrow model tells it for a wide one.
     """
     model.zero_grad(set_to_none=True)
     with _Counting() as forward:
@@ -81,7 +82,7 @@ def count_decoded(model: nn.Module, tokens: Tensor) -> int:
     state = model(tokens)[1]
     with _Counting() as counting:
         model(tokens[:, :1], state)
-    return counting.names.total()
+    return int(counting.names.total())
 
 
 def count_run(run: Run, device: str) -> tuple[int, int]:
@@ -107,10 +108,13 @@ def profiled(run: Run, device: str) -> Any:
 
 
 def count_events(made: Any) -> tuple[int, int]:
-    """Kernels, and starts by the host, of a profile on a card. Copies and fills by the driver are no kernels."""
+    """Kernels, and starts by the host, of a profile on a card.
+
+    Copies and fills by the driver are no kernels.
+    """
     kernels = starts = 0
     for event in made.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type == DeviceType.CUDA:
             kernels += not (event.is_user_annotation or event.name.startswith(("Memcpy", "Memset")))
         else:
             starts += event.name.startswith(STARTS)

@@ -1,8 +1,8 @@
 """What a card should need, by counted operations and bytes: a forecast, made without one.
 
-It takes the kernels as they were meant to be: two of them per chunk, layer and direction, one program for every
-sequence, head and memory, the state through memory between chunks. Rates are those of a data sheet, the shares of
-them that are reached are assumptions, and both stand below. Nothing of it was measured.
+It takes the kernels as they were meant to be: two of them per chunk, layer and direction, one program for
+every sequence, head and memory, the state through memory between chunks. Rates are those of a data sheet, the
+shares of them that are reached are assumptions, and both stand below. Nothing of it was measured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nested_learning.models.config import HopeConfig
 
 @dataclass(frozen=True)
 class Card:
-    """Rates of a card: dense bf16 and tf32 products in FLOP/s, memory in bytes/s; number of multiprocessors."""
+    """Rates of a card: dense bf16 and tf32 products in FLOP/s, memory in bytes/s; its multiprocessors."""
 
     name: str
     bf16: float
@@ -37,9 +37,9 @@ H100 = Card(
 DENSE_SHARE = 0.6
 """Of the bf16 rate that large products and fused attention reach (assumed; in favour of the Transformer)."""
 SMALL_SHARE = 0.2
-"""Of a multiprocessor's tf32 rate that one program reaches with 64 × 64 products that wait for each other (assumed).
-It is 0.1 of the bf16 rate, which is what the time that flash-linear-attention gives for its gated delta rule amounts
-to (3.3 ms forward on an H200 for 32,768 tokens and 64 heads of 128: 0.34 TFLOP by the products of `flops.py`)."""
+"""Of a multiprocessor's tf32 rate that one program reaches with 64 × 64 products that wait for each other
+(assumed). It is 0.1 of the bf16 rate, which is what the published time of flash-linear-attention's gated delta
+rule amounts to: 3.3 ms forward on an H200 for 32,768 tokens and 64 heads of 128, 0.34 TFLOP by `flops.py`."""
 PRODUCTS = {"tf32x3": 3, "tf32": 1}
 """tf32 products for one product inside a kernel; three are nearly as exact as fp32."""
 GAP = 2e-6
@@ -112,9 +112,9 @@ def decoding_forecast(
     """
     weights = 8 * count_parameters(config) / card.memory
     if config.mixer == "attention":
-        held = 2 * 2 * batch * position * config.dim * config.num_layers
+        held = 2.0 * 2 * batch * position * config.dim * config.num_layers
     else:
-        held = 4 * batch * config.num_layers * state_floats(config) * (1 + 2 / config.chunk_size)
+        held = 4.0 * batch * config.num_layers * state_floats(config) * (1 + 2 / config.chunk_size)
     return Forecast(weights, state=held / card.memory, starts=starts * GAP)
 
 

@@ -1,7 +1,7 @@
 """The benchmark for one command on a card, in stages; every measurement is on disk as soon as it is made.
 
-`scripts/bench/gpu.sh` runs it within some minutes, and run again it goes on. docs/performance.md says what the
-numbers mean.
+`scripts/bench/gpu.sh` runs it within some minutes, and run again it goes on. docs/performance.md says what
+the numbers mean.
 """
 
 from __future__ import annotations

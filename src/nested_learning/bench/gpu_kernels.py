@@ -2,8 +2,8 @@
 
     python -m nested_learning.bench.gpu_kernels nested_learning.ops.delta_rule.triton cuda
 
-A kernel that reads or writes where it must not ends every later use of the card by its process, so each module
-is checked in a process of its own.
+A kernel that reads or writes where it must not ends every later use of the card by its process, so each
+module is checked in a process of its own.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from nested_learning.ops import kernels
 TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
 """Largest relative difference from the token loop, by the type of the inputs.
 
-fp32: products run as three tf32 products each (tf32x3), which keep about 21 of 24 bits; the sums over a chunk,
-its triangular inverse and the chunks in a row lose one or two decimal digits more. In Triton's interpreter, whose
-products are those of fp32, the same kernels have to reach 1e-5. bf16: inputs have 8 bits, so one rounding alone
-is 4e-3, and several stand in a row.
+fp32: products run as three tf32 products each (tf32x3), which keep about 21 of 24 bits; the sums over a
+chunk, its triangular inverse and the chunks in a row lose one or two decimal digits more. In Triton's
+interpreter, whose products are those of fp32, the same kernels have to reach 1e-5. bf16: inputs have 8 bits, so
+one rounding alone is 4e-3, and several stand in a row.
 """
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 USERS = {"delta_rule": ("linear",), "self_modifying": ("hope", "self_mod", "titans")}
-"""Models that a kernel is for, by the package of its module. One that is not listed counts for all of them."""
+"""Models that a kernel is for, by the package of its module. One that is not listed counts for all."""
 MINUTE = 60.0
 
 
 def check_kernels(settings: GpuSettings, record: Record, budget: Budget, progress: Progress) -> None:
-    """Check all modules of `ops.kernels.MODULES` into the record; nothing to check where Triton cannot run."""
+    """Check all modules of `ops.kernels.MODULES` into the record; none where Triton cannot run."""
     reason = kernels.why_no_triton(torch.device(settings.device))
     if reason is not None:
         progress(f"kernels: none can be checked: {reason}")

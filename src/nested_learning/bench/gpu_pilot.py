@@ -21,7 +21,7 @@ from nested_learning.train.metrics import read_metrics
 
 PILOTS = ("hope", YARDSTICK)
 LOCAL = Path("outputs/data/local")
-"""Shards made by `scripts/data/local_corpus.py`; without them the text that comes with the package is read."""
+"""Shards made from `configs/data/local.yaml`; without them the text that comes with the package is read."""
 ROOM = 0.85
 """Share of the time left that the runs are planned for."""
 LEAST = 6
@@ -54,7 +54,7 @@ def train_pilots(
 
 
 def _remember(record: Record, key: str, progress: Progress, run: Any) -> None:
-    """Keep what `run` gives, or what it raises: a loss that is not finite, too, is a result of the benchmark."""
+    """Keep what `run` gives, or what it raises: a loss that is not finite is a result, too."""
     try:
         entry = run()
     except Exception as error:  # of any kind

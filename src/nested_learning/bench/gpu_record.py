@@ -1,4 +1,4 @@
-"""What the benchmark on a card has measured, kept on disk after every measurement, and the time it has left."""
+"""What the benchmark on a card has measured, kept on disk after every measurement; the time it has left."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ TRIES = 2
 
 
 class Record:
-    """Results by key in a JSON file, each with its `status`: "done", "failed", "skipped" for want of time,
-    "absent" (a package is not installed), "unchecked" (its kernel is not known to be right) or "begun". All but
-    the first say `why`.
+    """Results by key in a JSON file, each with its `status`.
+
+    That is "done", "failed", "skipped" for want of time, "absent" (a package is not installed), "unchecked"
+    (its kernel is not known to be right) or "begun". All but the first say `why`.
 
     Args:
         path: the file; what it holds already is kept.
@@ -34,13 +35,16 @@ class Record:
     """
 
     def __init__(self, path: Path, about: Entry) -> None:
-        self.path, self.about, self.entries = path, json.loads(json.dumps(about)), {}
+        self.path = path
+        self.entries: dict[str, Entry] = {}
+        self.about: Entry = json.loads(json.dumps(about))
         if path.is_file():
             held = json.loads(path.read_text())
             differing = [key for key, value in self.about.items() if held["about"].get(key) != value]
             if differing:
                 raise ValueError(
-                    f"{path} holds results with other {', '.join(differing)}; give another --output, or --again"
+                    f"{path} holds results with other {', '.join(differing)}; give another --output, "
+                    "or --again"
                 )
             self.entries = held["entries"]
 
@@ -50,9 +54,10 @@ class Record:
 
     def put(self, key: str, status: str, **values: Any) -> Entry:
         """Keep a result and write the file."""
-        self.entries[key] = {"status": status, **values}
+        entry = {"status": status, **values}
+        self.entries[key] = entry
         self.save()
-        return self.entries[key]
+        return entry
 
     def begin(self, key: str, **about: Any) -> bool:
         """Note that `key` is being measured; False, and it has failed, if two processes have ended in it."""

@@ -156,11 +156,11 @@ def _forecasts(record: Record) -> str:
         "sum",
     ]
     assumed = (
-        f"By counted operations and bytes on an {H100.name} ({H100.source}). Assumed: {DENSE_SHARE:.0%} of the bf16 "
-        f"rate for large products and attention, {SMALL_SHARE:.0%} of a multiprocessor's tf32 rate for products "
-        f"inside kernels, {1e6 * GAP:.0f} µs between kernels, {PER_CHUNK} kernels per chunk and layer in training, "
-        f"{AGAIN} forward pass run again. In decoding the gaps between the kernels of PyTorch's own path, counted above, "
-        "are what counts; all of them would be in one graph."
+        f"By counted operations and bytes on an {H100.name} ({H100.source}). Assumed: {DENSE_SHARE:.0%} of "
+        f"the bf16 rate for large products and attention, {SMALL_SHARE:.0%} of a multiprocessor's tf32 rate "
+        f"for products inside kernels, {1e6 * GAP:.0f} µs between kernels, {PER_CHUNK} kernels per chunk and "
+        f"layer in training, {AGAIN} forward pass run again. Starts in decoding are the gaps between the "
+        "kernels of PyTorch's own path, counted above, in one graph."
     )
     return assumed + "\n\n" + markdown_table([*header, "× Transformer"], rows)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +50,13 @@ class LostCardError(RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement: `part` is "train", "forward" or "decode"; `length` in tokens, in "decode" the position."""
+    """One measurement.
+
+    Args:
+        part: "train", "forward" or "decode".
+        length: tokens of a sequence; in "decode", tokens before.
+        variant: of the model.
+    """
 
     part: str
     length: int
@@ -86,8 +91,8 @@ def jobs(settings: GpuSettings, kernel_models: frozenset[str]) -> list[Job]:
         made += [
             Job(part, length, variant)
             for length in settings.lengths
-            for variant in group
             for part in ("train", "forward")
+            for variant in group
         ]
         if group is first:
             decoders = [variant for variant in group if variant.name not in PEERS]
@@ -165,18 +170,18 @@ class Speed:
             release(self.settings)
 
     def guess(self, job: Job) -> float:
-        """Seconds that a job may take: in proportion to its length what the same model took at the last one."""
+        """Seconds that a job may take: what the same model took at the last length, in proportion."""
         shorter = [
             entry
             for entry in self.record.entries.values()
-            if entry["status"] == "done" and entry.get("part") == job.part
+            if "took" in entry and entry["part"] == job.part
             if (entry["name"], entry["how"]) == (job.variant.name, job.variant.how)
             if entry["length"] < job.length
         ]
         if not shorter:
             return FIRST_SECONDS if self.settings.on_card else 0.0
         last = max(shorter, key=lambda entry: int(entry["length"]))
-        return float(last["took"]) * job.length / last["length"]
+        return float(last["took"]) * job.length / int(last["length"])
 
     def _measure(self, job: Job) -> Entry:
         settings, first = self.settings, yardstick(self.settings)
@@ -288,6 +293,6 @@ def counted_flops(settings: GpuSettings, job: Job) -> float | None:
     if job.part == "decode" or job.variant.name == PEER:
         return None
     config = model_config(settings, job.variant.name, job.length)
-    work: list[Any] = forward_work(config, settings.batch(job.length), job.length)
-    factor = 1 + BACKWARD if job.part == "train" else 1
+    work = forward_work(config, settings.batch(job.length), job.length)
+    factor = 1.0 + BACKWARD if job.part == "train" else 1.0
     return factor * sum(item.flops for item in work)

@@ -1,8 +1,8 @@
 """The comparison model: our `linear` mixer with its memory run by flash-linear-attention.
 
-The package's rule decays before it erases, S = α S (I − β k kᵀ) + β v kᵀ; ours erases what was there before the
-decay, W = W (α I − η k kᵀ) + η v kᵀ. With β = η / α and α v in the place of v they are the same. Its states are
-the transposes of ours.
+The package's rule decays before it erases, S = α S (I − β k kᵀ) + β v kᵀ; ours erases what was there before
+the decay, W = W (α I − η k kᵀ) + η v kᵀ. With β = η / α and α v in the place of v they are the same. Its
+states are the transposes of ours.
 """
 
 from __future__ import annotations
@@ -72,10 +72,11 @@ class FlaGatedDeltaRule(nn.Module):
     @staticmethod
     def _last(stream: Tensor, batch: int) -> Tensor:
         """`[B · H, T, …]` to `[B, T, H, …]`."""
-        return stream.unflatten(0, (batch, -1)).transpose(1, 2).contiguous()
+        return stream.view(batch, -1, *stream.shape[1:]).transpose(1, 2).contiguous()
 
 
 def with_fla(model: HopeLM) -> None:
     """Replace the mixers of a `linear` model in place."""
     for block in model.blocks:
-        block.mixer = FlaGatedDeltaRule(block.mixer)  # type: ignore[assignment]
+        assert isinstance(block.mixer, GatedDeltaRule)
+        block.mixer = FlaGatedDeltaRule(block.mixer)

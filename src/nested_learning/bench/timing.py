@@ -50,12 +50,12 @@ def seconds_of(run: Run, device: str) -> float:
     """Seconds of one call: between two CUDA events on a card, by the clock elsewhere."""
     synchronize(device)
     if device.startswith("cuda"):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()  # type: ignore[no-untyped-call]
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
         run()
-        end.record()  # type: ignore[no-untyped-call]
-        end.synchronize()  # type: ignore[no-untyped-call]
-        return float(begin.elapsed_time(end)) / 1e3  # type: ignore[no-untyped-call]
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
