@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,9 +24,11 @@ from nested_learning.bench.gpu_record import Budget, Record
 from nested_learning.bench.gpu_report import markdown, write_report
 from nested_learning.bench.gpu_settings import GpuSettings, Variant, smoke_settings, variants
 from nested_learning.bench.gpu_speed import Job, LostCardError, Speed, jobs
+from nested_learning.commands import nl
 from nested_learning.ops import kernels
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "bench" / "gpu.sh"
 RULE = "nested_learning.ops.delta_rule.invented"
 TRITON = Variant("linear", "triton", False, False)
 
@@ -247,7 +250,7 @@ def test_failures_are_results_and_a_lost_card_ends_the_process(
         run.run()
     held = record_in(tmp_path)
     assert held.entries["train 64 transformer (torch)"]["why"] == "RuntimeError: too large"
-    assert held.has("forward 64 transformer (torch)") and not held.has("train 64 hope (torch)")
+    assert held.has("forward 64 transformer (torch)") and not held.has("forward 64 hope (torch)")
     assert "RuntimeError: too large" in markdown(held)
 
 
@@ -306,14 +309,8 @@ def test_no_run_is_begun_without_time(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "a step of both takes 4 s" in make_plan(settings, Budget(20, still), tmp_path)["why"]
 
 
-@pytest.mark.thorough
-def test_everything_by_the_script_in_stages(tmp_path: Path) -> None:
-    environment = {**os.environ, "RUN": "env", "OUTPUT": str(tmp_path), "PYTHONPATH": str(ROOT / "src")}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = ["bash", str(ROOT / "scripts" / "bench" / "gpu.sh"), "--smoke", "--models", "hope"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    entries = json.loads((tmp_path / "gpu.json").read_text())["entries"]
+def check_results(folder: Path) -> None:
+    entries = json.loads((folder / "gpu.json").read_text())["entries"]
     assert {entry["status"] for entry in entries.values()} == {"done"}
     runs = [entries[f"pilot {name}"] for name in ("hope", "transformer")]
     assert [run["steps"] for run in runs] == [6, 6]
@@ -321,17 +318,65 @@ def test_everything_by_the_script_in_stages(tmp_path: Path) -> None:
     assert tokens[0] == tokens[1] and tokens[0][-1] == 6 * 2 * 192
     seconds = [row["seconds"] for row in runs[0]["curve"]]
     assert seconds == sorted(seconds) and seconds[0] > 0
-    text = (tmp_path / "gpu.md").read_text()
-    assert done.stdout == text and "Made without a card" in text
-    for title in (
-        "Training step",
-        "Forward pass",
-        "Decoding",
-        "Training side by side",
-        "counted",
-        "Forecast",
-    ):
-        assert f"\n## {title}" in text or title in text
+    text = (folder / "gpu.md").read_text()
+    assert "Made without a card" in text and "| hope" in text
+    titles = ("Training step", "Forward pass", "Decoding", "Training side by side", "Kernels of", "Forecast")
+    assert all(f"\n## {title}" in text for title in titles)
     for name in ("gpu.png", "pilot.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert "train 64 hope (torch): done" in done.stderr
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert "Self CPU" in (folder / "profile.txt").read_text()
+
+
+@pytest.mark.thorough
+def test_everything_by_its_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "gpu", "--smoke", "--models", "hope", "--lengths", "64", "--output", str(tmp_path)]
+    assert nl.main(command) == 0
+    told = capsys.readouterr()
+    assert told.out.strip() == (tmp_path / "gpu.md").read_text().strip()
+    assert "train 64 hope (torch): done" in told.err
+    check_results(tmp_path)
+    assert nl.main(command) == 0  # from what is there
+    again = capsys.readouterr()
+    assert again.out == told.out and again.err.count("] ") == 1  # that no kernel can be checked
+    assert nl.main([*command, "--repeats", "3"]) == 2
+    assert "results with other settings; give another --output" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_everything_by_the_script_in_stages(tmp_path: Path) -> None:
+    environment = {**os.environ, "RUN": "env", "OUTPUT": str(tmp_path), "PYTHONPATH": str(ROOT / "src")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["bash", str(SCRIPT), "--smoke", "--models", "hope"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "gpu.md").read_text()
+    check_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ends", "stages", "status"),
+    [
+        ("0 0 0 0", "kernels speed pilot counts", 0),
+        ("0 1 0 0", "kernels speed pilot counts", 1),  # a measurement failed; the others are made
+        ("0 3 139 0 0 0", "kernels speed speed speed pilot counts", 0),  # the card was lost, then a fault
+        ("3 3 3 3 0 0 0", "kernels kernels kernels kernels speed pilot counts", 1),
+        ("0 130", "kernels speed", 130),  # Ctrl-C
+        ("2", "kernels", 2),  # a wrong option
+    ],
+)
+def test_the_script_goes_on_after_faults(tmp_path: Path, ends: str, stages: str, status: int) -> None:
+    (tmp_path / "gpu.md").write_text("a report\n")
+    (tmp_path / "gpu.json").write_text("old")
+    (tmp_path / "ends").write_text(ends)
+    (tmp_path / "run").write_text(
+        'cd "$(dirname "$0")"; echo "$@" >> calls; set -- $(cat ends); echo "${@:2}" > ends; exit "$1"\n'
+    )
+    environment = {**os.environ, "RUN": f"bash {tmp_path}/run", "OUTPUT": str(tmp_path), "MINUTES": "3"}
+    command = ["bash", str(SCRIPT), "--again", "--models", "hope"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == status, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [re.search(r"--stages (\w+)", call)[1] for call in calls] == stages.split()
+    assert all(re.search(r"--minutes (2\.\d\d|3\.00) .*--models hope$", call) for call in calls)
+    assert not (tmp_path / "gpu.json").exists() and "--again" not in calls[0]
+    assert (done.stdout == "a report\n") == (status < 2)

@@ -22,8 +22,10 @@ from nested_learning.bench.timing import Run
 from nested_learning.train.objective import next_token_loss
 
 NO_KERNEL = frozenset(
-    ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_")
-    + ("_unsafe_view", "lift_fresh", "_local_scalar_dense", "promote_types")
+    [
+        *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_"),
+        *("_unsafe_view", "lift_fresh", "_local_scalar_dense", "promote_types"),
+    ]
 )
 """Operations that make room or change a shape, beside those that the dispatcher knows as views."""
 STARTS = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaLaunchCooperativeKernel")
