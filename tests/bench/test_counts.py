@@ -13,6 +13,7 @@ from torch.autograd import DeviceType
 
 from nested_learning.bench.counts import count_decoded, count_dispatches, count_events, count_run
 from nested_learning.models.lm import HopeLM
+from nested_learning.ops import kernels
 
 TOKENS = torch.zeros(2, 21, dtype=torch.int64)
 
@@ -55,6 +56,20 @@ def test_the_count_depends_on_layers_and_not_on_widths(mixer: str) -> None:
     one = count()
     assert one == count(dim=32) == count(num_heads=4) == count(TOKENS.repeat(2, 1))
     assert count(num_layers=3) - count(num_layers=2) == count(num_layers=2) - one > 50
+
+
+def test_triton_kernels_are_counted_by_name_and_for_any_number_of_chunks() -> None:
+    pytest.importorskip("triton")
+    before = kernels.chosen(), kernels.why_no_triton
+    options: dict[str, Any] = {"vocab_size": 5, "dim": 32, "num_heads": 2, "chunk_size": 16}
+    model = HopeLM(hope("linear", num_layers=2, **options))
+    short, long = (
+        count_dispatches(model, torch.zeros(2, 16 * chunks + 1, dtype=torch.int64), triton=True)
+        for chunks in (3, 6)
+    )
+    assert short == long and short.names["triton scan_states"] == 4  # two layers, two directions
+    assert count_dispatches(model, torch.zeros(2, 97, dtype=torch.int64)).total > 2 * long.total
+    assert (kernels.chosen(), kernels.why_no_triton) == before
 
 
 def test_a_decoded_token_costs_less_than_a_step() -> None:

@@ -49,6 +49,16 @@ def test_memories_take_the_multiprocessors_that_have_a_program() -> None:
     assert few.state == pytest.approx(2 * 2 * 2 * 10 * 4 * state_floats(config) / 1e12)
 
 
+def test_the_linear_memory_works_on_all_chunks_at_once() -> None:
+    config = hope("linear", **WIDE)
+    one, eight = (training_forecast(config, batch, 640, 1000, "tf32") for batch in (1, 8))
+    batched = [item for item in forward_work(config, 1, 640) if item.batched]
+    assert one.memories == pytest.approx(3 * sum(item.flops for item in batched) / (494e12 * SMALL_SHARE))
+    assert one.state == pytest.approx(3 * 4 * sum(item.numbers for item in batched) / 3.35e12)
+    assert eight.memories == pytest.approx(8 * one.memories)
+    assert one.starts == eight.starts == pytest.approx(1000 * GAP)
+
+
 def test_a_cache_grows_and_a_memory_does_not() -> None:
     plain, memory = hope("attention", **WIDE), hope("titans", **WIDE)
     near, far = (decoding_forecast(plain, 1, at, 0) for at in (100, 32_100))

@@ -276,7 +276,7 @@ def test_counts_and_forecasts_stand_in_the_report(tmp_path: Path) -> None:
     count_kernels(settings, record, Budget(60), lambda message: None)
     forecast(settings, record)
     text = markdown(record)
-    linear = record.entries["count linear"]
+    linear = record.entries["count linear torch"]
     assert f"{linear['forward'] + linear['backward']:,}" in text and "not measured" in text
     for part in ("train 64 3", "decode 10 16"):
         how = "tf32" if part.startswith("train") else "torch"

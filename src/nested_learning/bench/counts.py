@@ -1,13 +1,15 @@
 """How many kernels a run starts: counted by the profiler on a card, by the dispatcher anywhere else.
 
 On a CPU every operation that the dispatcher calls is counted, without those that only make a view or room for
-a result. On a card each of them is at least one kernel, so the count says what PyTorch's own path starts; the
-kernels of `torch.compile` and of Triton are not operations and are not in it.
+a result. On a card each of them is at least one kernel. Triton kernels can be counted there too: they are
+started and not run, so that only their number is right. What `torch.compile` makes of operations is not seen.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nested_learning.bench.timing import Run
+from nested_learning.ops import kernels
 from nested_learning.train.objective import next_token_loss
 
 NO_KERNEL = frozenset(
@@ -62,16 +65,40 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def count_dispatches(model: nn.Module, tokens: Tensor) -> Dispatches:
+@contextmanager
+def _starts_of_triton(names: Counter[str]) -> Iterator[None]:
+    """Memories take their Triton kernels, on any device; these are counted by name and leave no result."""
+    from triton.runtime.jit import JITFunction
+
+    def start(self: Any, *arguments: Any, **options: Any) -> None:
+        names[f"triton {self.fn.__name__}"] += 1
+
+    held = JITFunction.run, kernels.why_no_triton, kernels.chosen()
+    JITFunction.run, kernels.why_no_triton = start, lambda device: None
+    kernels.use_kernels("auto")
+    try:
+        yield
+    finally:
+        JITFunction.run, kernels.why_no_triton, choice = held
+        kernels.use_kernels(choice)
+
+
+def count_dispatches(model: nn.Module, tokens: Tensor, triton: bool = False) -> Dispatches:
     """Kernels of a training step (forward pass, loss, backward pass) on `tokens [B, T + 1]`.
 
     The number does not depend on widths, nor on B from 2 on (one row needs no copies to be rearranged), so
     that a narrow model tells it for a wide one.
+
+    Args:
+        model: on the CPU.
+        tokens: of two rows or more.
+        triton: on the path of our Triton kernels, where a memory has one; gradients then mean nothing.
     """
+    path = _starts_of_triton if triton else nullcontext
     model.zero_grad(set_to_none=True)
-    with _Counting() as forward:
+    with _Counting() as forward, path(forward.names):
         loss = next_token_loss(model(tokens[:, :-1])[0], tokens[:, 1:])
-    with _Counting() as backward:
+    with _Counting() as backward, path(backward.names):
         loss.backward()  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)
     names = dict((forward.names + backward.names).most_common())

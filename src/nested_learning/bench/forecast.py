@@ -58,7 +58,7 @@ class Forecast:
     Args:
         dense: large products and attention, by rate or by bytes, whichever takes longer.
         memories: products inside the kernels of memories, on as many multiprocessors as there are programs.
-        state: memories read and written between chunks.
+        state: memories read and written between chunks; of `linear`, all operands of its products.
         starts: gaps between kernels.
     """
 
@@ -82,7 +82,7 @@ def training_forecast(
         config: a model with ordinary levels only.
         batch: sequences.
         length: tokens of each.
-        rest: kernels beside those of the memories.
+        rest: kernels beside those of the memories; of `linear`, all kernels.
         products: of `PRODUCTS`, inside the kernels.
         card: where.
     """
@@ -90,10 +90,16 @@ def training_forecast(
     dense = (1 + BACKWARD) * _dense_seconds([item for item in work if not item.batched], card)
     if config.mixer in ("attention", "sliding_attention"):
         return Forecast(dense, starts=rest * GAP)
+    on_all = card.tf32 / PRODUCTS[products] * SMALL_SHARE
+    small = sum(item.flops for item in work if item.batched)
+    if config.mixer == "linear":  # all chunks at once, but for a product per chunk in one kernel
+        numbers = sum(item.numbers for item in work if item.batched)
+        moved = 4 * (1 + BACKWARD) * numbers / card.memory
+        return Forecast(dense, (1 + BACKWARD) * small / on_all, moved, rest * GAP)
     chunks = config.num_layers * -(-length // config.chunk_size)
-    small = (1 + AGAIN + BACKWARD) * sum(item.flops for item in work if item.batched)
+    small *= 1 + AGAIN + BACKWARD
     programs = batch * config.num_heads * (1 + len(config.memory.adaptive) * (config.mixer == "self_mod"))
-    rate = card.tf32 / PRODUCTS[products] * SMALL_SHARE * min(1.0, programs / card.processors)
+    rate = on_all * min(1.0, programs / card.processors)
     moved = 2 * PER_CHUNK / 2 * chunks * batch * 4 * state_floats(config)  # half of the kernels write it
     return Forecast(dense, small / rate, moved / card.memory, (PER_CHUNK * chunks + rest) * GAP)
 

@@ -7,15 +7,16 @@ the numbers mean.
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from nested_learning.bench.counts import count_decoded, count_dispatches
 from nested_learning.bench.forecast import PRODUCTS, Forecast, decoding_forecast, training_forecast
-from nested_learning.bench.gpu_kernels import check_kernels
+from nested_learning.bench.gpu_kernels import check_kernels, modules_of
 from nested_learning.bench.gpu_pilot import train_pilots
-from nested_learning.bench.gpu_record import Budget, Record, code_fingerprint
+from nested_learning.bench.gpu_record import Budget, Entry, Record, code_fingerprint
 from nested_learning.bench.gpu_report import write_report
 from nested_learning.bench.gpu_settings import ARMS, PEERS, YARDSTICK, GpuSettings, model_config
 from nested_learning.bench.gpu_speed import Speed
@@ -92,44 +93,46 @@ def arms(settings: GpuSettings) -> list[str]:
 
 
 def count_kernels(settings: GpuSettings, record: Record, budget: Budget, progress: Progress) -> None:
-    """Kernels of a training step and of a decoded token on PyTorch's own path, counted on narrow models."""
+    """Kernels of a training step and of a decoded token, counted on narrow models on the CPU."""
     for name in arms(settings):
-        key = f"count {name}"
-        if record.has(key):
-            continue
-        if not budget.fits(0):
-            record.put(key, "skipped", why="no time left")
-            continue
-        config = model_config(settings, name, settings.count_tokens, narrow=True)
-        model = HopeLM(config)
-        tokens = torch.zeros(2, settings.count_tokens + 1, dtype=torch.int64)
-        counted = count_dispatches(model, tokens)
-        decoded = count_decoded(model, tokens[:1, :READ])
-        record.put(
-            key,
-            "done",
-            name=name,
-            length=settings.count_tokens,
-            layers=config.num_layers,
-            total=counted.total,
-            decoded=decoded,
-            **asdict(counted),
-        )
-        progress(f"{key}: {counted.total:,} kernels in a step")
+        for how in ("torch", "triton") if modules_of(name) and find_spec("triton") else ("torch",):
+            key = f"count {name} {how}"
+            if record.has(key):
+                continue
+            if not budget.fits(0):
+                record.put(key, "skipped", why="no time left")
+                continue
+            entry = count_model(settings, name, how)
+            record.put(key, "done", name=name, how=how, **entry)
+            progress(f"{key}: {entry['total']:,} kernels in a step")
+
+
+def count_model(settings: GpuSettings, name: str, how: str) -> Entry:
+    """The counts of one model, on PyTorch's own path ("torch") or with our kernels ("triton")."""
+    length = settings.count_tokens
+    config = model_config(settings, name, length, narrow=True)
+    model = HopeLM(config)
+    tokens = torch.zeros(2, length + 1, dtype=torch.int64)
+    found = count_dispatches(model, tokens, triton=how == "triton")
+    decoded = count_decoded(model, tokens[:1, :READ]) if how == "torch" else None
+    about = {"length": length, "layers": config.num_layers, "total": found.total, "decoded": decoded}
+    return {**about, **asdict(found)}
 
 
 def forecast(settings: GpuSettings, record: Record) -> None:
     """Forecasts of training and decoding by what was counted; of models with ordinary levels only."""
-    found = {name: record.done(f"count {name}") for name in arms(settings) if "levels=mlp" in ARMS[name]}
-    counts = {name: entry for name, entry in found.items() if entry is not None}
+    plain = [name for name in arms(settings) if "levels=mlp" in ARMS[name]]
+    counts = {name: entry for name in plain if (entry := record.done(f"count {name} torch"))}
     if YARDSTICK not in counts:
         return
     configs = {name: model_config(settings, name, max(settings.lengths)) for name in counts}
-    rest = counts[YARDSTICK]["total"]
+    rest = {name: counts[YARDSTICK]["total"] for name in counts}
+    if ours := record.done("count linear triton"):
+        rest["linear"] = ours["total"]  # for any number of chunks
     for length in settings.lengths:
         batch = settings.batch(length)
         made = {
-            (name, products): training_forecast(config, batch, length, rest, products)
+            (name, products): training_forecast(config, batch, length, rest[name], products)
             for name, config in configs.items()
             for products in (PRODUCTS if name != YARDSTICK else ("tf32",))
         }

@@ -41,7 +41,7 @@ def markdown(record: Record) -> str:
         ("Kernels against their token loops", _kernels(record)),
         *((title, _speeds(record, part)) for part, title in TITLES.items()),
         ("Training side by side", _pilots(record)),
-        ("Kernels of PyTorch's own path, counted", _counts(record)),
+        ("Kernels of a step, counted on the CPU", _counts(record)),
         ("Forecast for a card, not measured", _forecasts(record)),
     ):
         if text:
@@ -123,15 +123,12 @@ def _loss(value: float | None) -> str:
 
 
 def _counts(record: Record) -> str:
-    rows = [
-        [
-            e["name"],
-            *(f"{e[key]:,}" for key in ("length", "layers", "forward", "backward", "total", "decoded")),
-        ]
-        for e in record.of("count")
-        if e["status"] == "done"
-    ]
-    header = ["model", "T", "layers", "forward", "backward", "step", "one decoded token"]
+    rows = []
+    for entry in (entry for entry in record.of("count") if entry["status"] == "done"):
+        keys = ("length", "layers", "forward", "backward", "total", "decoded")
+        numbers = [NONE if entry[key] is None else f"{entry[key]:,}" for key in keys]
+        rows.append([entry["name"], entry["how"], *numbers])
+    header = ["model", "kernels", "T", "layers", "forward", "backward", "step", "one decoded token"]
     return markdown_table(header, rows) if rows else ""
 
 
