@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from nested_learning.bench import gpu_speed
 from nested_learning.bench.gpu import count_kernels, forecast
@@ -22,8 +23,9 @@ from nested_learning.bench.gpu_kernels import check_apart, check_module, distrus
 from nested_learning.bench.gpu_pilot import make_plan, pilot_config
 from nested_learning.bench.gpu_record import Budget, Record
 from nested_learning.bench.gpu_report import markdown, write_report
-from nested_learning.bench.gpu_settings import GpuSettings, Variant, smoke_settings, variants
-from nested_learning.bench.gpu_speed import Job, LostCardError, Speed, jobs
+from nested_learning.bench.gpu_settings import GpuSettings, Variant, build_variant, smoke_settings, variants
+from nested_learning.bench.gpu_speed import Job, LostCardError, Speed, jobs, prepare
+from nested_learning.bench.steps import training_step
 from nested_learning.commands import nl
 from nested_learning.ops import kernels
 
@@ -252,6 +254,50 @@ def test_failures_are_results_and_a_lost_card_ends_the_process(
     assert held.entries["train 64 transformer (torch)"]["why"] == "RuntimeError: too large"
     assert held.has("forward 64 transformer (torch)") and not held.has("forward 64 hope (torch)")
     assert "RuntimeError: too large" in markdown(held)
+
+
+def test_graphs_hold_the_step_that_is_timed_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, made = smoke_settings(), []
+
+    class Step:
+        """In the place of `CapturedStep`, which needs a card."""
+
+        def __init__(self, model: nn.Module, loss: Any, example: tuple[Tensor, Tensor]) -> None:
+            self.model, self.loss, self.example = model, loss, example
+            made.append(self)
+
+        def __call__(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            self.model.zero_grad(set_to_none=True)
+            value = self.loss(*batch)
+            value.backward()
+            return value
+
+    class Forward(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model, self.grown = model, []
+            made.append(self)
+
+        def forward(self, tokens: Tensor) -> tuple[Tensor, None]:
+            self.grown.append((tokens.shape, torch.is_grad_enabled()))
+            return self.model(tokens)[0], None
+
+    monkeypatch.setattr(gpu_speed, "CapturedStep", Step)
+    monkeypatch.setattr(gpu_speed, "CapturedForward", Forward)
+    captured, plain = (Variant("linear", "torch", False, graph) for graph in (True, False))
+    ready = [prepare(settings, Job("train", 64, variant)) for variant in (captured, plain)]
+    tokens, targets = made[0].example
+    assert tokens.shape == targets.shape == (3, 64) and torch.equal(tokens[:, 1:], targets[:, :-1])
+    ready[0].run()
+    found = [p.grad for p in made[0].model.parameters()]
+    model = build_variant(settings, "linear", 64)  # the same from the same seed
+    training_step(model, settings.steps(), 3, 64)()
+    for one, other in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(one, other.grad)
+    assert ready[0].parameters == ready[1].parameters == sum(p.numel() for p in model.parameters())
+    assert ready[0].peak_bytes is not None
+    prepare(settings, Job("forward", 64, captured)).run()
+    assert made[1].grown == [((3, 64), False)]
 
 
 def test_a_measurement_in_which_two_processes_died_is_given_up(tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ def check_kernels(settings: GpuSettings, record: Record, budget: Budget, progres
         if not budget.fits(0):
             progress(f"kernels: no time for {module}")
             continue
-        for dtype, entry in check_apart(module, settings.device, max(MINUTE, budget.left())).items():
+        seconds = min(max(MINUTE, budget.left()), 2 * MINUTE)
+        for dtype, entry in check_apart(module, settings.device, seconds).items():
             record.put(key_of(module, dtype), **entry)
             progress(f"kernel {rule_of(module)} {dtype}: {entry.get('why') or 'right'}")
 

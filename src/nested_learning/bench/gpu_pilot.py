@@ -114,6 +114,7 @@ def pilot_config(
         "train.sample_tokens": 0,
         "logging.progress": "false",
     }
+    rest["train.compile"] = "auto" if settings.compile else "false"
     if probe:
         rest |= {"train.resume": "null", "train.compile": str(settings.compile and settings.on_card).lower()}
     changes = [f"{key}={value}" for key, value in (length | rest).items()]
