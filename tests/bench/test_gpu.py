@@ -198,9 +198,13 @@ def test_models_at_their_best_come_first_and_long_sequences_last(monkeypatch: py
     parts = [(job.part, job.length) for job in made if job.variant == first[1]]
     assert parts == [
         *[(part, length) for length in (64, 192) for part in ("train", "forward")],
-        *[("decode", at) for at in (10, 40)],
     ]
-    assert max(made.index(Job("decode", 40, v)) for v in first[:2]) < made.index(Job("train", 64, later[0]))
+    decoders = [
+        Variant(name, how, False, False) for name, how in (("transformer", "torch"), ("linear", "triton"))
+    ]
+    decoding = [job for job in made if job.part == "decode"]
+    assert decoding == [Job("decode", at, variant) for at in (10, 40) for variant in decoders]
+    assert made.index(decoding[-1]) + 1 == made.index(Job("train", 64, later[0]))
 
 
 def test_what_does_not_fit_is_skipped_and_measured_when_there_is_time(tmp_path: Path) -> None:
@@ -240,20 +244,31 @@ def test_a_length_is_expected_to_take_in_proportion_to_the_last_one(tmp_path: Pa
     assert not run.budget.fits(run.guess(job)) and run._entry(job)["status"] == "skipped"
 
 
+@pytest.mark.parametrize("words", ["CUDA error: an illegal memory access", "Triton Error [CUDA]: misaligned"])
 def test_failures_are_results_and_a_lost_card_ends_the_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
+    lost = []
+
     def fail(settings: GpuSettings, job: Job) -> Any:
-        raise RuntimeError("CUDA error: an illegal memory access" if job.part == "forward" else "too large")
+        if job.part == "forward":
+            lost.append(words)
+            raise RuntimeError(words)
+        raise RuntimeError("CUDA out of memory")
+
+    def release(settings: GpuSettings) -> None:
+        assert not lost, "the card would refuse this, too"
 
     monkeypatch.setattr(gpu_speed, "prepare", fail)
+    monkeypatch.setattr(gpu_speed, "release", release)
     run = speed(tmp_path, 100)
-    with pytest.raises(LostCardError, match="forward 64 transformer"):
+    with pytest.raises(LostCardError, match="forward 64 transformer") as raised:
         run.run()
+    assert raised.value.exit_status == 3
     held = record_in(tmp_path)
-    assert held.entries["train 64 transformer (torch)"]["why"] == "RuntimeError: too large"
+    assert held.entries["train 64 transformer (torch)"]["why"] == "RuntimeError: CUDA out of memory"
     assert held.has("forward 64 transformer (torch)") and not held.has("forward 64 hope (torch)")
-    assert "RuntimeError: too large" in markdown(held)
+    assert words in markdown(held)
 
 
 def test_graphs_hold_the_step_that_is_timed_without_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def run_gpu(
     """
     folder.mkdir(parents=True, exist_ok=True)
     if settings.on_card:
-        torch.cuda.set_device(settings.device)
+        torch.cuda.set_device(torch.device(settings.device).index or 0)
     record = Record(folder / FILE, about(settings))
     whole, before = Budget(60 * minutes), Budget(60 * max(0.0, minutes - pilot_minutes))
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from nested_learning.bench.gpu_record import Budget, Entry, Record
 from nested_learning.bench.gpu_settings import ARMS, YARDSTICK, GpuSettings
-from nested_learning.bench.gpu_speed import LostCardError, release
+from nested_learning.bench.gpu_speed import check_card, release
 from nested_learning.bench.timing import Progress
 from nested_learning.config import load_config
 from nested_learning.report import new_figure
@@ -62,8 +62,7 @@ def _remember(record: Record, key: str, progress: Progress, run: Any) -> None:
         entry = {"status": "failed", "why": f"{type(error).__name__}: {words[:300]}"}
     record.put(key, **entry)
     progress(f"{key}: {entry.get('why') or entry['status']}")
-    if "CUDA error" in entry.get("why", ""):
-        raise LostCardError(f"{key}: {entry['why']}")
+    check_card(key, entry)
 
 
 def make_plan(settings: GpuSettings, budget: Budget, folder: Path) -> Entry:

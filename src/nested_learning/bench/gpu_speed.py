@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -46,6 +46,13 @@ class LostCardError(RuntimeError):
     """The card refuses everything that this process asks of it from now on; another process can go on."""
 
     exit_status = 3
+
+
+def check_card(key: str, entry: Entry) -> None:
+    """Raise LostCardError if a result says that the card refuses this process from now on."""
+    why = entry.get("why", "")
+    if "CUDA error" in why or "Triton Error [CUDA]" in why:
+        raise LostCardError(f"{key}: {why}")
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,14 @@ def jobs(settings: GpuSettings, kernel_models: frozenset[str]) -> list[Job]:
             for variant in group
         ]
         if group is first:
-            decoders = [variant for variant in group if variant.name not in PEERS]
+            decoders = [decoded(variant) for variant in group if variant.name not in PEERS]
             made += [Job("decode", at, variant) for at in settings.positions for variant in decoders]
     return made
+
+
+def decoded(variant: Variant) -> Variant:
+    """As a model decodes: token by token, eagerly. A cache that grows would be compiled again and again."""
+    return replace(variant, compiled=False, graph=False)
 
 
 def product_rate(device: str, side: int) -> float:
@@ -133,8 +145,8 @@ class Speed:
             entry = self._entry(job)
             self.record.put(job.key, **{**self._about(job), **entry})
             self.progress(f"{job.key}: {entry.get('why') or entry['status']}")
-            if "CUDA error" in entry.get("why", ""):
-                raise LostCardError(f"{job.key}: {entry['why']}")
+            check_card(job.key, entry)
+            release(settings)
         self.held = None
 
     def _about(self, job: Job) -> Entry:
@@ -166,8 +178,6 @@ class Speed:
             words = " ".join(str(error).split())
             self.held = None
             return {"status": "failed", "why": f"{type(error).__name__}: {words[:300]}"}
-        finally:
-            release(self.settings)
 
     def guess(self, job: Job) -> float:
         """Seconds that a job may take: what the same model took at the last length, in proportion."""
@@ -185,6 +195,7 @@ class Speed:
 
     def _measure(self, job: Job) -> Entry:
         settings, first = self.settings, yardstick(self.settings)
+        first = decoded(first) if job.part == "decode" else first
         at = (job.part, job.length)
         if self.held is not None and self.held[0] != at:
             self.held = None
