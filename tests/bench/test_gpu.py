@@ -134,7 +134,7 @@ def test_a_wrong_kernel_is_not_timed_and_the_other_way_is(
     checked(run.record, "fp32", "bf16")
     run.run()
     done = {(v.name, v.kernels, v.compiled): chosen for v, chosen in measured}
-    plain = [("transformer", "torch", True), ("linear", "torch", True), ("linear", "torch", False)]
+    plain = [(name, "torch", compiled) for name in ("transformer", "linear") for compiled in (True, False)]
     assert done == dict.fromkeys(plain, "torch") and kernels.chosen() == "auto"
     assert run.record.entries["train 64 linear (triton, compiled)"]["status"] == "unchecked"
     text = markdown(run.record)
@@ -202,9 +202,10 @@ def test_models_at_their_best_come_first_and_long_sequences_last(monkeypatch: py
     decoders = [
         Variant(name, how, False, False) for name, how in (("transformer", "torch"), ("linear", "triton"))
     ]
-    decoding = [job for job in made if job.part == "decode"]
-    assert decoding == [Job("decode", at, variant) for at in (10, 40) for variant in decoders]
-    assert made.index(decoding[-1]) + 1 == made.index(Job("train", 64, later[0]))
+    decoding = [Job("decode", at, variant) for at in (10, 40) for variant in decoders]
+    begin, end = made.index(Job("decode", 10, decoders[0])), made.index(Job("train", 64, later[0]))
+    assert made[begin:end] == decoding
+    assert [job.variant.how for job in made[end:] if job.part == "decode"] == ["torch", "torch"]
 
 
 def test_what_does_not_fit_is_skipped_and_measured_when_there_is_time(tmp_path: Path) -> None:

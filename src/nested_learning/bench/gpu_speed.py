@@ -92,19 +92,17 @@ class Ready:
 
 def jobs(settings: GpuSettings, kernel_models: frozenset[str]) -> list[Job]:
     """What is measured, in this order: models at their best, then decoding, then other ways to run them."""
-    first, later = variants(settings, kernel_models)
-    made = []
-    for group in (first, later):
+    made: list[Job] = []
+    for group in variants(settings, kernel_models):
         made += [
             Job(part, length, variant)
             for length in settings.lengths
             for part in ("train", "forward")
             for variant in group
         ]
-        if group is first:
-            decoders = [decoded(variant) for variant in group if variant.name not in PEERS]
-            made += [Job("decode", at, variant) for at in settings.positions for variant in decoders]
-    return made
+        decoders = dict.fromkeys(decoded(variant) for variant in group if variant.name not in PEERS)
+        made += [Job("decode", at, variant) for at in settings.positions for variant in decoders]
+    return list(dict.fromkeys(made))
 
 
 def decoded(variant: Variant) -> Variant:
