@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nested_learning.bench import gpu_speed
+from nested_learning.bench import gpu_kernels, gpu_speed
 from nested_learning.bench.gpu import count_kernels, forecast
 from nested_learning.bench.gpu_kernels import check_apart, check_module, distrust, key_of
-from nested_learning.bench.gpu_pilot import make_plan, pilot_config
+from nested_learning.bench.gpu_pilot import make_plan, pilot_config, train_pilots
 from nested_learning.bench.gpu_record import Budget, Record
 from nested_learning.bench.gpu_report import markdown, write_report
 from nested_learning.bench.gpu_settings import GpuSettings, Variant, build_variant, smoke_settings, variants
@@ -28,6 +28,7 @@ from nested_learning.bench.gpu_speed import Job, LostCardError, Speed, jobs, pre
 from nested_learning.bench.steps import training_step
 from nested_learning.commands import nl
 from nested_learning.ops import kernels
+from nested_learning.train.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "bench" / "gpu.sh"
@@ -356,6 +357,26 @@ def test_the_two_runs_differ_in_the_model_only(tmp_path: Path) -> None:
         plain.seed,
     )
     assert hope.train.steps == 20 and hope.optim.warmup_steps == 2
+
+
+@pytest.mark.parametrize(("found", "choice"), [(0.0, "auto"), (1.0, "torch")])
+def test_no_run_is_made_on_a_wrong_kernel(
+    invented: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: float, choice: str
+) -> None:
+    chosen = []
+
+    def train(config: RunConfig) -> dict[str, Any]:
+        chosen.append(kernels.chosen())
+        return {"status": "done", "curve": []}
+
+    invented({"y": found})
+    monkeypatch.setattr(gpu_kernels, "USERS", {"delta_rule": ("hope",)})
+    monkeypatch.setattr("nested_learning.bench.gpu_pilot.train", train)
+    record = record_in(tmp_path)
+    checked(record, "fp32", "bf16")
+    record.put("pilot plan", "done", steps=6)
+    train_pilots(smoke_settings(), record, Budget(100), tmp_path, lambda message: None)
+    assert chosen == [choice, choice] and kernels.chosen() == "auto"
 
 
 def test_no_run_is_begun_without_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

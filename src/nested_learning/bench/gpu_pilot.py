@@ -9,9 +9,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from nested_learning.bench.gpu_kernels import distrust
 from nested_learning.bench.gpu_record import Budget, Entry, Record
 from nested_learning.bench.gpu_settings import ARMS, YARDSTICK, GpuSettings
-from nested_learning.bench.gpu_speed import check_card, release
+from nested_learning.bench.gpu_speed import check_card, kernels_as, release
 from nested_learning.bench.timing import Progress
 from nested_learning.config import load_config
 from nested_learning.report import new_figure
@@ -34,11 +35,19 @@ def train_pilots(
 ) -> None:
     """Train both models for the same number of steps, from the same seed, into the record and `pilot.png`.
 
-    An interrupted call is continued by the next one, from the last checkpoint and with the same plan.
+    An interrupted call is continued by the next one, from the last checkpoint and with the same plan. Without
+    kernels that are known to be right, memories take PyTorch's path.
 
     Raises:
         LostCardError: see there.
     """
+    with kernels_as("torch" if distrust(PILOTS[0], record) else "triton"):
+        _train_pilots(settings, record, budget, folder, progress)
+
+
+def _train_pilots(
+    settings: GpuSettings, record: Record, budget: Budget, folder: Path, progress: Progress
+) -> None:
     if not record.has(PLAN):
         _remember(record, PLAN, progress, lambda: make_plan(settings, budget, folder))
     plan = record.done(PLAN)

@@ -166,7 +166,7 @@ class Speed:
             return dict(self.record.entries[job.key])
         began = time.perf_counter()
         try:
-            with kernels_as(job.variant):
+            with kernels_as(job.variant.kernels):
                 entry = self._measure(job)
             return {"status": "done", **entry, "took": time.perf_counter() - began}
         except KeyboardInterrupt:
@@ -229,10 +229,10 @@ class Speed:
 
 
 @contextmanager
-def kernels_as(variant: Variant) -> Iterator[None]:
-    """Triton kernels or PyTorch's path, as a variant says."""
+def kernels_as(choice: str) -> Iterator[None]:
+    """Inside, our kernels where they can run ("triton"), or PyTorch's path."""
     before = kernels.chosen()
-    kernels.use_kernels("auto" if variant.kernels == "triton" else "torch")
+    kernels.use_kernels("auto" if choice == "triton" else "torch")
     try:
         yield
     finally:
