@@ -38,9 +38,9 @@ DENSE_SHARE = 0.6
 """Of the bf16 rate that large products and fused attention reach (assumed; in favour of the Transformer)."""
 SMALL_SHARE = 0.2
 """Of a multiprocessor's tf32 rate that one program reaches with 64 × 64 products that wait for each other
-(assumed). It is 0.1 of the bf16 rate, which is what the published time of flash-linear-attention's gated
-delta rule comes to: 3.3 ms forward on an H200 for 32,768 tokens and 64 heads of 128, 0.34 TFLOP as they are
-counted in `flops.py`."""
+(assumed). It is 0.1 of the bf16 rate, which is what the time comes to that FlashQLA's authors give for
+flash-linear-attention's gated delta rule: 3.33 ms forward on an H200 for 32,768 tokens and 64 heads of 128,
+which are 0.35 TFLOP as `flops.py` counts."""
 PRODUCTS = {"tf32x3": 3, "tf32": 1}
 """tf32 products for one product inside a kernel; three are nearly as exact as fp32."""
 GAP = 2e-6
