@@ -86,6 +86,18 @@ def test_self_mod_agrees_with_the_dispatched_products(memory: dict):
     assert counted == pytest.approx(dispatched(chosen, 2, 2 * CHUNK), rel=0.01)
 
 
+@pytest.mark.parametrize("changes", [{}, {"key": "projected"}, {"target": "same"}, {"expansion": 0.25}])
+@pytest.mark.parametrize("length", [3 * CHUNK, CHUNK + 5])
+def test_fast_levels_agree_with_the_dispatched_products(changes: dict, length: int):
+    levels = (LevelSpec(name="fast", chunk_size=CHUNK, **changes), LevelSpec(name="mlp"))
+    chosen = config("attention", levels=levels, num_layers=1)
+    ordinary = config("attention", levels=levels[1:], num_layers=1)
+    more = with_dispatched_inverses(forward_work(chosen, 2, length)) - total(
+        forward_work(ordinary, 2, length)
+    )
+    assert more == pytest.approx(dispatched(chosen, 2, length) - dispatched(ordinary, 2, length), rel=0.02)
+
+
 @pytest.mark.parametrize("adaptive", [(), ("k",), ("q", "alpha"), ("k", "v", "q", "eta")])
 @pytest.mark.parametrize("length", [2 * CHUNK, CHUNK + 5])
 def test_memories_with_one_gain_agree_with_the_dispatched_products(adaptive: tuple[str, ...], length: int):
@@ -116,7 +128,6 @@ def test_memories_cost_the_same_per_token_at_every_length_and_attention_does_not
     [
         ({"read": "after_write"}, "model.read"),
         ({"memory": MemoryConfig(momentum=True)}, "momentum"),
-        ({"levels": (LevelSpec(name="fast", chunk_size=8),)}, "ordinary levels"),
     ],
 )
 def test_what_is_not_covered_is_refused(changes: dict, named: str):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from nested_learning.layers.mixer import MIXERS
 from nested_learning.layers.mlp import swiglu_width
+from nested_learning.levels import LevelSpec
 from nested_learning.models.config import HopeConfig
 
 BACKWARD = 2  # a product in the forward pass takes two of its size in the backward pass
@@ -43,7 +44,7 @@ def forward_work(config: HopeConfig, batch: int, length: int) -> list[Work]:
 
     Raises:
         ValueError: for what the formulas do not cover: reads inside the chunk, momentum, retention to the
-            initial state, fast levels.
+            initial state.
     """
     _check(config)
     tokens, dim = batch * length, config.dim
@@ -63,6 +64,9 @@ def forward_work(config: HopeConfig, batch: int, length: int) -> list[Work]:
     for layer in range(config.num_layers):
         blocks += mixer
         for level in config.levels_of(layer):
+            if config.level_kind(level) == "fast":
+                blocks += _fast_level(config, level, batch, length)
+                continue
             hidden = swiglu_width(dim, level.expansion or 8 / 3)
             blocks += [_dense("mlp", tokens, dim, 2 * hidden), _dense("mlp", tokens, hidden, dim)]
     return [*blocks, _dense("head", tokens, dim, config.vocab_size)]
@@ -80,8 +84,6 @@ def inverse_flops(size: int) -> float:
 
 def _check(config: HopeConfig) -> None:
     memory = config.memory
-    if any(config.level_kind(level) == "fast" for level in config.levels):
-        raise ValueError(f"the count covers ordinary levels only, got {config.levels}")
     if config.mixer in ("self_mod", "self_mod_linear", "titans") and config.read != "chunk":
         raise ValueError(f"the count covers model.read = 'chunk' only, got {config.read!r}")
     if memory.momentum or not memory.delta or (memory.retention and memory.retention_target == "init"):
@@ -188,6 +190,20 @@ def _answer(name: str, count: int, size: int, widths: tuple[int, int, int]) -> l
     """W₁ σ̂(W₂ x) of one memory of widths (d, h, o) for `size` tokens."""
     width, hidden, out = widths
     return [_batched(name, count, size, width, hidden), _batched(name, count, size, hidden, out)]
+
+
+def _fast_level(config: HopeConfig, level: LevelSpec, batch: int, length: int) -> list[Work]:
+    """One memory as wide as the model, whose answers to its keys are those that it gives anyway."""
+    assert level.chunk_size is not None
+    dim, hidden = config.dim, round(config.dim * (level.expansion or 1))
+    projected = level.key == "projected"
+    work = [_dense("rates", batch * length, dim, 1)] * ((level.eta is None) + config.memory.retention)
+    work += [_dense("values", batch * length, dim, dim)] * (1 + projected)
+    for number, size in _chunks(length, level.chunk_size):
+        work += _answer("read", batch * number, size, (dim, hidden, dim))
+    write = _write(batch * (length // level.chunk_size), level.chunk_size, [dim], (dim, hidden))
+    answer = 2 if not projected else 0  # z = W₂k and W₁σ̂(z), after the Gram matrix and its inverse
+    return work + write[:2] + write[2 + answer :]
 
 
 def _write(count: int, size: int, outs: Sequence[int], widths: tuple[int, int]) -> list[Work]:

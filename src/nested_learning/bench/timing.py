@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from nested_learning.bench.machine import synchronize
 
 Run = Callable[[], object]
@@ -36,16 +38,27 @@ def interleave(
     for round_ in range(-warmup, repeats):
         gc.collect()
         for name, run in runs.items():
-            synchronize(device)
-            start = time.perf_counter()
-            run()
-            synchronize(device)
-            elapsed = time.perf_counter() - start
+            elapsed = seconds_of(run, device)
             label = f"round {round_ + 1}/{repeats}" if round_ >= 0 else "warm-up"
             progress(f"{label} {name}: {elapsed:.4g} s")
             if round_ >= 0:
                 seconds[name].append(elapsed)
     return seconds
+
+
+def seconds_of(run: Run, device: str) -> float:
+    """Seconds of one call: between two CUDA events on a card, by the clock elsewhere."""
+    synchronize(device)
+    if device.startswith("cuda"):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def relative_speed(yardstick: Sequence[float], seconds: Sequence[float]) -> Spread:

@@ -2,6 +2,7 @@
 
 COMMANDS = {
     "speed": "nested_learning.commands.bench.speed",
+    "gpu": "nested_learning.commands.bench.gpu",
     "cms": "nested_learning.commands.bench.cms",
     "optimizers": "nested_learning.commands.bench.optimizers",
     "distributed": "nested_learning.commands.bench.distributed",
