@@ -157,7 +157,7 @@ def test_dictionary_round_trip():
         ("train.accumulation=3", "train.accumulation must divide train.batch_size = 8, got 3"),
         ("train.device=gpu", "train.device must be auto, cpu, cuda, cuda:NUMBER or mps, got 'gpu'"),
         ("seed=-1", "seed must be in [0, 9223372036854775808), got -1"),
-        ("train.precision=fp8", "train.precision must be one of fp32, bf16, got 'fp8'"),
+        ("train.precision=fp8", "train.precision must be one of auto, fp32, bf16, got 'fp8'"),
         ("data.valid_fraction=1", "data.valid_fraction must be in (0, 1), got 1.0"),
         ("data.tokenizer.kind=byte", "data.tokenizer.vocab_size must be 257"),
         ("logging.wandb=yes", "logging.wandb must be one of none, offline, online, got 'yes'"),

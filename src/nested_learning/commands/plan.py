@@ -66,9 +66,10 @@ def report(config: RunConfig, plans: list[RunPlan], kept_per_parameter: float, o
     """The plans as text."""
     total = count_parameters(config)
     train = config.train
+    precision = "bf16" if train.precision == "auto" else train.precision  # see `count_block`
     lines = [
         f"{config.name}: {total / 1e6:.0f} M parameters, {train.steps} steps of {train.batch_size} x "
-        f"{train.seq_len} tokens, {train.precision}, activation checkpointing "
+        f"{train.seq_len} tokens, {precision}, activation checkpointing "
         + ("on" if config.parallel.activation_checkpointing else "off"),
         f"a checkpoint: {FLOAT * total * (1 + kept_per_parameter) / GIB:.2f} GiB; "
         f"its exported weights: {FLOAT * total / GIB:.2f} GiB",

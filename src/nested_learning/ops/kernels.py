@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -39,6 +40,17 @@ def use_kernels(choice: str) -> None:
     global _choice
     one_of("kernels", choice, CHOICES)
     _choice = choice
+
+
+@contextmanager
+def kernels(choice: str) -> Iterator[None]:
+    """Inside, what `use_kernels` would choose; afterwards what was chosen before."""
+    before = _choice
+    use_kernels(choice)
+    try:
+        yield
+    finally:
+        use_kernels(before)
 
 
 def chosen() -> str:

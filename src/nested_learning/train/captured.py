@@ -1,22 +1,174 @@
-"""Small models on a GPU: one step, or one forward pass, as a CUDA graph.
+"""Steps on a GPU as CUDA graphs: of the trainer, and of small models in experiments.
 
 A step of a model with memories starts thousands of small kernels, one after the other. A graph starts them
 all at once. It is made for one shape of batch, and for parameters that stay where they are.
 
-Shapes: B batch, T tokens, V vocabulary.
+Shapes: B batch, b its rows in one micro-batch, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 WARM_UP = 3
-"""Runs before a capture, in which libraries set up what they keep."""
+"""Runs before a capture, in which libraries set up what they keep, and functions are compiled."""
+SHAPES = 8
+"""Shapes of batches that get a graph in one run. A curriculum has a few; sorted lengths may have dozens."""
 Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What was captured: `run` does it again, and `result` is the tensor that it writes to.
+
+    `pool` is the memory of the graph, which other graphs may share that never run at the same time.
+    """
+
+    result: Tensor
+    run: Callable[[], object]
+    pool: Any = None
+
+    def __call__(self) -> Tensor:
+        """Do it again; the next call writes into the same result."""
+        self.run()
+        return self.result
+
+
+def capture(
+    run: Callable[[], Tensor],
+    device: torch.device,
+    warm_up: Callable[[], None] | None = None,
+    pool: Any = None,
+) -> Replay:
+    """`run` as one CUDA graph. It runs during `warm_up`, and is then only recorded.
+
+    Args:
+        run: reads and writes tensors that stay where they are, and waits for nothing.
+        device: a CUDA device.
+        warm_up: runs before the capture, on the same stream; None = `run`, `WARM_UP` times.
+        pool: of an earlier graph of this device, to share its memory.
+    """
+    stream = _side_stream(device)
+    with torch.cuda.device(device):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            if warm_up is not None:
+                warm_up()
+            else:
+                for _ in range(WARM_UP):
+                    run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Threads of a loader may pin memory meanwhile, which a "global" capture would forbid.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            result = run()
+    return Replay(result, graph.replay, graph.pool())
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all captures on a device: graphs that share memory must come from the same one."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+class MicroSteps:
+    """The forward and backward pass of micro-batches, with a CUDA graph for every shape that comes.
+
+    `begin` clears the gradients; then every call adds those of one micro-batch. Graphs write gradients to
+    buffers that stay where they are, one for every parameter. As in eager steps, a parameter that a batch
+    does not reach has no gradient (None), and an optimizer leaves it alone.
+
+    Args:
+        model: on a CUDA device. Its parameters stay where they are, and nothing in it is random.
+        step: `step(tokens [b, T+1], count)` adds the gradients of a micro-batch and returns its loss,
+            detached. `count`, the number of targets of the whole step, is an integer, or in a graph a
+            scalar int64 on the device.
+        tell: called with a line when a shape is captured, and when one runs without a graph.
+    """
+
+    def __init__(
+        self, model: nn.Module, step: Callable[[Tensor, int | Tensor], Tensor], tell: Callable[[str], None]
+    ) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+        self.step, self.tell = step, tell
+        self.count = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.graphs: dict[torch.Size, _Graph] = {}
+        self.buffers: dict[nn.Parameter, Tensor] = {}
+        self.pool: Any = None
+        self.told = False
+
+    def begin(self, example: Tensor) -> None:
+        """Start a step of micro-batches like `example [b, T+1]`: no gradients. A new shape is captured."""
+        graph = self.graphs.get(example.shape)
+        if graph is None and len(self.graphs) < SHAPES:
+            graph = self.graphs[example.shape] = self._capture(example)
+        if graph is None and not self.told:
+            self.told = True
+            rows, length = example.shape
+            self.tell(f"no CUDA graph for batches of {rows} x {length - 1} tokens: {SHAPES} shapes have one")
+        self._attach([] if graph is None else graph.reached)
+
+    def __call__(self, tokens: Tensor, count: int) -> Tensor:
+        """Add the gradients of `tokens [b, T+1]`, on any device; their loss, until the next call."""
+        graph = self.graphs.get(tokens.shape)
+        if graph is None:
+            return self.step(tokens, count)
+        graph.tokens.copy_(tokens, non_blocking=True)
+        self.count.fill_(count)
+        return graph.replay()
+
+    def _attach(self, reached: list[nn.Parameter]) -> None:
+        """Give the parameters in `reached` their buffers, set to zero, and no other one a gradient."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        for parameter in reached:
+            parameter.grad = self.buffers[parameter]
+        if reached:
+            torch._foreach_zero_([self.buffers[parameter] for parameter in reached])
+
+    def _capture(self, example: Tensor) -> _Graph:
+        began = time.perf_counter()
+        tokens = example.to(self.device, copy=True)
+        self.count.fill_(example.numel())
+        reached: list[nn.Parameter] = []
+
+        def warm_up() -> None:
+            self._attach([])
+            for _ in range(WARM_UP):
+                self.step(tokens, self.count)
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    reached.append(parameter)
+                    self.buffers.setdefault(parameter, parameter.grad)
+            self._attach(reached)  # a capture adds to gradients that are there, where they are
+
+        try:
+            replay = capture(lambda: self.step(tokens, self.count), self.device, warm_up, self.pool)
+        except RuntimeError as error:
+            error.add_note("in the capture of a training step; train.graphs=false trains without")
+            raise
+        self.pool = replay.pool
+        rows, length = example.shape
+        seconds = time.perf_counter() - began
+        self.tell(f"a CUDA graph of steps on {rows} x {length - 1} tokens was made in {seconds:.0f} s")
+        return _Graph(tokens, replay, reached)
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """The graph of one shape: what it reads, and the parameters whose gradients it adds to."""
+
+    tokens: Tensor
+    replay: Replay
+    reached: list[nn.Parameter]
 
 
 class CapturedStep:
@@ -40,7 +192,7 @@ class CapturedStep:
             value.backward()  # type: ignore[no-untyped-call]
             return value.detach()
 
-        self.graph, self.loss = _capture(step)
+        self.replay = capture(step, device)
 
     def __call__(self, batch: Batch) -> Tensor:
         """The loss of a batch; its gradients are in the parameters."""
@@ -48,8 +200,7 @@ class CapturedStep:
             if held.shape != new.shape:
                 raise ValueError(f"batches must have one shape, {tuple(held.shape)}, got {tuple(new.shape)}")
             held.copy_(new, non_blocking=True)
-        self.graph.replay()
-        return self.loss
+        return self.replay()
 
 
 class CapturedForward(nn.Module):
@@ -61,30 +212,15 @@ class CapturedForward(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.graphs: dict[tuple[int, ...], tuple[Any, Tensor, Tensor]] = {}
+        self.graphs: dict[tuple[int, ...], tuple[Replay, Tensor]] = {}
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, None]:
         """`tokens [B, T]` → (`logits [B, T, V]`, None). The next call writes into the same logits."""
         key = tuple(tokens.shape)
         if key not in self.graphs:
-            held = tokens.to(next(self.model.parameters()).device).clone()
-            graph, logits = _capture(lambda: self.model(held)[0])
-            self.graphs[key] = graph, held, logits
-        graph, held, logits = self.graphs[key]
+            device = next(self.model.parameters()).device
+            held = tokens.to(device).clone()
+            self.graphs[key] = capture(lambda: self.model(held)[0], device), held
+        replay, held = self.graphs[key]
         held.copy_(tokens)
-        graph.replay()
-        return logits.to(tokens.device), None
-
-
-def _capture(run: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """A graph of `run`, and the tensor that a replay writes its result to."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
-    return graph, result
+        return replay().to(tokens.device), None

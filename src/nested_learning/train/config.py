@@ -14,6 +14,7 @@ from nested_learning.adapt.config import AdaptConfig, check_online
 from nested_learning.checks import at_least, build, check_types, one_of, within
 from nested_learning.data.config import DataConfig
 from nested_learning.models.config import HopeConfig
+from nested_learning.ops.kernels import CHOICES
 from nested_learning.optim.config import OptimConfig
 from nested_learning.runtime import check_device
 from nested_learning.train.resume_with import check_resume_with
@@ -28,10 +29,15 @@ class TrainConfig:
         seq_len: tokens per sequence.
         batch_size: sequences per step, over all micro-batches.
         accumulation: micro-batches per step (divides `batch_size`); the gradient does not depend on it.
-        precision: "fp32", or "bf16" for automatic mixed precision.
+        precision: "fp32", "bf16" for automatic mixed precision, or "auto" = bf16 on a CUDA card that has it,
+            else fp32.
         compile: whether attention, MLPs and the chunks of memories go through `torch.compile`: "true",
             "false", or "auto" = where a compiler is installed and the run is long enough (500 steps on a
             CPU, 50 on a GPU).
+        graphs: whether forward and backward pass run as CUDA graphs: "true", "false", or "auto" = on one
+            CUDA device, from 20 steps on.
+        kernels: of memories that have one: "triton", "torch" for plain PyTorch, or "auto" = Triton on a card
+            that can run it.
         device: a PyTorch device; "auto" = CUDA if there is one.
         log_every, eval_every, save_every: intervals of metrics, validation and checkpoints.
         eval_batches: micro-batches of a validation; None = the whole held-out part.
@@ -55,8 +61,10 @@ class TrainConfig:
     seq_len: int = 256
     batch_size: int = 8
     accumulation: int = 1
-    precision: str = "fp32"
+    precision: str = "auto"
     compile: str = "auto"
+    graphs: str = "auto"
+    kernels: str = "auto"
     device: str = "auto"
     log_every: int = 10
     eval_every: int = 50
@@ -74,11 +82,13 @@ class TrainConfig:
     grad_through_write: bool = False
 
     def __post_init__(self) -> None:
-        self.compile = str(self.compile).lower()  # true and false are booleans in files
+        self.compile, self.graphs = (str(v).lower() for v in (self.compile, self.graphs))  # may be booleans
         check_types(self, "train")
         one_of("train.compile", self.compile, ("auto", "true", "false"))
+        one_of("train.graphs", self.graphs, ("auto", "true", "false"))
+        one_of("train.kernels", self.kernels, CHOICES)
         check_device(self.device, "train.device")
-        one_of("train.precision", self.precision, ("fp32", "bf16"))
+        one_of("train.precision", self.precision, ("auto", "fp32", "bf16"))
         one_of("train.inner", self.inner, ("none", "online"))
         if self.grad_through_write and self.inner == "none":
             raise ValueError("train.grad_through_write must be false for train.inner = none, got true")

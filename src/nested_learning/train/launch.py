@@ -19,12 +19,14 @@ from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.lock import LOCK, locked
 from nested_learning.models.bill import fast_weight_bill
 from nested_learning.models.lm import HopeLM
+from nested_learning.ops.kernels import kernels
 from nested_learning.runtime import keep_freed_memory, set_seed
 from nested_learning.train.checkpoint import (
     CheckpointStore,
     find_checkpoint,
     load_checkpoint,
 )
+from nested_learning.train.compiling import describe_steps, settle
 from nested_learning.train.config import RunConfig, run_config
 from nested_learning.train.memory import check_memory
 from nested_learning.train.origin import Origin, find_origin
@@ -48,7 +50,7 @@ def launch(config: RunConfig, strategy: str = "single") -> TrainResult:
             `train.init_from` one that cannot be used.
         InUseError: another process writes to the run directory.
         NonFiniteError: see `Trainer.fit`.
-        ValueError: see `build_strategy`, `check_memory`, `find_origin` and
+        ValueError: see `build_strategy`, `check_memory`, `find_origin`, `settle`, `why_no_graph` and
             `hold_run_dir`.
     """
     keep_freed_memory()
@@ -78,6 +80,7 @@ def run(config: RunConfig, strategy: Strategy, origin: Origin | None = None) -> 
     check_vocabulary(config, corpus.tokenizer)
     if trial:
         say(describe_trial(config, len(corpus.train)))
+    config = settle(config, strategy.device)
     check_memory(config, strategy)
     with ExitStack() as held:
         strategy.on_main(lambda: hold_run_dir(config.run_dir, held))
@@ -100,13 +103,13 @@ def run_in_folder(
     trainer = Trainer(config, model, corpus, strategy, resume)
     strategy.on_main(lambda: begin(config, trainer.store, resume))
     say(lines)
-    if trainer.eager is not None:
-        say(f"not compiled: {trainer.eager}")
+    say(describe_steps(config, strategy.device, trainer.eager, trainer.ungraphed))
     if trainer.unwatched:
         say(f"no report of what levels do: {trainer.unwatched}")
     anew = f"starting with the weights, model and tokenizer of {start.path}" if start else "starting anew"
     say(f"resumed from {resume} at step {trainer.step}" if resume else anew)
-    result = trainer.fit()
+    with kernels(config.train.kernels):
+        result = trainer.fit()
     if strategy.is_main:
         finish(config, sample_model(config, model, strategy), corpus, result)
     return result
@@ -172,11 +175,14 @@ def build_model(config: RunConfig, device: torch.device, origin: Origin | None =
 
 
 def checkpoint_blocks(model: HopeLM) -> None:
-    """Make every block store only its inputs and recompute the rest in the backward pass."""
+    """Make every block store only its inputs and recompute the rest in the backward pass.
+
+    Nothing in a block is random, and states of generators cannot be read in a CUDA graph.
+    """
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     for i, block in enumerate(model.blocks):
-        model.blocks[i] = checkpoint_wrapper(block)
+        model.blocks[i] = checkpoint_wrapper(block, preserve_rng_state=False)
 
 
 def find_resume(config: RunConfig) -> Path | None:
@@ -251,7 +257,7 @@ def write_sample(config: RunConfig, model: HopeLM, tokenizer: Tokenizer) -> str:
     prompt = tokenizer.encode(config.train.sample_prompt) or [tokenizer.eos_id]
     tokens = torch.tensor([prompt], device=next(model.parameters()).device)
     model.eval()
-    with torch.compiler.set_stance("force_eager"):  # a growing cache would compile again and again
+    with torch.compiler.set_stance("force_eager"), kernels("torch"):  # for growing caches, single tokens
         written = model.generate(
             tokens, config.train.sample_tokens, temperature=0.8, top_k=40, seed=config.seed
         )

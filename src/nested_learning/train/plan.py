@@ -68,7 +68,10 @@ def count_blocks(config: RunConfig) -> list[BlockCost]:
 
 
 def count_block(config: RunConfig, layer: int = 0) -> BlockCost:
-    """Count block number `layer` by running it on fake tensors, in the run's precision."""
+    """Count block number `layer` by running it on fake tensors, in the run's precision.
+
+    The GPUs that are planned for have bf16, so "auto" is that.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -87,7 +90,7 @@ def count_block(config: RunConfig, layer: int = 0) -> BlockCost:
         x = torch.zeros(1, config.train.seq_len, config.model.dim, requires_grad=True)
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch does not count this one
-        precision = torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16")
+        precision = torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision != "fp32")
         with hooks, precision, FlopCounterMode(display=False, custom_mapping={flash: attention}) as counter:
             block(x)
         own = {p.untyped_storage()._cdata for p in block.parameters()}

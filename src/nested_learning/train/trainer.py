@@ -6,6 +6,7 @@ Shapes: a batch is tokens `[B, T+1]` int64; inputs and targets by `split_batch`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +22,10 @@ from nested_learning.models.compile import compile_model
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer, lr_at
+from nested_learning.train.captured import MicroSteps
 from nested_learning.train.checkpoint import CheckpointStore
 from nested_learning.train.checkpointer import Checkpointer, Training
-from nested_learning.train.compiling import timed_first_call, why_eager
+from nested_learning.train.compiling import settle, timed_first_call, why_eager, why_no_graph
 from nested_learning.train.config import RunConfig
 from nested_learning.train.guard import NonFiniteError, UpdateGuard, find_nonfinite, first_nonfinite
 from nested_learning.train.level_report import LevelEffect, LevelWatch, why_no_report
@@ -57,7 +59,7 @@ class Trainer:
     """Trains `model` on `corpus` as `config` says.
 
     Args:
-        config: the run; `config.run_dir` must exist.
+        config: the run; `config.run_dir` must exist. What it leaves to the device is settled here.
         model: `logits, state = model(tokens)`, on its device. The run's seed must have been set before
             it was built.
         corpus: token arrays, tokenizer and statistics.
@@ -73,6 +75,7 @@ class Trainer:
         strategy: Strategy,
         resume: Path | None = None,
     ) -> None:
+        config = settle(config, strategy.device)
         self.config, self.model, self.corpus, self.strategy = config, model, corpus, strategy
         train = config.train
         if train.inner == "online" and strategy.shards_parameters:
@@ -118,6 +121,8 @@ class Trainer:
         self.eager = why_eager(config, self.device, strategy.name)
         if self.eager is None:
             compile_model(self.wrapped)
+        self.ungraphed = why_no_graph(config, self.device, strategy.name)
+        self.graphs = None if self.ungraphed else MicroSteps(model, self._micro_step, self._tell)
         self.guard = UpdateGuard(self.optimizer, self.device)
         self.first_step = self.step
         self.clock = Clock(self.step)
@@ -142,7 +147,7 @@ class Trainer:
         self.progress = progress = Progress(train.steps, self.step, shown)
         update = self.update
         if self.eager is None:
-            update = timed_first_call(update, progress.print if self.strategy.is_main else lambda line: None)
+            update = timed_first_call(update, self._tell)
         try:
             with self.signals, self.strategy.watched():
                 if self._lacks_validation():
@@ -166,6 +171,11 @@ class Trainer:
             progress.close()
             self.writer.close()
 
+    def _tell(self, line: str) -> None:
+        """Print a line above the progress bar, in the main process."""
+        if self.strategy.is_main:
+            self.progress.print(line)
+
     def _stopping(self) -> bool:
         """Whether a signal has reached any rank."""
         return self.strategy.any(bool(self.signals.received))
@@ -180,7 +190,6 @@ class Trainer:
         self.recent[self.step] = tokens
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(self.config.optim, self.step, self.config.train.steps)
-        self.optimizer.zero_grad(set_to_none=True)
         loss = self.strategy.sum(self._accumulate(tokens))
         norm = self.strategy.clip(self.model, self.config.optim.clip_norm)
         if not self.guard.step(loss, norm):
@@ -191,27 +200,38 @@ class Trainer:
         return loss, norm
 
     def _accumulate(self, tokens: Tensor) -> Tensor:
-        """Accumulate the gradient of the mean loss over `tokens [B, T+1]`, and return that loss."""
+        """The gradient of the mean loss over `tokens [B, T+1]`, and that loss."""
         count = int(
             self.strategy.sum(count_targets(split_batch(tokens)[1]))
         )  # on the host: no wait for the device
         total = torch.zeros((), device=self.device)
         parts = tokens.chunk(self.config.train.accumulation)
+        run: Callable[[Tensor, int], Tensor] = self._micro_step
+        if self.graphs is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self.graphs.begin(parts[0])
+            run = self.graphs
         for number, part in enumerate(parts, start=1):
             with self.strategy.micro_step(last=number == len(parts)):
-                loss = self._loss(self.wrapped, part, count, self.config.data.loader.packing)
-                self.strategy.backward(loss)
-            total = total + loss.detach()
+                total = total + run(part, count)
             self.progress.reach(self.step + number / len(parts))
         return total
 
-    def _loss(self, model: nn.Module, tokens: Tensor, count: int, packed: bool = False) -> Tensor:
+    def _micro_step(self, tokens: Tensor, count: int | Tensor) -> Tensor:
+        """Add the gradient of the loss over `tokens [b, T+1]`, divided by `count`; that loss, detached."""
+        loss = self._loss(self.wrapped, tokens, count, self.config.data.loader.packing)
+        self.strategy.backward(loss)
+        return loss.detach()
+
+    def _loss(self, model: nn.Module, tokens: Tensor, count: int | Tensor, packed: bool = False) -> Tensor:
         """Summed cross-entropy over `count` of `tokens [b, T+1]`, rows of several documents if `packed`."""
         tokens, train = tokens.to(self.device, non_blocking=True), self.config.train
         inputs, targets = split_batch(tokens)
         apart = {"documents": split_documents(tokens)} if packed else {}
         with self._autocast():
             if train.inner == "online":
+                assert isinstance(count, int)
                 return online_loss(model, tokens, self.config.adapt, train.grad_through_write, count)
             logits, _ = model(inputs, **apart)
         return next_token_loss(logits, targets, count)
@@ -347,6 +367,7 @@ class Trainer:
         )
 
     def _diagnose(self, tokens: Tensor) -> str | None:
+        self.graphs = None  # their memory is needed, and they run no hooks
         count, packed = tokens[:, 1:].numel(), self.config.data.loader.packing
         with torch.compiler.set_stance("force_eager"):  # hooks do not run inside a compiled module
             for part in tokens.chunk(self.config.train.accumulation):

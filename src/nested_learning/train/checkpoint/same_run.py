@@ -48,7 +48,8 @@ def check_same_run(
 def _deciding_values(config: RunConfig) -> dict[str, Any]:
     """The part of a configuration that a resumed run must share."""
     values = config.to_dict()
-    train = {key: values["train"][key] for key in ("inner", "grad_through_write", "init_from")}
+    shared = ("precision", "inner", "grad_through_write", "init_from")
+    train = {key: values["train"][key] for key in shared}
     learned = {"adapt": values["adapt"]} if config.train.inner == "online" else {}
     return {key: values[key] for key in ("model", "optim", "seed")} | {"train": train} | learned
 

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from nested_learning.extras import MissingExtraError
 from nested_learning.train.checkpoint.errors import CheckpointError, cause
 from nested_learning.train.checkpoint.tensors import WRAPPER, write_tensors
+from nested_learning.train.compiling import settle
 from nested_learning.train.config import RunConfig
 from nested_learning.train.strategy.distributed import DistributedStrategy
 
@@ -79,7 +80,7 @@ class DeepSpeedStrategy(DistributedStrategy):
 
         deepspeed.utils.logger.setLevel(logging.WARNING)
 
-        settings = read_settings(self.config, self.world_size)
+        settings = read_settings(settle(self.config, self.device), self.world_size)
         blocks = getattr(model, "blocks", ())
         if blocks:  # gathered as units, as with FSDP: memories read parameters outside of a forward pass
             deepspeed.utils.set_z3_leaf_modules(model, [type(blocks[0])])
