@@ -196,8 +196,8 @@ def test_shapes_beyond_the_first_few_run_without_a_graph_and_one_line_says_so(
     run.fit()
     assert_same_run(eager, run)
     captures, fallen = lines
-    assert captures.startswith("a CUDA graph of steps on 4 x 4 tokens")
-    assert fallen == "no CUDA graph for batches of 4 x 6 tokens: 1 shapes have one"
+    assert captures.startswith("a CUDA graph of steps on 12 x 4 tokens")
+    assert fallen == "no CUDA graph for batches of 8 x 6 tokens: 1 shapes have one"
 
 
 @pytest.mark.parametrize("deferred", [False, True])

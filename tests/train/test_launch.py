@@ -13,7 +13,9 @@ from nested_learning.config import load_config
 from nested_learning.data.corpus import load_corpus
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.models.lm import HopeLM
-from nested_learning.train.checkpoint import load_checkpoint, read_checkpoint
+from nested_learning.ops.kernels import chosen
+from nested_learning.train.checkpoint import CheckpointError, load_checkpoint, read_checkpoint
+from nested_learning.train.compiling import settle
 from nested_learning.train.launch import check_vocabulary, checkpoint_blocks, launch
 from nested_learning.train.metrics import read_metrics
 from nested_learning.train.objective import next_token_loss
@@ -85,7 +87,7 @@ def test_a_run_leaves_everything_behind(tmp_path, capsys):
         [result.valid_loss, entropy, result.bits_per_byte], abs=1e-4
     )
     model, tokenizer, loaded = load_checkpoint(config.run_dir)
-    assert loaded == config and tokenizer.vocab_size == 257
+    assert loaded == settle(config, torch.device("cpu")) and tokenizer.vocab_size == 257
     assert not model.training
 
 
@@ -167,3 +169,28 @@ def test_vocabulary_mismatch_and_no_files():
         check_vocabulary(config, ByteTokenizer())
     with pytest.raises(ValueError, match=r"data\.files is empty"):
         load_corpus(load_config("pilot").data)
+
+
+def test_a_run_says_how_its_steps_run_and_keeps_the_precision_it_chose(tmp_path, capsys):
+    config = load_config("pilot_smoke", overrides(tmp_path, name="run", **{"train.steps": 4}))
+    assert config.train.precision == "auto"
+    launch(config)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("steps: "))
+    assert line.startswith(
+        "steps: fp32, not compiled (train.compile = false), no CUDA graphs (cpu has none), "
+    )
+    run = tmp_path / "out" / "run"
+    assert "precision: fp32" in (run / "config.yaml").read_text()
+    again = overrides(tmp_path, name="run", **{"train.steps": 6, "train.precision": "bf16"})
+    with pytest.raises(CheckpointError, match=r"train\.precision is 'bf16', was 'fp32'; train\.resume_with="):
+        launch(load_config("pilot_smoke", again))
+    launch(load_config("pilot_smoke", [*again, "train.resume_with=[train.precision]"]))
+    assert len(losses(run)) == 6 and chosen() == "auto"
+
+
+def test_triton_and_graphs_are_refused_on_a_cpu(tmp_path):
+    for field in ("kernels", "graphs"):
+        value = {"kernels": "triton", "graphs": "true"}[field]
+        config = load_config("pilot_smoke", overrides(tmp_path, name="run", **{f"train.{field}": value}))
+        with pytest.raises(ValueError, match=rf"^train\.{field} must be auto or .*cpu"):
+            launch(config)

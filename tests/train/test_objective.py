@@ -30,6 +30,9 @@ def test_equals_a_sum_over_tokens_that_are_not_ignored():
 def test_count_is_the_divisor_of_the_whole_step():
     logits, targets = torch.zeros(1, 3, 8), torch.tensor([[1, 2, -100]])
     assert next_token_loss(logits, targets, 10).item() == pytest.approx(2 * math.log(8) / 10)
+    assert torch.equal(next_token_loss(logits, targets, 7), next_token_loss(logits, targets, torch.tensor(7)))
+    nothing = torch.full_like(targets, -100)
+    assert next_token_loss(logits, nothing, torch.tensor(0)) == next_token_loss(logits, nothing, 0) == 0
 
 
 def test_bfloat16_logits_are_summed_in_float32():
