@@ -45,7 +45,7 @@ def has_bf16(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     with torch.cuda.device(device):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def why_eager(config: RunConfig, device: torch.device, strategy: str) -> str | None:
