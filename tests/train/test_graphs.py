@@ -87,7 +87,7 @@ def assert_same_run(one: Trainer, two: Trainer) -> None:
     [
         {"optim": {"clip_norm": 0.05}},
         {"train": {"accumulation": 2}, "optim": {"clip_norm": None}},
-        {"optim": {"name": "m3"}},
+        pytest.param({"optim": {"name": "m3"}}, marks=pytest.mark.thorough),
         {"loader": {"curriculum": [{"until_step": 4, "seq_len": 4}]}},
         pytest.param(
             {"train": {"accumulation": 2, "precision": "bf16"}, "model": {"mixer": "self_mod"}},
