@@ -233,6 +233,17 @@ def test_a_failed_capture_says_how_to_train_without(monkeypatch: pytest.MonkeyPa
     assert "train.graphs=false" in caught.value.__notes__[0]
 
 
+def test_a_capture_inside_of_an_autocast_keeps_no_casts() -> None:
+    device = torch.device("cpu")
+    with captured.uncached(device):
+        assert torch.is_autocast_cache_enabled() and not torch.is_autocast_enabled("cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        with captured.uncached(device):
+            assert not torch.is_autocast_cache_enabled()
+            assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.bfloat16
+        assert torch.is_autocast_cache_enabled()
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_rows_of_several_documents_read_nothing_from_the_device(
     mixer: str, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -56,7 +57,7 @@ def capture(
         pool: of an earlier graph of this device, to share its memory.
     """
     stream = _side_stream(device)
-    with torch.cuda.device(device):
+    with torch.cuda.device(device), uncached(device):
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             if warm_up is not None:
@@ -70,6 +71,17 @@ def capture(
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             result = run()
     return Replay(result, graph.replay, graph.pool())
+
+
+def uncached(device: torch.device) -> AbstractContextManager[object]:
+    """Inside of a surrounding autocast, the same one, which keeps no casts of weights.
+
+    It drops them when it ends, and a graph would go on reading them. An autocast inside of what is captured
+    ends with it, and may keep them.
+    """
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, torch.get_autocast_dtype(device.type), cache_enabled=False)
 
 
 @cache
