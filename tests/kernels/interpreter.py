@@ -12,6 +12,7 @@ from typing import Any
 import triton.experimental.gluon.language  # noqa: F401  the interpreter imports it when the language is exchanged
 import triton.language as tl
 from triton import knobs
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
@@ -69,12 +70,15 @@ def _interpreted_language() -> Iterator[None]:
 
     Everything is put back afterwards: called from `tl.standard`, the interpreter leaves its own functions behind.
     """
-    places = (tl, tl.core, tl.standard, tl.core.tensor)
+    places = (tl, tl.core, tl.standard, tl.core.tensor, tl.math, InterpretedFunction)
     before = [dict(vars(place)) for place in places]
     for place in (tl, tl.standard):
         for name, value in list(vars(place).items()):
             if isinstance(value, JITFunction):
                 setattr(place, name, InterpretedFunction(value.fn))
+    interpreter._patch_lang(tl.standard.zeros.fn)
+    # Else the language would be exchanged at every call of a device function, which takes most of the time.
+    InterpretedFunction.__call__ = lambda self, *args, **options: self.rewrite()(*args, **options)
     try:
         yield
     finally:

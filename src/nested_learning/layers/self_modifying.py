@@ -34,6 +34,7 @@ from nested_learning.layers.streams import (
     split_rates,
     start_rates,
 )
+from nested_learning.ops.kernels import use_triton
 from nested_learning.ops.memory_mlp.chunk import Memories, WriteTokens
 from nested_learning.ops.scan import Piece, run_compiled, run_eager, scan
 from nested_learning.ops.self_modifying.chunk import (
@@ -161,11 +162,30 @@ class SelfModifyingTitans(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # fast weights stay in float32
             k, v, q = l2_normalize(activate(split_heads(mixed, self.heads), self.around))
             at = self._start(batch) if state is None else self._unpack(state)
-            run = run_compiled if self.compiled and not self._one_graph else run_eager
-            how = (self.config, self.layout, self.read, run)
-            answers, at = scan(read_and_write, how, at, self._pieces(Streams(k, v, q, logits), at.position))
+            answers, at = self._read(Streams(k, v, q, logits), at)
         y = merge_heads(torch.cat(answers, 1) if len(answers) > 1 else answers[0], batch).to(x.dtype)
         return self.out(gate_output(self.gate, self.norm(y).flatten(2), x)), self._pack(at, conv, batch)
+
+    def _read(self, x: Streams, at: SelfModProgress) -> tuple[list[Tensor], SelfModProgress]:
+        """Answers `[N, n, d]` to consecutive tokens: whole chunks by our kernels where they can."""
+        tokens, first = x.k.shape[1], -at.position % self.chunk
+        whole = (tokens - first) // self.chunk * self.chunk
+        if whole > 0 and use_triton(x.k.device):
+            from nested_learning.ops.self_modifying import triton  # needs the package triton
+
+            if triton.supports(self.config, self.layout, self.read, at):
+                lengths = [first, whole, tokens - first - whole]
+                before, chunks, after = x.split(lengths)
+                answers, at = self._scan(before, at) if first else ([], at)
+                answer, at = triton.read_and_write(self.config, self.layout, at, chunks)
+                rest, at = self._scan(after, at) if lengths[2] else ([], at)
+                return [*answers, answer, *rest], at
+        return self._scan(x, at)
+
+    def _scan(self, x: Streams, at: SelfModProgress) -> tuple[list[Tensor], SelfModProgress]:
+        run = run_compiled if self.compiled and not self._one_graph else run_eager
+        how = (self.config, self.layout, self.read, run)
+        return scan(read_and_write, how, at, self._pieces(x, at.position))
 
     def _pieces(self, x: Streams, position: int) -> list[Piece]:
         """The tokens up to a boundary, then whole stretches of chunks, then the rest; see `scan`."""

@@ -15,7 +15,10 @@ CHOICES = ("auto", "torch", "triton")
 OLDEST = (8, 0)
 """Compute capability from which on the kernels are made: the first with bf16 and tf32 products."""
 
-MODULES: tuple[str, ...] = ("nested_learning.ops.delta_rule.triton",)
+MODULES: tuple[str, ...] = (
+    "nested_learning.ops.delta_rule.triton",
+    "nested_learning.ops.self_modifying.triton",
+)
 """Modules with Triton kernels; each has a `KERNEL`, which checks it."""
 
 _choice = "auto"
