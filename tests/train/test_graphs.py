@@ -182,6 +182,30 @@ def test_a_parameter_that_a_batch_does_not_reach_has_no_gradient(monkeypatch: py
     assert len(lines) == 2 and lines[0].startswith("a CUDA graph of steps on 2 x 3 tokens was made in ")
 
 
+def test_gradients_that_share_memory_are_added_to_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward passes through views may leave one tensor as the gradient of two parameters."""
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3))
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return (self.one.view(9) + self.two.view(9))[tokens].sum()
+
+    model, tokens = Sum(), torch.tensor([[0, 0, 5]])
+    model(tokens).backward()
+    assert model.one.grad.data_ptr() == model.two.grad.data_ptr()  # else this test shows nothing
+    monkeypatch.setattr(captured, "capture", pretend)
+    steps = micro_steps(model, [])
+    for _ in range(2):
+        steps.begin(tokens)
+        for _ in range(2):
+            steps(tokens, 1)
+        for parameter in model.parameters():
+            assert torch.equal(parameter.grad.flatten(), torch.tensor([4.0, 0, 0, 0, 0, 2, 0, 0, 0]))
+
+
 def test_shapes_beyond_the_first_few_run_without_a_graph_and_one_line_says_so(
     tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,10 +131,10 @@ class MicroSteps:
     def __call__(self, tokens: Tensor, count: int) -> Tensor:
         """Add the gradients of `tokens [b, T+1]`, on any device; their loss, until the next call."""
         graph = self.graphs.get(tokens.shape)
-        if graph is None:
-            return self.step(tokens, count)
-        graph.tokens.copy_(tokens, non_blocking=True)
         self.count.fill_(count)
+        if graph is None:
+            return self.step(tokens, self.count)  # with the arithmetic of a graph
+        graph.tokens.copy_(tokens, non_blocking=True)
         return graph.replay()
 
     def _attach(self, reached: list[nn.Parameter]) -> None:
@@ -159,7 +159,8 @@ class MicroSteps:
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     reached.append(parameter)
-                    self.buffers.setdefault(parameter, parameter.grad)
+                    if parameter not in self.buffers:  # torch's own gradients may share memory
+                        self.buffers[parameter] = torch.zeros_like(parameter)
             self._attach(reached)  # a capture adds to gradients that are there, where they are
 
         try:
