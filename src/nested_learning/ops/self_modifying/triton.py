@@ -326,9 +326,15 @@ RESULTS = (
 
 
 def example(
-    width: int, size: int, adaptive: tuple[str, ...], device: torch.device, dtype: torch.dtype
+    width: int,
+    size: int,
+    adaptive: tuple[str, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    count: int = 2,
+    chunks: int = 3,
 ) -> tuple[SelfModRule, tuple[Bank, ...], list[Tensor]]:
-    """A rule, its banks, and random streams, slow logits and weights of two sequences of three chunks."""
+    """A rule, its banks, and random streams, slow logits and weights of `count` sequences of some chunks."""
     rule = SelfModRule(adaptive=adaptive, self_targets=bool(adaptive))
     projections = tuple(sorted(adaptive, key=chunk.RATES.__contains__))
     banks = (Bank((chunk.MEMORY,), size), Bank(projections, size, rule.projection_steps(size)))[: 1 + bool(adaptive)]
@@ -338,9 +344,10 @@ def example(
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
     memories = 1 + len(adaptive)
-    x = l2_normalize(random(3, 2, 3 * size, width) + 0.3)
-    rates = random(2, 2, 3 * size) + torch.tensor([-1.0, 4.0], device=device, dtype=dtype)[:, None, None]
-    w2, w1 = random(2, memories, width, width), random(2, memories, width, width) / width
+    x = l2_normalize(random(3, count, chunks * size, width) + 0.3)
+    rates = random(2, count, chunks * size) + torch.tensor([-1.0, 4.0], device=device, dtype=dtype)[:, None, None]
+    w2, w1 = (random(count, memories, width, width) for _ in range(2))
+    w1 = w1 / width
     w1[:, sum(bank.full for bank in banks) :, 1:] = 0
     return rule, banks, [x, rates, w2, w1]
 
