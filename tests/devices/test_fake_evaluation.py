@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from nested_learning.adapt import AdaptConfig
 from nested_learning.data.tokenizer import ByteTokenizer
 from nested_learning.eval.answer import Answerer
 from nested_learning.eval.arms import Memorize, Memorizer
+from nested_learning.eval.continual import Continual, SegmentBatch
 from nested_learning.eval.held_out import HeldOut, HeldOutBytes
 from nested_learning.eval.learners import ClassMeans, Example, FineTuned, FineTuning
 from nested_learning.eval.loading import Loaded
@@ -108,6 +110,16 @@ def test_evaluations() -> None:
     assert devices_of(long._tokens([[1, 2], [3, 4]])) == {"cuda"}
     with pytest.raises(ASKED):
         long.score([[1, 2, 3, 4]])
+
+
+def test_the_continual_evaluation() -> None:
+    given = loaded()
+    reader = SimpleNamespace(loaded=lambda number: given, reader=lambda number: TextReader(given.model, None))
+    item = SegmentBatch(checkpoint=0, segment=0, tokens=torch.zeros(2, 9, dtype=torch.int64))
+    evaluation = of(Continual, given, None, checkpoints=reader)
+    assert devices_of(evaluation._tokens(item)) == {"cuda"}
+    with pytest.raises(ASKED):
+        evaluation.score([item])
 
 
 def of(kind: Any, given: Loaded, settings: Any, **fields: Any) -> Any:

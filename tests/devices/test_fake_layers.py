@@ -37,7 +37,10 @@ from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMem
 from nested_learning.layers.self_modifying_linear import SelfModifyingLinear
 from nested_learning.levels import VARIANTS
 from nested_learning.ops.delta_rule import naive as naive_delta_rule
+from nested_learning.ops.memory_mlp import naive as naive_memory_mlp
 from nested_learning.ops.newton_schulz import newton_schulz, newton_schulz_all
+from nested_learning.ops.self_modifying_linear import naive as naive_shared_gain
+from nested_learning.ops.triangular import inverse_unit_lower, solve_unit_lower
 
 pytestmark = pytest.mark.usefixtures("fake_cuda")
 WITH_MEMORIES = ("self_mod", "self_mod_linear", "titans", "linear")
@@ -191,12 +194,39 @@ def test_newton_schulz(shape: tuple[int, ...]) -> None:
     assert devices_of(newton_schulz_all([matrix, matrix], 5, "quintic", torch.bfloat16)) == {"cuda"}
 
 
-def test_the_token_loop_that_kernels_are_compared_with() -> None:
+def test_the_token_loops_that_kernels_are_compared_with() -> None:
     q = torch.zeros(2, 5, 4, device="cuda")
     rates = (q[..., 0], q[..., 0], None)
     weights = torch.zeros(2, 4, 4, device="cuda")
     found = naive_delta_rule.delta_rule(q, q, q, rates, weights, chunk_size=2, objective="dot", read="chunk")
-    assert devices_of(found) == {"cuda"}
+    written = naive_shared_gain.write_memory(weights, q, q, rates, chunk_size=2)
+    assert devices_of(found, written, naive_shared_gain.cap_steps(q[..., 0], q[..., 0], q)) == {"cuda"}
+    assert devices_of(naive_memory_mlp.predict((weights, weights), q[:, 0])) == {"cuda"}
+
+
+@pytest.mark.parametrize("chunk", [3, 64])
+def test_the_inverse_of_a_triangle(chunk: int) -> None:
+    strict = torch.zeros(2, chunk, chunk, device="cuda")
+    assert devices_of(solve_unit_lower(strict, strict), inverse_unit_lower(strict)) == {"cuda"}
+
+
+def test_what_stands_around_the_kernel_of_the_linear_mixer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel itself needs data: its place is taken by one that writes nothing."""
+    pytest.importorskip("triton")
+    from nested_learning.ops.delta_rule import triton
+
+    launched: list[Tensor] = []
+
+    def launch(keep: Tensor, turn: Tensor, added: Tensor, backwards: bool) -> Tensor:
+        launched.extend((keep, turn, added))
+        return torch.empty_like(added)
+
+    monkeypatch.setattr(triton, "launch", launch)
+    monkeypatch.setattr("nested_learning.layers.linear.use_triton", lambda device: device.type == "cuda")
+    layer = made_on_cuda(lambda: MIXERS["linear"].build(small("linear", chunk_size=16)))
+    y, state = layer(x(37))
+    assert devices_of(y, state, layer(x(20), state), launched) == {"cuda"}
+    assert len(launched) == 6  # both calls
 
 
 def test_the_classes_are_those_of_the_table() -> None:

@@ -22,6 +22,7 @@ from nested_learning.data.packing import split_documents
 from nested_learning.models.lm import HopeLM
 from nested_learning.optim.build import build_optimizer
 from nested_learning.optim.config import OptimConfig
+from nested_learning.train.checkpoint.tensors import pack
 from nested_learning.train.compiling import why_eager
 from nested_learning.train.config import RunConfig
 from nested_learning.train.elastic import Anchor, elastic_penalty
@@ -134,3 +135,14 @@ def test_reading_without_learning() -> None:
     report, state = memorize(net, batch, config=AdaptConfig(lr=0.0, chunk_size=4, surprise="l2"))
     assert devices_of(report, state, score(net, batch)) == {"cuda"}
     assert devices_of(online_loss(net, batch, AdaptConfig(lr=0.0, chunk_size=4))) == {"cuda"}
+
+
+def test_what_a_checkpoint_holds_is_not_copied() -> None:
+    """Tensors go to a file from where they are; `test_strategies_name_their_device.py` has ranks."""
+    net = model()
+    optimizer = build_optimizer(OptimConfig(), net)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    tensors, _ = pack(net, optimizer)
+    assert devices_of(tensors) == {"cuda"}
