@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nested_learning.bench import card
+from nested_learning.bench import card, gpu_kernels
 from nested_learning.commands import doctor, nl
 from nested_learning.ops import kernels
 
@@ -50,18 +50,23 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """One kernel with these differences, or one that raises."""
+    """One module of kernels with these differences by type, or one that raises; in this process."""
 
-    def make(differences: dict[torch.dtype, dict[str, float]] | Exception) -> None:
+    def make(differences: dict[str, dict[str, float]] | Exception) -> None:
         def compare(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
             assert device == CUDA
             if isinstance(differences, Exception):
                 raise differences
-            return differences[dtype]
+            return differences["fp32" if dtype == torch.float32 else "bf16"]
+
+        def check(module: str, device: str, seconds: float) -> dict[str, Any]:
+            assert seconds > 0
+            return {dtype: gpu_kernels.check_module(module, device, dtype) for dtype in gpu_kernels.DTYPES}
 
         found = SimpleNamespace(KERNEL=kernels.Kernel("rule", compare))
         monkeypatch.setitem(sys.modules, "made_up_kernel", found)
         monkeypatch.setattr(card, "MODULES", ("made_up_kernel",))
+        monkeypatch.setattr(card, "check_apart", check)
 
     return make
 
@@ -113,19 +118,19 @@ def test_a_card_that_cannot_compute(machine: Callable[..., None], monkeypatch: p
 
 def test_a_kernel_that_is_right(machine: Callable[..., None], kernel: Callable[..., None]) -> None:
     machine()
-    kernel({torch.float32: {"y": 2e-6, "W": 1e-6}, torch.bfloat16: {"y": 4e-3, "W": 8e-3}})
+    kernel({"fp32": {"y": 2e-6, "W": 1e-6}, "bf16": {"y": 4e-3, "W": 8e-3}})
     lines, problems = card.report(CUDA)
-    assert lines[-1] == "kernel    rule: off by at most float32 2.0e-06, bfloat16 8.0e-03"
+    assert lines[-1] == "kernel    made_up_kernel: fp32 off by at most 2.0e-06, bf16 off by at most 8.0e-03"
     assert problems == []
 
 
 @pytest.mark.parametrize(
     ("differences", "problem"),
     [
-        ({"y": 2e-4, "W": 1e-6}, "kernel rule: y is off by 2.0e-04 in float32, more than 1e-04"),
+        ({"y": 2e-4, "W": 1e-6}, "kernel rule is wrong in fp32: y is off by 0.0002"),
         (
             {"y": 1e9, "W": float("nan"), "k": 2e-4},
-            "kernel rule: W is off by nan in float32, more than 1e-04",
+            "kernel rule is wrong in fp32: W is off by nan",
         ),
     ],
 )
@@ -133,16 +138,21 @@ def test_a_kernel_that_is_wrong(
     machine: Callable[..., None], kernel: Callable[..., None], differences: dict[str, float], problem: str
 ) -> None:
     machine()
-    kernel({torch.float32: differences, torch.bfloat16: {"y": 0.0}})
-    assert card.report(CUDA)[1] == [problem]
+    kernel({"fp32": differences, "bf16": {"y": 0.0}})
+    lines, problems = card.report(CUDA)
+    assert lines[-1].endswith("fp32 wrong, bf16 off by at most 0.0e+00")
+    assert problems == [problem]
 
 
 def test_a_kernel_that_does_not_compile(machine: Callable[..., None], kernel: Callable[..., None]) -> None:
     machine()
     kernel(RuntimeError("out of resource: shared memory\nhint"))
     lines, problems = card.report(CUDA)
-    told = "made_up_kernel: RuntimeError: out of resource: shared memory"
-    assert lines[-1] == f"kernel    {told}" and problems == [f"kernel {told}"]
+    assert lines[-1] == "kernel    made_up_kernel: fp32 wrong, bf16 wrong"
+    assert problems == [
+        f"kernel rule is wrong in {dtype}: RuntimeError: out of resource: shared memory hint"
+        for dtype in ("fp32", "bf16")
+    ]
 
 
 def test_a_choice_is_said(machine: Callable[..., None]) -> None:
@@ -203,10 +213,10 @@ def test_the_doctor_prints_it_and_ends_with_1_for_a_wrong_kernel(
     assert nl.main(["doctor"]) == 1
     text = capsys.readouterr().out
     assert "NVIDIA H100, 80 GiB\n" in text  # of `device`, as before
-    assert text.endswith("problems:\nkernel made_up_kernel: ValueError: wrong\n")
-    kernel({torch.float32: {"y": 0.0}, torch.bfloat16: {"y": 0.0}})
+    assert text.endswith("kernel rule is wrong in bf16: ValueError: wrong\n")
+    kernel({"fp32": {"y": 0.0}, "bf16": {"y": 0.0}})
     assert nl.main(["doctor"]) == 0
-    assert capsys.readouterr().out.endswith("bfloat16 0.0e+00\n\nall good\n")
+    assert capsys.readouterr().out.endswith("bf16 off by at most 0.0e+00\n\nall good\n")
 
 
 def test_the_doctor_of_a_machine_without_a_card(

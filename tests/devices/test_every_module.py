@@ -33,7 +33,7 @@ THROUGH = {
     "optim.wrapper": "optim.build",
     "state": "layers.attention",
 }
-"""Modules that no test here imports, and the module that a test does import and that they are tried through."""
+"""Modules that no test here imports, and the imported module that they are tried through."""
 
 FILES = "reads and writes files on the host; tests/train tests it"
 GROUP = "needs a group of processes; test_strategies_name_their_device.py and tests/distributed test it"

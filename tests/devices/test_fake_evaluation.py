@@ -82,6 +82,7 @@ class Chance:
         """Draws are fake anyway: None, torch's own generator."""
 
 
+@pytest.mark.thorough
 def test_scores_and_continuations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "Generator", Chance)
     given = loaded()
@@ -147,6 +148,7 @@ def test_examples_of_classes() -> None:
     assert devices_of(learner._batch([Example(text="one", label="a")])) == {"cuda"}
 
 
+@pytest.mark.thorough
 def test_experiments_evaluate_where_their_model_is() -> None:
     model = loaded(mixer="titans").model
     rows = torch.zeros(2, 9, dtype=torch.int64)  # data are made on the CPU

@@ -36,7 +36,7 @@ from nested_learning.reproduce.lstm import LSTMConfig, LSTMModel
 
 pytestmark = pytest.mark.usefixtures("fake_cuda")
 ALL = (FAST, SLOW, MLP)
-QUICK = {("self_mod", "nested"), ("linear", "independent"), ("attention", "sequential")}
+QUICK = {("self_mod", "nested")}
 
 
 def read_in_two_calls(model: nn.Module) -> list[Any]:

@@ -130,6 +130,7 @@ def test_states_that_learn(paths: str) -> None:
     assert devices_of(relative_sizes(weights, weights)) == {"cuda"}
 
 
+@pytest.mark.thorough
 def test_reading_without_learning() -> None:
     net, batch = model(mixer="titans"), tokens(length=LENGTH + 1)
     report, state = memorize(net, batch, config=AdaptConfig(lr=0.0, chunk_size=4, surprise="l2"))

@@ -6,24 +6,21 @@ All of it was tested with a card that only pretends; it has not run on one.
 from __future__ import annotations
 
 import re
-from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from nested_learning.bench.gpu_kernels import check_apart, rule_of
 from nested_learning.bench.machine import best_seconds
-from nested_learning.ops.kernels import MODULES, Kernel, chosen, use_triton, why_no_triton
+from nested_learning.ops.kernels import MODULES, chosen, use_triton, why_no_triton
 
 PRODUCT = 8192
 """Side of the matrices whose product is timed: a product of that size fills a card for a millisecond."""
 COPIED = 2**28
 """Bytes that are copied: more than any cache holds."""
-TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-"""Largest relative difference of a kernel from its token loop, by the type of its inputs.
-
-float32: products may be three TF32 products each, which keep 21 of 24 bits, and errors add up over a chunk.
-bfloat16: rounding an input alone is 4e-3, and several rounded numbers are multiplied in a row.
-"""
+PATIENCE = 300.0
+"""Seconds for all checks of one module of kernels, which are compiled first."""
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -67,7 +64,8 @@ def versions() -> str:
     """Versions of the driver, and of the CUDA, cuDNN and NCCL of this torch."""
     nccl = "no NCCL"
     if torch.distributed.is_nccl_available():
-        nccl = f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"
+        found = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+        nccl = f"NCCL {'.'.join(map(str, found))}"
     cudnn = torch.backends.cudnn.version()
     return f"driver {driver_version()}, CUDA {torch.version.cuda}, cuDNN {cudnn}, {nccl}"
 
@@ -102,27 +100,25 @@ def picked(device: torch.device) -> str:
 
 
 def check_kernel(module: str, device: torch.device) -> tuple[str, list[str]]:
-    """A kernel against its token loop: a line, and what is wrong.
+    """The kernels of a module against their token loop: a line, and what is wrong.
 
-    Args:
-        module: its name; it has a `KERNEL`.
-        device: a card. Whatever a kernel raises there is reported, so that the others are checked too.
+    They run in a process of their own: one that reads where it must not ends every later use of a card.
     """
-    try:
-        kernel: Kernel = import_module(module).KERNEL
-        found = {dtype: kernel.compare(device, dtype) for dtype in TOLERANCES}
-    except Exception as error:  # of any kind: the compiler's, the driver's, ours
-        told = f"{module.removeprefix('nested_learning.ops.')}: {type(error).__name__}: {first_line(error)}"
-        return told, [f"kernel {told}"]
-    parts, wrong = [], []
-    for dtype, differences in found.items():
-        name = max(differences, key=lambda name: (differences[name] != differences[name], differences[name]))
-        largest, kind = differences[name], str(dtype).removeprefix("torch.")
-        parts.append(f"{kind} {largest:.1e}")
-        if not largest <= TOLERANCES[dtype]:  # NaN too
-            limit = f"more than {TOLERANCES[dtype]:.0e}"
-            wrong.append(f"kernel {kernel.name}: {name} is off by {largest:.1e} in {kind}, {limit}")
-    return f"{kernel.name}: off by at most {', '.join(parts)}", wrong
+    found = check_apart(module, str(device), PATIENCE)
+    wrong = [
+        f"kernel {entry['kernel']} is wrong in {dtype}: {entry['why']}"
+        for dtype, entry in found.items()
+        if entry["status"] != "done"
+    ]
+    told = ", ".join(f"{dtype} {_largest(entry)}" for dtype, entry in found.items())
+    return f"{rule_of(module)}: {told}", wrong
+
+
+def _largest(entry: dict[str, Any]) -> str:
+    """The largest difference of a check, or that there is none."""
+    if entry["status"] != "done":
+        return "wrong"
+    return f"off by at most {max(entry['differences'].values()):.1e}"
 
 
 def first_line(error: Exception) -> str:
