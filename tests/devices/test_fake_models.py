@@ -66,8 +66,8 @@ def test_a_model_stays_on_its_device(mixer: str, variant: str) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_every_level_beside_every_mixer(mixer: str, level: str) -> None:
+@pytest.mark.parametrize("mixer", ["self_mod_linear", "attention"])
+def test_every_level_beside_a_mixer(mixer: str, level: str) -> None:
     model = made(mixer=mixer, levels=(LEVELS[level], MLP) if level != "mlp" else (MLP,))
     assert devices_of(*read_in_two_calls(model)) == {"cuda"}
 

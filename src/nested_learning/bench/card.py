@@ -64,8 +64,8 @@ def versions() -> str:
     """Versions of the driver, and of the CUDA, cuDNN and NCCL of this torch."""
     nccl = "no NCCL"
     if torch.distributed.is_nccl_available():
-        found = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
-        nccl = f"NCCL {'.'.join(map(str, found))}"
+        numbers = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+        nccl = f"NCCL {'.'.join(map(str, numbers))}"
     cudnn = torch.backends.cudnn.version()
     return f"driver {driver_version()}, CUDA {torch.version.cuda}, cuDNN {cudnn}, {nccl}"
 
