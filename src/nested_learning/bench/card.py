@@ -66,7 +66,7 @@ def versions() -> str:
     if torch.distributed.is_nccl_available():
         numbers = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
         nccl = f"NCCL {'.'.join(map(str, numbers))}"
-    cudnn = torch.backends.cudnn.version()
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return f"driver {driver_version()}, CUDA {torch.version.cuda}, cuDNN {cudnn}, {nccl}"
 
 
