@@ -154,6 +154,7 @@ def test_deepspeed_gets_the_device(
         initialize=lambda **options: (SimpleNamespace(), None),
     )
     monkeypatch.setitem(__import__("sys").modules, "deepspeed", library)
+    monkeypatch.setattr("nested_learning.train.compiling.has_bf16", lambda device: True)
     monkeypatch.setattr(deepspeed, "read_settings", lambda config, world_size: {})
     strategy = deepspeed.DeepSpeedStrategy(config(device))
     strategy.prepare(nn.Linear(2, 2), lambda model: None)  # type: ignore[arg-type, return-value]
