@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import runpy
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from nested_learning.bench.settings import BenchSettings
-from nested_learning.runtime import check_device, pick_device
+from nested_learning.runtime import check_device, pick_device, random_state, set_random_state, set_seed
 from nested_learning.train.config import RunConfig
 from nested_learning.train.strategy import build_strategy
 
@@ -90,6 +91,52 @@ def test_names_of_no_device(name):
         with pytest.raises(ValueError) as error:
             check(name)
         assert str(error.value) == f"device must be auto, cpu, cuda, cuda:NUMBER or mps, got {name!r}"
+
+
+@pytest.fixture
+def generators(machine, monkeypatch):
+    """So many CUDA generators, each of which holds one number."""
+
+    def make(cuda: int) -> list[int]:
+        machine(cuda)
+        held = [100 + number for number in range(cuda)]
+
+        def put(state: torch.Tensor, device: int) -> None:
+            held[device] = int(state)
+
+        monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.tensor(x) for x in held])
+        monkeypatch.setattr(torch.cuda, "set_rng_state", put)
+        return held
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "expected"),
+    [(2, 2, [7, 8]), (2, 1, [7]), (2, 3, [7, 8, 102]), (2, 0, []), (0, 2, [100, 101])],
+)
+def test_random_states_of_cuda_go_to_the_devices_of_the_same_number(generators, there, here, expected):
+    held = generators(there)
+    held[:] = [7, 8][:there]
+    torch.manual_seed(3)
+    saved = random_state()
+    file = io.BytesIO()
+    torch.save(saved, file)  # as in a checkpoint: tensors and plain values only
+    file.seek(0)
+    drawn = torch.rand(2)
+    held = generators(here)
+    set_random_state(torch.load(file, weights_only=True))
+    assert held == expected
+    assert torch.equal(torch.rand(2), drawn)
+
+
+def test_a_seed_is_that_of_every_device(machine, monkeypatch):
+    machine(cuda=2)
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: False)
+    set_seed(11)
+    assert seeds == [11]
 
 
 @pytest.mark.parametrize("strategy", ["single", "ddp"])

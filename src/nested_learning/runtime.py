@@ -87,14 +87,20 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restore what `random_state` returned. CUDA states are skipped if the number of devices differs."""
+    """Restore what `random_state` returned.
+
+    Every CUDA device that is here and was there gets its state back: a run goes on the same on a machine with
+    more devices, or fewer. Devices that are new keep the state that they have; on a CPU, CUDA states are left
+    out.
+    """
     version, numbers, gauss_next = state["python"]
     random.setstate((version, tuple(numbers), gauss_next))
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for number, own in enumerate(state["cuda"][:here]):
+        torch.cuda.set_rng_state(own, number)
 
 
 def keep_freed_memory() -> bool:

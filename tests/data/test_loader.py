@@ -1,6 +1,8 @@
 """Batches: every window once per epoch over all ranks, exact resume, fixed validation order."""
 
 import json
+import pickle
+import time
 from collections import Counter
 from itertools import islice
 
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from nested_learning.data import TokenLoader, sequential_batches
+from nested_learning.data import LoaderConfig, TokenLoader, sequential_batches
+from nested_learning.data import loader as loader_module
 
 SEQ = 4  # windows of 5 tokens
 
@@ -164,3 +167,77 @@ def test_capped_validation_is_spread_over_the_data():
 def test_bad_settings_are_named(act, message):
     with pytest.raises(ValueError, match=message):
         act()
+
+
+@pytest.fixture
+def pinned(monkeypatch):
+    """Which batches were pinned, each a copy as on a machine with CUDA; pinning needs a driver."""
+    seen = []
+
+    def pin(batch):
+        seen.append(batch)
+        return batch.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    return seen
+
+
+def test_batches_that_are_read_ahead_are_the_same(pinned):
+    plain, ahead = (TokenLoader(windows(19), SEQ, 3, seed=0, pin_memory=pin) for pin in (False, True))
+    for _ in range(9):
+        assert torch.equal(next(ahead), next(plain))
+        assert ahead.state_dict() == plain.state_dict()  # what was read ahead is not counted
+    assert len(pinned) in (9, 10)
+
+
+def test_the_next_batch_is_read_while_this_one_is_used(pinned):
+    loader = TokenLoader(windows(8), SEQ, 2, seed=0, pin_memory=True)
+    next(loader)
+    for _ in range(500):
+        if len(pinned) == 2:
+            break
+        time.sleep(0.01)
+    assert len(pinned) == 2  # and not a third one
+
+
+def test_a_pinned_loader_resumes_in_the_middle_and_moves_back(pinned):
+    made = (windows(19), SEQ, 3, 0)
+    loader = TokenLoader(*made, pin_memory=True)
+    first = [next(loader) for _ in range(4)]
+    state = loader.state_dict()
+    after = [next(loader) for _ in range(4)]
+    resumed = TokenLoader(*made, pin_memory=True)
+    resumed.load_state_dict(state)
+    loader.load_state_dict(state)  # with a batch read ahead, which is dropped
+    for batch in after:
+        assert torch.equal(next(resumed), batch) and torch.equal(next(loader), batch)
+    assert not torch.equal(first[-1], after[-1])
+    assert torch.equal(next(pickle.loads(pickle.dumps(loader))), next(resumed))
+
+
+def test_an_error_of_the_thread_is_raised_and_no_end_of_the_data(pinned, monkeypatch):
+    loader = TokenLoader(windows(8), SEQ, 2, seed=0, pin_memory=True)
+    whole = loader.batch
+
+    def broken(step):
+        if step == 2:
+            raise OSError("a shard is gone")
+        return whole(step)
+
+    monkeypatch.setattr(loader, "batch", broken)
+    next(loader), next(loader)
+    for _ in range(2):
+        with pytest.raises(OSError, match="a shard is gone"):
+            next(loader)
+    monkeypatch.setattr(loader, "batch", whole)
+    assert torch.equal(next(loader), whole(2))
+
+
+def test_memory_is_pinned_for_cuda_only(pinned, monkeypatch):
+    """Also with workers: a run on the CPU of a machine with a card pins nothing."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    next(TokenLoader(windows(8), SEQ, 2, seed=0))
+    assert not pinned
+    for pin in (False, True):
+        made = TokenLoader(windows(8), SEQ, 2, 0, options=LoaderConfig(workers=1), pin_memory=pin)
+        assert loader_module._read_ahead(made, 0).pin_memory is pin

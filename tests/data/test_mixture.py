@@ -121,9 +121,9 @@ def test_sets_without_weights_are_one_epoch_together():
         assert seen == [*range(11), *range(1000, 1006)]
 
 
-def make(options=None, rank=0, world_size=1, tokens=None, size=12):
+def make(options=None, rank=0, world_size=1, tokens=None, size=12, **more):
     tokens = marked(0, 61) if tokens is None else tokens
-    return TokenLoader(tokens, SEQ, size // world_size, 5, True, rank, world_size, options)
+    return TokenLoader(tokens, SEQ, size // world_size, 5, True, rank, world_size, options, **more)
 
 
 def test_two_ranks_two_workers_two_epochs():
@@ -184,6 +184,20 @@ def test_resume_anywhere_on_other_ranks_and_workers(tmp_path, case):
             loader.load_state_dict(state)
         for i in range(steps, steps + 5):
             assert same([next(loader) for loader in second], straight[i])
+
+
+@pytest.mark.parametrize("case", range(7))
+def test_reading_ahead_in_a_thread_changes_nothing(tmp_path, monkeypatch, case):
+    """As for CUDA, also of a loader that goes on where another one stopped."""
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda batch: batch.clone()
+    )  # the real one needs a driver
+    options, tokens = list(mixtures(tmp_path))[case]
+    straight = list(islice(make(options, tokens=tokens), 12))
+    first, second = (make(options, tokens=tokens, pin_memory=True) for _ in range(2))
+    assert all(map(torch.equal, islice(first, 5), straight))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert all(map(torch.equal, islice(second, 7), straight[5:]))
 
 
 def same(parts, whole):

@@ -70,6 +70,8 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     *[(mixer, "fast", {}, {}) for mixer in MIXERS],
     ("attention", "plain", {}, {}),
     ("sliding_attention", "plain", {}, {}),
+    ("attention", "plain", {}, {"conv_window": 4}),
+    ("sliding_attention", "fast", {}, {"conv_window": 3, "activation": "silu", "output_gate": True}),
     ("self_mod", "projected", {}, {}),
     ("self_mod", "two", {}, {"cms_variant": "nested"}),
     ("attention", "two", {}, {"cms_variant": "independent"}),

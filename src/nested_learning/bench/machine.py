@@ -47,9 +47,9 @@ def measure_rates(device: str, dtype: torch.dtype) -> MachineRates:
     source = torch.ones(COPY_BYTES // 4, device=device)
     target = torch.zeros_like(source)
     return MachineRates(
-        large=2 * LARGE**3 / _best(lambda: big[0] @ big[1], device),
-        batched=2 * SMALL**4 / _best(lambda: torch.bmm(small[0], small[1]), device),
-        copy=2 * COPY_BYTES / _best(lambda: target.copy_(source), device),
+        large=2 * LARGE**3 / best_seconds(lambda: big[0] @ big[1], device),
+        batched=2 * SMALL**4 / best_seconds(lambda: torch.bmm(small[0], small[1]), device),
+        copy=2 * COPY_BYTES / best_seconds(lambda: target.copy_(source), device),
         itemsize=dtype.itemsize,
     )
 
@@ -85,7 +85,7 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def _best(run: Callable[[], object], device: str, repeats: int = 10) -> float:
+def best_seconds(run: Callable[[], object], device: str, repeats: int = 10) -> float:
     """Shortest time in seconds of `repeats` runs, after one to warm up."""
     seconds = []
     for _ in range(1 + repeats):

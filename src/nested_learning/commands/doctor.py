@@ -2,6 +2,9 @@
 
 uv run nl doctor
 
+With a CUDA card also what that is and can do, which kernels are used there, and whether each of them compiles
+and computes what its token loop does.
+
 Exit status 1 if something that is needed is missing or damaged.
 """
 
@@ -19,9 +22,11 @@ from pathlib import Path
 
 import torch
 
+from nested_learning.bench.card import report
 from nested_learning.command import Parser
 from nested_learning.data.corpus import bundled_files, default_cache_dir
 from nested_learning.extras import DISTRIBUTION, EXTRAS, own_version
+from nested_learning.runtime import pick_device
 
 REQUIRED = (
     *("numpy", "hydra", "omegaconf", "sentencepiece", "datasets", "pyarrow", "datasketch"),
@@ -48,6 +53,9 @@ def main() -> int:
     print("text      " + ("; ".join(wrong) or f"{len(bundled_files())} bundled files, SHA-256 right"))
     print(f"cache     {default_cache_dir()}")
     print(f"matmul    {matmul_rate():.0f} GFLOP/s (float32, 1024 x 1024 x 1024)")
+    lines, wrong = report(pick_device("auto"))
+    problems += wrong
+    print("\n".join(lines))
     print("\n".join(["", "problems:", *problems]) if problems else "\nall good")
     return 1 if problems else 0
 

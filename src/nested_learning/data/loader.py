@@ -7,6 +7,7 @@ and targets of a model.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ class TokenLoader:
         options: crossing, bucketing, packing, workers and curriculum.
         block: with `options.packing`, documents begin at multiples of this many tokens, which is
             `HopeConfig.alignment`.
+        pin_memory: for CUDA: batches are in pinned memory, from which a copy need not wait, and the next one
+            is read in a thread while the device computes. They are the same batches in the same order.
 
     Raises:
         ValueError: a size below 1, a rank that is not below `world_size`, too few tokens for one global
@@ -62,6 +65,7 @@ class TokenLoader:
         world_size: int = 1,
         options: LoaderConfig | None = None,
         block: int = 1,
+        pin_memory: bool = False,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} must be at least 0 and below world_size={world_size}")
@@ -92,7 +96,7 @@ class TokenLoader:
             "curriculum": [[stage.until_step, stage.seq_len] for stage in options.curriculum],
         }
         self._seq_len, self._batch_size, self._seed, self._options = seq_len, batch_size, seed, options
-        self._rank = rank
+        self._rank, self._pin = rank, pin_memory
         self._step = 0
         self._group: tuple[int, list[int]] = (-1, [])
         self._reader: Iterator[Tensor] | None = None
@@ -107,14 +111,37 @@ class TokenLoader:
 
     def __next__(self) -> Tensor:
         """The next batch of this rank, `[B, seq_len + 1]` (other shapes with bucketing or a curriculum)."""
-        if not self._options.workers:
-            batch = self.batch(self._step)
-        else:
-            if self._reader is None:
-                self._reader = iter(_read_ahead(self, self._step))
-            batch = next(self._reader)
+        ahead = self._options.workers or self._pin
+        batch = self._next_read_ahead() if ahead else self.batch(self._step)
         self._step += 1
         return batch
+
+    def _next_read_ahead(self) -> Tensor:
+        """The batch of this step, which workers or a thread have read meanwhile."""
+        if self._reader is None:
+            self._reader = iter(_read_ahead(self, self._step)) if self._options.workers else self._pinned()
+        try:
+            return next(self._reader)
+        except BaseException:
+            self._reader = None  # it has ended; the same batch is tried again, should anyone ask
+            raise
+
+    def _pinned(self) -> Iterator[Tensor]:
+        """Batches in pinned memory from here on; the one after each is read in a thread meanwhile.
+
+        One batch is read at a time. An error is raised at the batch that cannot be read. What was read ahead
+        is no part of the state: a loader that is resumed reads it again.
+        """
+
+        def read(step: int) -> Tensor:
+            return self.batch(step).pin_memory()
+
+        with ThreadPoolExecutor(1, "batches") as thread:
+            step, coming = self._step, thread.submit(read, self._step)
+            while True:
+                batch, step = coming.result(), step + 1
+                coming = thread.submit(read, step)
+                yield batch
 
     def batch(self, step: int) -> Tensor:
         """The batch of this rank at any step, counted from 0."""
@@ -247,7 +274,7 @@ def _read_ahead(loader: TokenLoader, first_step: int) -> DataLoader[Tensor]:
         WorkerBatches(loader, first_step),
         batch_size=None,
         num_workers=loader._options.workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=loader._pin,
     )
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from nested_learning.layers.checks import check_held, check_input, check_kind
 from nested_learning.layers.config import Around
 from nested_learning.layers.conv import CausalConv, ConvState
-from nested_learning.layers.documents import Documents, check_documents, read_apart
+from nested_learning.layers.documents import Documents, check_documents
 from nested_learning.layers.streams import activate, make_gate
 from nested_learning.state import State, TensorFn
 
@@ -164,13 +164,11 @@ class Attention(nn.Module):
         """
         check_input(x, self.w_out.in_features, "Attention")
         check_documents(documents, x, state, "Attention")
-        if documents is not None and self.conv is not None:
-            return read_apart(self, x, state, documents)
         batch, tokens, dim = x.shape
         if state is not None:
             self._check_state(state, x)
         position = 0 if state is None else state.position
-        projected, conv = self._project(x, state)
+        projected, conv = self._project(x, state, documents)
         qkv = projected.view(batch, tokens, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k = rotate(qkv[:2], position, self.rope_base)  # [B, H, T, d] each
         v = qkv[2]
@@ -187,11 +185,14 @@ class Attention(nn.Module):
             y = y * torch.sigmoid(self.gate(x))
         return self.w_out(y), state if conv is None else replace(state, conv=conv)
 
-    def _project(self, x: Tensor, state: KVCache | None) -> tuple[Tensor, ConvState | None]:
+    def _project(
+        self, x: Tensor, state: KVCache | None, documents: Documents | None
+    ) -> tuple[Tensor, ConvState | None]:
         """Queries, keys and values side by side `[B, T, 3 D]`, and the state of the convolution."""
         projected, conv = self.w_qkv(x), None
         if self.conv is not None:
-            projected, conv = self.conv(projected, None if state is None else state.conv)
+            before = None if state is None else state.conv
+            projected, conv = self.conv(projected, before, documents)
         return activate(projected, self.around), conv
 
     def _check_state(self, state: KVCache, x: Tensor) -> None:

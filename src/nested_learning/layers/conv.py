@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nested_learning.layers.checks import check_held, check_input, check_kind
+from nested_learning.layers.documents import Documents, check_documents
 from nested_learning.state import State
 
 
@@ -45,10 +46,16 @@ class CausalConv(nn.Module):
         dim, window = self.weight.shape
         return ConvState(self.weight.new_zeros(batch, window - 1, dim))
 
-    def forward(self, x: Tensor, state: ConvState | None = None) -> tuple[Tensor, ConvState]:
-        """`x [B, T, D]` to `(y [B, T, D], state)`; any split of a sequence gives the same outputs."""
+    def forward(
+        self, x: Tensor, state: ConvState | None = None, documents: Documents | None = None
+    ) -> tuple[Tensor, ConvState]:
+        """`x [B, T, D]` to `(y [B, T, D], state)`; any split of a sequence gives the same outputs.
+
+        With `documents`, those of x and only without a state, a token sees only tokens of its own.
+        """
         dim, window = self.weight.shape
         check_input(x, dim, "CausalConv")
+        check_documents(documents, x, state, "CausalConv")
         tokens, past = x.shape[1], window - 1
         if state is None:
             before = x.new_zeros(x.shape[0], past, dim)
@@ -58,12 +65,26 @@ class CausalConv(nn.Module):
             before = state.inputs.to(x.dtype)
         padded = torch.cat([before, x], dim=1)
         last = padded[:, tokens:].clone()  # a copy, or W - 1 rows would keep all of `padded`
-        y: Tensor = _ShiftedSum.apply(padded, self.weight.to(padded.dtype))  # type: ignore[no-untyped-call]
+        weight = self.weight.to(padded.dtype)
+        if documents is not None:
+            return _apart(padded, weight, documents.runs), ConvState(last)
+        y: Tensor = _ShiftedSum.apply(padded, weight)  # type: ignore[no-untyped-call]
         return y, ConvState(last)
 
     def extra_repr(self) -> str:
         """Channels and window, for `print(model)`."""
         return f"{self.weight.shape[0]}, window={self.weight.shape[1]}"
+
+
+def _apart(padded: Tensor, weight: Tensor, runs: Tensor) -> Tensor:
+    """The convolution where a token sees only those with its number in `runs [B, T]`."""
+    tokens, past = runs.shape[1], weight.shape[1] - 1
+    numbers = F.pad(runs, (past, 0), value=-1)  # of `padded`: no document begins before the row
+    y = padded[:, past:] * weight[:, past]
+    for i in range(past):
+        same = (numbers[:, i : i + tokens] == runs)[..., None]
+        y = y + torch.where(same, padded[:, i : i + tokens], 0) * weight[:, i]
+    return y
 
 
 class _ShiftedSum(torch.autograd.Function):

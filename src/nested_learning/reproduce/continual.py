@@ -126,7 +126,7 @@ class ContinualRun:
                     watch = LevelWatch(model)
                     self._hold(model)
                 if self.ewc:
-                    rows = islice(single[i], self.fisher_rows)
+                    rows = (row.to(device_of(model)) for row in islice(single[i], self.fisher_rows))
                     anchors.append(anchor(model, ((row[:, :-1], row[:, 1:]) for row in rows)))
         effects = [] if watch is None else self._effects(watch, valid[0])
         parameters = sum(p.numel() for p in model.parameters())
@@ -161,7 +161,8 @@ class ContinualRun:
         """Held-out loss of every domain."""
         found = []
         for held_out in valid:
-            batches = sequential_batches(held_out, self.seq_len, 32, self.eval_batches)
+            held = sequential_batches(held_out, self.seq_len, 32, self.eval_batches)
+            batches = (rows.to(device_of(model)) for rows in held)
             losses = [next_token_loss(model(rows[:, :-1])[0], rows[:, 1:]) for rows in batches]
             found.append(float(torch.stack(losses).mean()))
         return found

@@ -18,7 +18,7 @@ from nested_learning.optim.config import OptimConfig
 from nested_learning.reproduce.runner import Result, Tick
 from nested_learning.runtime import set_seed
 from nested_learning.train.objective import next_token_loss
-from nested_learning.train.plain_loop import Batch, Loop, finite_or_none, train_steps
+from nested_learning.train.plain_loop import Batch, Loop, device_of, finite_or_none, train_steps
 
 PIXELS, PATCH, CLASSES = 8, 2, 10
 VALID, TEST = 297, 300  # of 1,797; the rest is for training
@@ -103,7 +103,7 @@ class DigitsRun:
 
         history = train_steps(model, self._batches(train), self.optim, loop, evaluate, tick)
         with torch.no_grad():
-            logits = model(test[0])[0]
+            logits = model(test[0].to(device_of(model)))[0].cpu()
         return {
             "final": finite_or_none(history.curve[-1][1]),
             "test": finite_or_none(float(next_token_loss(logits, test[1]))),

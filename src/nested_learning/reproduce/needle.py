@@ -128,7 +128,7 @@ def moved(model: HopeLM, lengths: Sequence[int], rng: random.Random, rows: int =
         memory for other mixers.
     """
     prompts = [needle_sample(max(lengths) + ANSWER, rng)[0] for _ in range(rows)]
-    tokens, state, read = torch.tensor(prompts), model.init_state(rows), 0
+    tokens, state, read = torch.tensor(prompts, device=device_of(model)), model.init_state(rows), 0
     start, found = weights_by_memory(state), dict[str, list[float]]()
     for length in sorted(lengths):
         _, state = model(tokens[:, read:length], state)

@@ -97,6 +97,7 @@ class Trainer:
             world_size=strategy.world_size,
             options=config.data.loader,
             block=config.model.alignment,
+            pin_memory=self.device.type == "cuda",
         )
         saved = Training(
             config=config,

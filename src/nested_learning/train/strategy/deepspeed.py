@@ -73,6 +73,7 @@ class DeepSpeedStrategy(DistributedStrategy):
         self, model: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer]
     ) -> tuple[nn.Module, Optimizer]:
         """DeepSpeed's engine, and an optimizer whose `step` is the engine's."""
+        os.environ.setdefault("DS_ACCELERATOR", self.device.type)  # or DeepSpeed picks a device of its own
         try:
             import deepspeed
         except ImportError as error:
