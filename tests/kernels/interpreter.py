@@ -68,7 +68,7 @@ def _wrap(kernel: InterpretedFunction) -> None:
 def _interpreted_language() -> Iterator[None]:
     """Functions such as `tl.sum` are kernels themselves, made for compiling when Triton was imported.
 
-    Everything is put back afterwards: called from `tl.standard`, the interpreter leaves its own functions behind.
+    Everything is put back afterwards: the interpreter leaves some of its own functions behind.
     """
     places = (tl, tl.core, tl.standard, tl.core.tensor, tl.math, InterpretedFunction)
     before = [dict(vars(place)) for place in places]
@@ -76,12 +76,13 @@ def _interpreted_language() -> Iterator[None]:
         for name, value in list(vars(place).items()):
             if isinstance(value, JITFunction):
                 setattr(place, name, InterpretedFunction(value.fn))
-    interpreter._patch_lang(tl.standard.zeros.fn)
+    exchanged = interpreter._patch_lang(tl.standard.zeros.fn)
     # Else the language would be exchanged at every call of a device function, which takes most of the time.
     InterpretedFunction.__call__ = lambda self, *args, **options: self.rewrite()(*args, **options)
     try:
         yield
     finally:
+        exchanged.restore()
         for place, names in zip(places, before, strict=True):
             for name, value in names.items():
                 if vars(place)[name] is not value:

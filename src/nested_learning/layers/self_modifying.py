@@ -174,18 +174,18 @@ class SelfModifyingTitans(nn.Module):
             from nested_learning.ops.self_modifying import triton  # needs the package triton
 
             if triton.supports(self.config, self.layout, self.read, at):
-                lengths = [first, whole, tokens - first - whole]
-                before, chunks, after = x.split(lengths)
+                before, chunks, after = x.split([first, whole, tokens - first - whole])
                 answers, at = self._scan(before, at) if first else ([], at)
                 answer, at = triton.read_and_write(self.config, self.layout, at, chunks)
-                rest, at = self._scan(after, at) if lengths[2] else ([], at)
+                rest, at = self._scan(after, at) if after.k.shape[1] else ([], at)
                 return [*answers, answer, *rest], at
         return self._scan(x, at)
 
     def _scan(self, x: Streams, at: SelfModProgress) -> tuple[list[Tensor], SelfModProgress]:
         run = run_compiled if self.compiled and not self._one_graph else run_eager
         how = (self.config, self.layout, self.read, run)
-        return scan(read_and_write, how, at, self._pieces(x, at.position))
+        answers, at = scan(read_and_write, how, at, self._pieces(x, at.position))
+        return answers, at
 
     def _pieces(self, x: Streams, position: int) -> list[Piece]:
         """The tokens up to a boundary, then whole stretches of chunks, then the rest; see `scan`."""

@@ -89,6 +89,6 @@ def why_no_triton(device: torch.device) -> str | None:
 
 
 def precision() -> str:
-    """Precision of the products of float32 matrices in kernels: TF32 where PyTorch's own may use it, else three
-    products in TF32, which are as exact as float32."""
+    """Precision of the products of float32 matrices in kernels: TF32 where PyTorch's own may use it, else
+    three products in TF32, which are as exact as float32."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"

@@ -16,7 +16,7 @@ import triton.language as tl
 
 @triton.jit
 def put(at, value):
-    """Write a tile or a vector to the addresses `at`: what was there has been read by all, and all see it now."""
+    """Write a tile or a vector to the addresses `at`: all have read what was there, and all see it now."""
     tl.debug_barrier()
     tl.store(at, value)
     tl.debug_barrier()
@@ -60,7 +60,8 @@ def times_turned(
 
 @triton.jit
 def turned_times(
-    a, b, first, R: tl.constexpr, M: tl.constexpr, K: tl.constexpr, N: tl.constexpr, B: tl.constexpr, P: tl.constexpr
+    a, b, first, R: tl.constexpr, M: tl.constexpr, K: tl.constexpr, N: tl.constexpr, B: tl.constexpr,
+    P: tl.constexpr
 ):  # fmt: skip
     """Rows of Aᵀ B from number `first`, for A `[K, M]` and B `[K, N]`."""
     return product(a + first, 1, M, b, N, 1, R, N, K, B, P)

@@ -1,7 +1,7 @@
 """The Triton kernel that takes gradients through one chunk of self-modifying Titans; see `triton.py`.
 
-Derived by hand from `forward.py`, in the reverse order of its functions. Constants as there; STOP: no gradient
-through targets.
+Derived by hand from `forward.py`, in the reverse order of its functions. Constants as there; STOP: no
+gradient through targets.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 
 from nested_learning.ops.self_modifying.forward import (
-    NORM,
     SLOTS,
     STEPS_MOST,
     VECTORS,
@@ -63,11 +62,13 @@ def _rates_back(rates, seen, n, N, T, at, limit, grad_eta, grad_alpha, M: tl.con
 
 @triton.jit
 def _system_back(keys, solution, inverse, weights, out, systems, spare, grad_keys, vectors, ADD: tl.constexpr,
-                 C: tl.constexpr, D: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr):  # fmt: skip
+                 C: tl.constexpr, D: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+                 P: tl.constexpr):  # fmt: skip
     """From the gradient at W_C (`weights`) through `_finish` and `_system`.
 
-    Leaves the gradient at rhs in `out` and that at the keys in `grad_keys`; adds to the gradients at η and at the
-    sums of log α in vectors 3 to 5 (ADD: they hold something), and at the last of these sums in vector 6.
+    Leaves the gradient at rhs in `out` and that at the keys in `grad_keys`; adds to those at η and at the
+    sums of log α up to after and up to before every token in vectors 3 to 5 (ADD: they hold something), and
+    to that at the last of these sums, token by token, in vector 7.
     """
     j = tl.arange(0, C)
     total, end = tl.load(vectors + C + j), tl.load(vectors + 2 * C - 1)
@@ -121,17 +122,19 @@ def _add(at, value):
 def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: tl.constexpr, D: tl.constexpr,
                 S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr,
                 OWN: tl.constexpr, STOP: tl.constexpr):  # fmt: skip
-    """Through the write of a chunk, after `_solve`: gradients at its keys and values `[C, D]`, at the weights of
-    its start (in the place of those at its end), and at η and the sums of log α (vectors 3 to 5, and 7)."""
+    """Through the write of a chunk, after `solve`: gradients at its keys and values `[C, D]`, at the weights
+    of its start (in the place of those at its end), and at η and the sums of log α (vectors 3 to 7)."""
     end = tl.exp(tl.load(vectors + 2 * C - 1))
     skip = tl.where(m < FULL, 1.0, 0.0)
     own = tl.where(m < FULL, 1.0 * OWN, 1.0)
     passed = 1.0
     if STOP:
         passed = 0.0
-    _system_back(base, base + 8 * S, base + 10 * S, grad_w2, base + 14 * S, base + 12 * S, base + 13 * S, grad_k,
+    _system_back(base, base + 8 * S, base + 10 * S, grad_w2, base + 14 * S, base + 12 * S, base + 13 * S,
+                 grad_k,
                  vectors, False, C, D, R, B, P)  # fmt: skip
-    _system_back(base + 3 * S, base + 9 * S, base + 11 * S, grad_w1, base + 15 * S, base + 12 * S, base + 13 * S,
+    _system_back(base + 3 * S, base + 9 * S, base + 11 * S, grad_w1, base + 15 * S, base + 12 * S,
+                 base + 13 * S,
                  base + 16 * S, vectors, True, C, D, R, B, P)  # fmt: skip
     for first in range(0, C, R):  # through both right-hand sides, as far as the error of the hidden layer
         i = first + tl.arange(0, R)
@@ -190,7 +193,7 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
 
 @triton.jit
 def _decay_back(grad, weights, first, end, R: tl.constexpr, D: tl.constexpr):
-    """Through a₀ W₀: rows of the gradient at W₀ in the place of those at W_C, and their part of that at log a₀."""
+    """Through a₀ W₀: rows of the gradient at W₀ in place of those at W_C; their part of that at log a₀."""
     kept = end * tl.load(rows(grad, first, R, D))
     put(rows(grad, first, R, D), kept)
     return tl.sum(tl.sum(kept * tl.load(rows(weights, first, R, D)), 1), 0)
@@ -198,7 +201,10 @@ def _decay_back(grad, weights, first, end, R: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def _through_hidden(z, at_hidden, grad, at_u):
-    """Gradient at z of u = σ̂(z) and e₂ = σ̂'(z)ᵀ g, from those at u (`at_u`) and e₂ (`grad`); g is `at_hidden`."""
+    """Gradient at z of u = σ̂(z) and e₂ = σ̂'(z)ᵀ g, from those at u (`at_u`) and e₂ (`grad`).
+
+    g is `at_hidden`.
+    """
     gate, s, r, u = hidden(z)
     slope = gate + s * (1 - gate)
     along = tl.sum(u * at_hidden, 1)[:, None]
@@ -214,7 +220,8 @@ def _through_hidden(z, at_hidden, grad, at_u):
 
 @triton.jit
 def _answer_back(x, seen, w2, w1, grad_y, grad_q, grad_w2, grad_w1, base, n, N, T, at, M: tl.constexpr,
-                 C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr,
+                 C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+                 P: tl.constexpr,
                  IQ: tl.constexpr):  # fmt: skip
     """Through y = q + M(q): the gradient at q `[C, D]`, and what it adds to those at the weights."""
     given = grad_y + (n * T + at) * D
@@ -255,9 +262,10 @@ def _rate_sums(parts, n, which: tl.constexpr, M: tl.constexpr, C: tl.constexpr):
 @triton.jit
 def _stream_back(x, seen, parts, n, m: tl.constexpr, role: tl.constexpr, N, T, at, first, M: tl.constexpr,
                  C: tl.constexpr, D: tl.constexpr, R: tl.constexpr):  # fmt: skip
-    """Rows of the gradient at a stream and at what memory m adds to it, from the `parts` of the memories at keys,
+    """Rows of the gradient at a stream and at what memory m adds to it,
+    from the `parts` of the memories at keys,
     values or queries (of which there are those of one memory only)."""
-    if role == 2:
+    if role == 2:  # noqa: SIM108  a constant: only one of the two is compiled
         grad = tl.load(rows(parts + n * C * D, first, R, D))
     else:
         grad = _sums(parts, n, first, M, C, D, R)
@@ -267,15 +275,18 @@ def _stream_back(x, seen, parts, n, m: tl.constexpr, role: tl.constexpr, N, T, a
 
 
 @triton.jit
-def _project_back(x, rates, seen, w2, w1, parts_k, parts_v, parts_q, parts_r, grad_w2, grad_w1, grad_x, grad_rates,
+def _project_back(x, rates, seen, w2, w1, parts_k, parts_v, parts_q, parts_r, grad_w2, grad_w1, grad_x,
+                  grad_rates,
                   grad_source, base, n, m, N, T, at, limit, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
                   S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr, IK: tl.constexpr,
-                  IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr, RETAIN: tl.constexpr,
+                  IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr,
+                  RETAIN: tl.constexpr,
                   CONTROL: tl.constexpr):  # fmt: skip
     """From the gradients that all memories left at keys, values, queries and rates of the chunk: those at the
     streams and slow logits (by memory 0), and through the projection that memory m makes."""
     at_eta, at_alpha = _rates_back(
-        rates, seen, n, N, T, at, limit, _rate_sums(parts_r, n, 0, M, C), _rate_sums(parts_r, n, 1, M, C), M, C, D,
+        rates, seen, n, N, T, at, limit, _rate_sums(parts_r, n, 0, M, C), _rate_sums(parts_r, n, 1, M, C), M,
+        C, D,
         IE, IA, RETAIN, CONTROL,
     )  # fmt: skip
     t = tl.arange(0, C)
@@ -318,18 +329,21 @@ def _project_back(x, rates, seen, w2, w1, parts_k, parts_v, parts_q, parts_r, gr
 
 
 @triton.jit
-def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w2, grad_w1, grad_x, grad_rates,
-              grad_source, parts_k, parts_v, parts_q, parts_r, left_k, left_v, left_q, left_r, scratch, N, T, at,
-              limit, steps, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr,
+def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w2, grad_w1, grad_x,
+             grad_rates,
+              grad_source, parts_k, parts_v, parts_q, parts_r, left_k, left_v, left_q, left_r, scratch, N, T,
+              at,
+              limit, steps, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
+              LOG: tl.constexpr,
               R: tl.constexpr, B: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr, SLOW: tl.constexpr,
               IK: tl.constexpr, IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr,
               OWN: tl.constexpr, STOP: tl.constexpr, RETAIN: tl.constexpr, CONTROL: tl.constexpr,
               WRITE: tl.constexpr, PROJECT: tl.constexpr):  # fmt: skip
     """Through the projection of the chunk after the one at token `at`, then through the write of this one.
 
-    Arguments as `_forward`; those that end in `_next`, and `left_`, are of the chunk after. grad_w2, grad_w1
-    `[N, M, D, D]`: at the weights after this chunk, then at those before it. grad_source `[N, M, T, D]`: at the
-    streams, through what memories project. parts_k, parts_v `[N, M, C, D]`, parts_q `[N, C, D]`, parts_r
+    Arguments as `forward`; those that end in `_next`, and `left_`, are of the chunk after. grad_w2, grad_w1
+    `[N, M, D, D]`: at the weights after this chunk, then at those before it. grad_source `[N, M, T, D]`: at
+    the streams, through what memories project. parts_k, parts_v `[N, M, C, D]`, parts_q `[N, C, D]`, parts_r
     `[N, M, 2, C]`: what this launch leaves to the next one.
     """
     program = tl.program_id(0).to(tl.int64)
@@ -339,15 +353,18 @@ def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w
     grad_w2, grad_w1 = grad_w2 + program * D * D, grad_w1 + program * D * D
     if PROJECT:
         after = at + C if WRITE else at
-        _project_back(x, rates, seen_next, w2_next + program * D * D, w1_next + program * D * D, left_k, left_v, left_q,
-                      left_r, grad_w2, grad_w1, grad_x, grad_rates, grad_source, base, n, m, N, T, after, limit, M,
+        _project_back(x, rates, seen_next, w2_next + program * D * D, w1_next + program * D * D, left_k,
+                      left_v, left_q,
+                      left_r, grad_w2, grad_w1, grad_x, grad_rates, grad_source, base, n, m, N, T, after,
+                      limit, M,
                       C, D, S, R, B, P, IK, IV, IQ, IE, IA, RETAIN, CONTROL)  # fmt: skip
     if WRITE:
         w2, w1 = w2 + program * D * D, w1 + program * D * D
         factor = tl.where(m < SLOW, 1.0, steps)
         solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, M, C, D, S, LOG, R, B, P,
                FULL, IK, IV, IE, IA, OWN, RETAIN, CONTROL)  # fmt: skip
-        _write_back(base, vectors, w2, w1, grad_w2, grad_w1, parts_k + program * C * D, parts_v + program * C * D,
+        _write_back(base, vectors, w2, w1, grad_w2, grad_w1, parts_k + program * C * D,
+                    parts_v + program * C * D,
                     m, C, D, S, R, B, P, FULL, OWN, STOP)  # fmt: skip
         t = tl.arange(0, C)
         before = tl.load(vectors + 5 * C + t)
@@ -357,5 +374,6 @@ def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w
         tl.store(parts_r + program * 2 * C + t, factor * tl.load(vectors + 3 * C + t))
         tl.store(parts_r + (program * 2 + 1) * C + t, at_alpha)
         if m == 0:
-            _answer_back(x, seen, w2, w1, grad_y, parts_q + n * C * D, grad_w2, grad_w1, base, n, N, T, at, M, C, D,
+            _answer_back(x, seen, w2, w1, grad_y, parts_q + n * C * D, grad_w2, grad_w1, base, n, N, T, at,
+                         M, C, D,
                          S, R, B, P, IQ)  # fmt: skip

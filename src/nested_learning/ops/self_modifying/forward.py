@@ -1,10 +1,10 @@
 """The Triton kernel that writes the memories of self-modifying Titans over one chunk; see `triton.py`.
 
 Letters are those of `../memory_mlp/README.md`; what lies where in the scratch memory is said in `solve`.
-Constants of all functions: M memories, C tokens of a chunk, D width of a head, S numbers of a scratch matrix,
-C = 2^LOG, R rows at a time, B columns of a product at a time, P precision of products; FULL memories are as wide as
-a head; IK, IV, IQ, IE, IA are the numbers of those that project k, v, q, η, α (−1: none); OWN: memories make their
-own targets; RETAIN: α < 1; CONTROL: η is bounded by 2 α.
+Constants of all functions: M memories, C tokens of a chunk, D width of a head, S numbers of a scratch
+matrix, C = 2^LOG, R rows at a time, B columns of a product at a time, P precision of products; FULL memories
+are as wide as a head; IK, IV, IQ, IE, IA are the numbers of those that project k, v, q, η, α (−1: none);
+OWN: memories make their own targets; RETAIN: α < 1; CONTROL: η is bounded by 2 α.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def chunk_rates(rates, seen, n, N, T, at, limit, M: tl.constexpr, C: tl.constexp
 
 
 @triton.jit
-def _system(keys, rhs, solution, strict, inverse, vectors, C: tl.constexpr, D: tl.constexpr, LOG: tl.constexpr,
+def _system(keys, rhs, solution, strict, inverse, vectors, C: tl.constexpr, D: tl.constexpr,
+            LOG: tl.constexpr,
             R: tl.constexpr, B: tl.constexpr, P: tl.constexpr):  # fmt: skip
     """U with (I + diag(η)(a⁻ ∘ KKᵀ)) U = rhs, and the inverse of the matrix."""
     j = tl.arange(0, C)
@@ -97,13 +98,16 @@ def decay(vectors, total, i, j, C: tl.constexpr):
 
 
 @triton.jit
-def solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, M: tl.constexpr, C: tl.constexpr,
-           D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr,
+def solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, M: tl.constexpr,
+          C: tl.constexpr,
+           D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+           P: tl.constexpr,
            FULL: tl.constexpr, IK: tl.constexpr, IV: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr,
            OWN: tl.constexpr, RETAIN: tl.constexpr, CONTROL: tl.constexpr):  # fmt: skip
     """The write of a chunk, before anything is written.
 
-    Leaves K, V, Z, U, U at the values, e₁, answers, W₁ᵀe₁, both solutions and both inverses in slots 0 to 11, and
+    Leaves K, V, Z, U, U at the values, e₁, answers, W₁ᵀe₁, both solutions and both inverses in slots 0 to 11,
+    the system in 12, right-hand sides in 14 and 15, and
     η, the sums of log α up to after and up to before every token in vectors 0 to 2.
     """
     t = tl.arange(0, C)
@@ -145,7 +149,8 @@ def solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, 
         put(rows(base + 14 * S, first, R, D),
             tl.load(vectors + i)[:, None] * (hidden_back(z, at_hidden) + kept * z))  # fmt: skip
     _system(base, base + 14 * S, base + 8 * S, base + 12 * S, base + 10 * S, vectors, C, D, LOG, R, B, P)
-    _system(base + 3 * S, base + 15 * S, base + 9 * S, base + 12 * S, base + 11 * S, vectors, C, D, LOG, R, B, P)
+    _system(base + 3 * S, base + 15 * S, base + 9 * S, base + 12 * S, base + 11 * S, vectors, C, D, LOG, R,
+            B, P)  # fmt: skip
 
 
 @triton.jit
@@ -163,12 +168,15 @@ def _finish(keys, solution, weights, after, spare, vectors, C: tl.constexpr, D: 
 
 @triton.jit
 def forward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, y, scratch, N, T, at, limit, steps,
-             M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, R: tl.constexpr,
+             M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr,
+             R: tl.constexpr,
              B: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr, SLOW: tl.constexpr, IK: tl.constexpr,
              IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr, OWN: tl.constexpr,
              RETAIN: tl.constexpr, CONTROL: tl.constexpr, WRITE: tl.constexpr, PROJECT: tl.constexpr,
             ANSWER: tl.constexpr):  # fmt: skip
-    """Write the chunk from token `at`, then project the one after. Memories from number SLOW take η times `steps`.
+    """Write the chunk from token `at`, then project the one after.
+
+    Memories from number SLOW on take η times `steps`.
 
     x `[3, N, T, D]`: k, v, q; rates `[2, N, T]`; seen `[N, M, C, D]`: what projections add; w2, w1
     `[N, M, D, D]`; y `[N, T, D]`.
@@ -188,7 +196,7 @@ def forward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, y, scratch, N, 
         if ANSWER and m == 0:
             _answer(x, seen, w2, w1, y, base, n, N, T, at, M, C, D, S, R, B, P, IQ)
         at += C
-    if PROJECT:
+    if PROJECT:  # noqa: SIM102  this one is a constant
         if m > 0:
             source = x + (role_of(m, IV, IQ) * N + n) * T * D + at * D
             for first in range(0, C, R):
@@ -207,7 +215,8 @@ def role_of(m, IV: tl.constexpr, IQ: tl.constexpr):
 
 @triton.jit
 def _answer(x, seen, w2, w1, y, base, n, N, T, at, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
-            S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr, IQ: tl.constexpr):  # fmt: skip
+            S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr,
+            IQ: tl.constexpr):  # fmt: skip
     """y = q + M(q), with the weights of the chunk's start."""
     for first in range(0, C, R):
         q = joined(x, seen, n, IQ, 2, N, T, at, first, M, C, D, R)

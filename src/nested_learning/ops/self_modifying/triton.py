@@ -1,20 +1,20 @@
 """Self-modifying Titans over whole chunks, with one Triton kernel per chunk and direction.
 
-The equations are those of `chunk.py`. One program has one memory of one sequence and head. What it needs of the
-others are keys, values and rates of the chunk, which the projections among them make from their weights at its
-start. So a launch of `forward.py` writes a memory over one chunk, then lets it project the tokens of the next one,
-and the launch after it reads that.
+The equations are those of `chunk.py`. One program has one memory of one sequence and head. What it needs of
+the others are keys, values and rates of the chunk, which the projections among them make from their weights
+at its start. So a launch of `forward.py` writes a memory over one chunk, then lets it project the tokens of
+the next one, and the launch after it reads that.
 
-Backwards the same in reverse (`backward.py`): first the gradient through the projection of the chunk after, for
-which the other programs left their gradients at keys, values and rates in the launch before; then through the
-write of this chunk. Nothing of a chunk is stored but the weights at every `EVERY`-th start: the chunks between two
-of these are run forward again. So a chunk takes one launch forward and two backward.
+Backwards the same in reverse (`backward.py`): first the gradient through the projection of the chunk after,
+for which the other programs left their gradients at keys, values and rates in the launch before; then through
+the write of this chunk. Nothing of a chunk is stored but the weights at every `EVERY`-th start: the chunks
+between two of these are run forward again. So a chunk takes one launch forward and two backward.
 
 Memories of output width 1 (the rates) have second layers padded with rows of zeros, which stay zero.
 
 Shapes: `N` sequences times heads, `M` memories, `T` tokens, `C` tokens of a chunk, `D` width of a head.
-Everything is in float32; products are in the precision of `ops/kernels.py: precision`. So far the kernels have
-run in Triton's interpreter and were compiled for cards, but have not run on one.
+Everything is in float32; products are in the precision of `ops/kernels.py: precision`. So far the kernels
+have run in Triton's interpreter and were compiled for cards, but have not run on one.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ PROJECTIONS = ("k", "v", "q", "eta", "alpha")
 
 
 def warps(width: int) -> int:
-    """Warps of a program."""
-    return 4
+    """Warps of a program: as many as keep its rows of the widest tile in registers."""
+    return 4 if width <= 32 else 8
 
 
 def supports(rule: SelfModRule, banks: tuple[Bank, ...], which: str, at: SelfModProgress) -> bool:
@@ -122,12 +122,13 @@ def supports(rule: SelfModRule, banks: tuple[Bank, ...], which: str, at: SelfMod
 def read_and_write(
     rule: SelfModRule, banks: tuple[Bank, ...], at: SelfModProgress, x: Streams
 ) -> tuple[Tensor, SelfModProgress]:
-    """Answers `[N, T, D]` to whole chunks of tokens from a boundary on, and where the sequences stand after them.
+    """Answers `[N, T, D]` to whole chunks of tokens from a boundary on, and where the sequences stand then.
 
-    The rule must be one that `supports` accepts. Gradients reach everything; second ones by way of `chunk.py`.
+    The rule must be one that `supports` accepts. Gradients reach everything, second ones by `chunk.py`.
     """
     w2, w1 = join(at.banks)
-    y, w2, w1 = _Scan.apply(rule, banks, torch.stack([x.k, x.v, x.q]), x.rates, w2, w1)  # type: ignore[no-untyped-call]
+    streams = torch.stack([x.k, x.v, x.q])
+    y, w2, w1 = _Scan.apply(rule, banks, streams, x.rates, w2, w1)  # type: ignore[no-untyped-call]
     return y, SelfModProgress(split(banks, w2, w1), None, 0)
 
 
@@ -185,8 +186,8 @@ def _differentiable(
 
 
 class Parts(NamedTuple):
-    """What memories leave to the launch after: gradients at the keys and values `[N, M, C, D]` of a chunk, at its
-    queries `[N, C, D]`, and at η and log α `[N, M, 2, C]`."""
+    """What memories leave to the launch after: gradients at the keys and values `[N, M, C, D]` of a chunk, at
+    its queries `[N, C, D]`, and at η and log α `[N, M, 2, C]`."""
 
     k: Tensor
     v: Tensor
@@ -255,13 +256,13 @@ class Launches:
             first = segment * EVERY
             states = self._again(first, min(EVERY, chunks - first), starts[segment])
             for number, (now, seen) in reversed(list(enumerate(states, first))):
-                self._backward(number, now, seen, after, outputs, parts, left, WRITE=True)
+                self._backward(number, now, seen, after, outputs, parts, left, write=True)
                 after, left, parts = (now, seen), parts, left
         assert after is not None
-        self._backward(0, *after, after, outputs, parts, left, WRITE=False)
+        self._backward(0, *after, after, outputs, parts, left, write=False)
         for number, name in enumerate(self.layout.names[1:], 1):
             at_streams[{"v": 1, "q": 2}.get(name, 0)] += at_sources[:, number]
-        return at_streams, at_rates, *grads
+        return at_streams, at_rates, grads[0], grads[1]
 
     def _again(self, first: int, count: int, start: Weights) -> list[tuple[Weights, Tensor]]:
         """Weights and what they project at the starts of `count` chunks from number `first`."""
@@ -279,13 +280,13 @@ class Launches:
         outputs: tuple[Tensor, ...],
         parts: Parts,
         left: Parts,
-        WRITE: bool,  # noqa: N803  constants of kernels are in capitals
+        write: bool,
     ) -> None:
         weights, new = (now, seen) if after is None else after
         numbers = (self.count, self.tokens, number * self.layout.chunk, self.layout.limit, self.layout.steps)
         tensors = (self.x, self.rates, seen, new, *now, *weights, *outputs, *parts, *left, self.scratch)
         stop = self.layout.stop_gradient_targets
-        self._launch(backward, *tensors, *numbers, STOP=stop, WRITE=WRITE, PROJECT=after is not None)
+        self._launch(backward, *tensors, *numbers, STOP=stop, WRITE=write, PROJECT=after is not None)
 
     def _launch(self, kernel: Any, *arguments: Any, **flags: bool) -> None:
         # Triton starts a kernel on the current device, whatever the device of its tensors.
@@ -305,16 +306,16 @@ class Launches:
 
 
 def compare(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Largest relative differences from `chunk.py` in float64, which equals the token loop: of answers, weights and
-    all gradients, at several sizes. Inputs are of type `dtype`."""
+    """Largest relative differences from `chunk.py` in float64, which equals the token loop: of answers,
+    weights and all gradients, at several sizes; inputs are of type `dtype`."""
     found: dict[str, float] = {}
     for width, size in COMPARED:
         for name, adaptive in (("self_mod", ("k", "v", "eta", "alpha")), ("titans", ())):
             rule, banks, inputs = example(width, size, adaptive, device, dtype)
-            pairs = zip(outcomes(rule, banks, inputs, True), outcomes(rule, banks, inputs, False), strict=True)
-            for i, (one, exact) in enumerate(pairs):
-                scale = exact.abs().max().clamp(min=1e-12)
-                found[f"{name} {width} x {size}: {RESULTS[i]}"] = float((one - exact).abs().max() / scale)
+            on_kernels, exact = (outcomes(rule, banks, inputs, kernels) for kernels in (True, False))
+            for what, one, other in zip(RESULTS, on_kernels, exact, strict=True):
+                scale = other.abs().max().clamp(min=1e-12)
+                found[f"{name} {width} x {size}: {what}"] = float((one - other).abs().max() / scale)
     return found
 
 
@@ -337,7 +338,9 @@ def example(
     """A rule, its banks, and random streams, slow logits and weights of `count` sequences of some chunks."""
     rule = SelfModRule(adaptive=adaptive, self_targets=bool(adaptive))
     projections = tuple(sorted(adaptive, key=chunk.RATES.__contains__))
-    banks = (Bank((chunk.MEMORY,), size), Bank(projections, size, rule.projection_steps(size)))[: 1 + bool(adaptive)]
+    banks: tuple[Bank, ...] = (Bank((chunk.MEMORY,), size),)
+    if projections:
+        banks += (Bank(projections, size, rule.projection_steps(size)),)
     generator = torch.Generator().manual_seed(size)
 
     def random(*shape: int) -> Tensor:
@@ -345,20 +348,19 @@ def example(
 
     memories = 1 + len(adaptive)
     x = l2_normalize(random(3, count, chunks * size, width) + 0.3)
-    rates = random(2, count, chunks * size) + torch.tensor([-1.0, 4.0], device=device, dtype=dtype)[:, None, None]
+    bias = torch.tensor([-1.0, 4.0], device=device, dtype=dtype)[:, None, None]
+    rates = random(2, count, chunks * size) + bias
     w2, w1 = (random(count, memories, width, width) for _ in range(2))
     w1 = w1 / width
     w1[:, sum(bank.full for bank in banks) :, 1:] = 0
     return rule, banks, [x, rates, w2, w1]
 
 
-def outcomes(
-    rule: SelfModRule, banks: tuple[Bank, ...], inputs: list[Tensor], kernels: bool
-) -> list[Tensor]:
-    """Answers, weights after, and the gradients of a sum of their squares, by the kernels or by `chunk.py`."""
+def outcomes(rule: SelfModRule, banks: tuple[Bank, ...], inputs: list[Tensor], kernels: bool) -> list[Tensor]:
+    """Answers, weights after, and gradients of a function of them, by the kernels or by `chunk.py`."""
     wide = torch.float32 if kernels else torch.float64
     x, rates, w2, w1 = own = [t.to(wide).detach().requires_grad_() for t in inputs]
-    streams, at = Streams(*x, rates), SelfModProgress(split(banks, w2, w1), None, 0)
+    streams, at = Streams(x[0], x[1], x[2], rates), SelfModProgress(split(banks, w2, w1), None, 0)
     if kernels:
         y, after = read_and_write(rule, banks, at, streams)
     else:

@@ -1,4 +1,4 @@
-"""The kernels of self-modifying Titans: against `chunk.py` and the token loop, in layers, and compiled for cards."""
+"""The kernels of self-modifying Titans: against the other implementation, in layers, compiled for cards."""
 
 from __future__ import annotations
 
@@ -64,11 +64,14 @@ def banks_of(rule: SelfModRule, adaptive: tuple[str, ...], size: int) -> tuple[B
     return banks[: 1 + bool(adaptive)]
 
 
-def difference(kernels: ModuleType, rule: SelfModRule, banks: tuple[Bank, ...], inputs: list[Tensor]) -> float:
+def difference(
+    kernels: ModuleType, rule: SelfModRule, banks: tuple[Bank, ...], inputs: list[Tensor]
+) -> float:
     """Largest difference of answers, weights and gradients from those of `chunk.py` in float64."""
     found = kernels.outcomes(rule, banks, inputs, True), kernels.outcomes(rule, banks, inputs, False)
     assert len(found[0]) == len(kernels.RESULTS)
-    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in zip(*found, strict=True))
+    pairs = zip(*found, strict=True)
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in pairs)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +206,8 @@ def test_launches_per_chunk(launched: list[str]) -> None:
 
 def signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
     numbers = {"N": "i32", "T": "i32", "at": "i32", "limit": "fp32", "steps": "fp32"}
-    return {name: "constexpr" if name in constants else numbers.get(name, "*fp32") for name in kernel.arg_names}
+    types = {**numbers, **dict.fromkeys(constants, "constexpr")}
+    return {name: types.get(name, "*fp32") for name in kernel.arg_names}
 
 
 @pytest.mark.slow
