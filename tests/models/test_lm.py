@@ -109,6 +109,18 @@ def test_greedy_generation_equals_rereading_the_whole_text(mixer: str) -> None:
         with torch.no_grad():
             expected = torch.cat([expected, lm(expected)[0][:, -1:].argmax(-1)], 1)
     assert torch.equal(generated, expected)
+    assert torch.equal(lm.generate(x, 9, temperature=0, prefill=4), expected)  # the prompt in two parts
+
+
+def test_a_long_prompt_is_read_in_parts() -> None:
+    """No call sees more tokens than asked for, and no token is read twice."""
+    lm, x, read = model("self_mod"), tokens(11), []
+    lm.register_forward_pre_hook(lambda module, arguments: read.append(arguments[0].shape[1]))
+    assert torch.equal(lm.generate(x, 0, prefill=4), x) and not read
+    lm.generate(x, 2, prefill=4)
+    assert read == [4, 4, 3, 1]
+    with pytest.raises(ValueError, match="prefill must be an integer of at least 1, got 0"):
+        lm.generate(x, 2, prefill=0)
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

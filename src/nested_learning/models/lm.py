@@ -19,6 +19,8 @@ from nested_learning.models.tokens import check_prompt, check_range, check_token
 from nested_learning.state import LayerState, ModelState
 
 INIT_STD = 0.02
+PREFILL = 2048
+"""Tokens of a prompt that are read at a time."""
 
 
 class HopeLM(nn.Module):
@@ -140,12 +142,14 @@ class HopeLM(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        prefill: int = PREFILL,
     ) -> Tensor:
         """Continue `tokens [B, T]` by sampling: `[B, T + max_new_tokens]`.
 
         One token at a time on a carried state, whose size does not grow with the context for memory mixers.
 
         Args:
+            prefill: tokens of the prompt that are read at a time: what a long one takes beside the state.
             max_new_tokens: 0 gives the prompt back.
             temperature: 0 takes the likeliest token.
             top_k, top_p: sample only from the k likeliest tokens (all, if there are fewer), or from the
@@ -158,10 +162,16 @@ class HopeLM(nn.Module):
         """
         check_prompt(tokens, self.config.vocab_size)
         check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
+        check_count("prefill", prefill, 1)
         generator = None if seed is None else torch.Generator(tokens.device).manual_seed(seed)
-        new, state = tokens, None
-        for _ in range(max_new_tokens):
+        count, state = tokens.shape[1], None
+        whole = torch.cat([tokens, tokens.new_zeros(len(tokens), max_new_tokens)], 1)
+        parts = tokens.split(prefill, 1)
+        for part in parts[:-1] if max_new_tokens else ():
+            _, state = self(part, state)
+        new = parts[-1]
+        for place in range(count, count + max_new_tokens):
             logits, state = self(new, state)
-            new = sample_token(logits[:, -1].float(), temperature, top_k, top_p, generator)[:, None]
-            tokens = torch.cat([tokens, new], 1)
-        return tokens
+            whole[:, place] = sample_token(logits[:, -1].float(), temperature, top_k, top_p, generator)
+            new = whole[:, place : place + 1]
+        return whole
