@@ -56,6 +56,7 @@ EXEMPT = {
     "eval.second_reading": "eval.reader, which is tried, on two texts",
     "eval.segments": FILES,
     "eval.zeroshot": "eval.scorer and eval.arms, which are tried, on questions",
+    "graphs": GRAPHS,
     "models.bill": COUNTS,
     "models.compile": "marks modules; tests/models/test_compile.py compiles them",
     "models.decode": GRAPHS,

@@ -29,7 +29,6 @@ NAMING = {
     "ops/kernels.py": "the switch",
     "reproduce/byte_bar.py": "runs side by side, each on a card of its own",
     "runtime.py": "the names of devices",
-    "train/captured.py": "CUDA graphs",
     "train/checkpoint/run_file.py": "files are read to the host",
     "train/compiling.py": "what compiling lacks on a device",
     "train/guard.py": "waits on the CPU only",
@@ -45,7 +44,7 @@ NAMING = {
     "train/trial.py": "memory of a card",
 }
 """Modules that name a kind of device, and why. All others compute where their inputs are."""
-LAUNCHING = ("ops/*/triton.py", "models/decode.py", "bench/*.py")
+LAUNCHING = ("ops/*/triton.py", "graphs.py", "models/decode.py", "bench/*.py")
 """Modules that launch kernels or graphs, or measure devices."""
 KINDS = ("cpu", "cuda", "meta")
 

@@ -16,7 +16,9 @@ from test_no_host_sync import HostReads
 from tiny import TinyModel, tiny_config
 from torch import Tensor, nn
 
+from nested_learning import graphs
 from nested_learning.data.corpus import Corpus
+from nested_learning.graphs import Replay
 from nested_learning.layers.documents import locate_documents
 from nested_learning.layers.mixer import MIXERS
 from nested_learning.levels import LevelSpec
@@ -25,7 +27,7 @@ from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.runtime import set_seed
 from nested_learning.train import captured, trainer
-from nested_learning.train.captured import MicroSteps, Replay
+from nested_learning.train.captured import MicroSteps
 from nested_learning.train.config import run_config
 from nested_learning.train.guard import NonFiniteError, UpdateGuard
 from nested_learning.train.metrics import read_metrics
@@ -259,10 +261,10 @@ def test_a_failed_capture_says_how_to_train_without(monkeypatch: pytest.MonkeyPa
 
 def test_a_capture_inside_of_an_autocast_keeps_no_casts() -> None:
     device = torch.device("cpu")
-    with captured.uncached(device):
+    with graphs.uncached(device):
         assert torch.is_autocast_cache_enabled() and not torch.is_autocast_enabled("cpu")
     with torch.autocast("cpu", torch.bfloat16):
-        with captured.uncached(device):
+        with graphs.uncached(device):
             assert not torch.is_autocast_cache_enabled()
             assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.bfloat16
         assert torch.is_autocast_cache_enabled()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +16,12 @@ from nested_learning.layers.documents import Documents, locate_documents
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.models.block import HopeBlock
 from nested_learning.models.config import HopeConfig
+from nested_learning.models.decode import decoder_of, why_no_decoder
 from nested_learning.models.sampling import check_count, check_sampling, sample_token
 from nested_learning.models.tokens import check_prompt, check_range, check_tokens
 from nested_learning.state import LayerState, ModelState
 
+log = logging.getLogger(__name__)
 INIT_STD = 0.02
 PREFILL = 2048
 """Tokens of a prompt that are read at a time."""
@@ -166,12 +170,29 @@ class HopeLM(nn.Module):
         generator = None if seed is None else torch.Generator(tokens.device).manual_seed(seed)
         count, state = tokens.shape[1], None
         whole = torch.cat([tokens, tokens.new_zeros(len(tokens), max_new_tokens)], 1)
-        parts = tokens.split(prefill, 1)
-        for part in parts[:-1] if max_new_tokens else ():
-            _, state = self(part, state)
-        new = parts[-1]
+        for part in tokens.split(prefill, 1) if max_new_tokens else ():
+            logits, state = self(part, state)
+        read = self._reader(state, tokens[:, -1:]) if max_new_tokens > 1 else None
         for place in range(count, count + max_new_tokens):
-            logits, state = self(new, state)
+            if place > count:
+                assert read is not None
+                logits = read(whole[:, place - 1 : place])
             whole[:, place] = sample_token(logits[:, -1].float(), temperature, top_k, top_p, generator)
-            new = whole[:, place : place + 1]
         return whole
+
+    def _reader(self, state: ModelState, example: Tensor) -> Callable[[Tensor], Tensor]:
+        """Logits `[B, 1, V]` after one token more `[B, 1]`, again and again from `state`."""
+        cycle = self.config.alignment
+        reason = why_no_decoder(self.config.mixer, cycle, example.device)
+        if reason is None:
+            decoder = decoder_of(self, cycle, example)
+            decoder.start(state, example)
+            return decoder
+        log.debug("no CUDA graphs: %s", reason)
+
+        def read(token: Tensor) -> Tensor:
+            nonlocal state
+            logits, state = self(token, state)
+            return logits
+
+        return read
