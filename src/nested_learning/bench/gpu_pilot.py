@@ -15,6 +15,7 @@ from nested_learning.bench.gpu_settings import ARMS, YARDSTICK, GpuSettings
 from nested_learning.bench.gpu_speed import check_card, kernels_as, release
 from nested_learning.bench.timing import Progress
 from nested_learning.config import load_config
+from nested_learning.ops import kernels
 from nested_learning.report import new_figure
 from nested_learning.train.config import RunConfig
 from nested_learning.train.launch import launch
@@ -123,7 +124,9 @@ def pilot_config(
         "logging.progress": "false",
     }
     rest["train.compile"] = "auto" if settings.compile else "false"
+    rest["train.kernels"] = kernels.chosen()
     if probe:
+        rest |= {"train.graphs": "true"} if settings.on_card else {}
         rest |= {"train.resume": "null", "train.compile": str(settings.compile and settings.on_card).lower()}
     changes = [f"{key}={value}" for key, value in (length | rest).items()]
     return load_config(settings.config, [*ARMS[name], *text, *settings.pilot, *changes])

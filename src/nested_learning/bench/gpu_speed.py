@@ -31,6 +31,7 @@ from nested_learning.bench.settings import PEER
 from nested_learning.bench.steps import Decoding, forward_pass, precision, random_tokens, training_step
 from nested_learning.bench.timing import Progress, Run, interleave, relative_speed, seconds_of
 from nested_learning.models.compile import compile_model
+from nested_learning.models.lm import HopeLM
 from nested_learning.ops import kernels
 from nested_learning.train.captured import CapturedForward, CapturedStep
 from nested_learning.train.objective import next_token_loss
@@ -106,7 +107,8 @@ def jobs(settings: GpuSettings, kernel_models: frozenset[str]) -> list[Job]:
 
 
 def decoded(variant: Variant) -> Variant:
-    """As a model decodes: token by token, eagerly. A cache that grows would be compiled again and again."""
+    """As a model decodes: token by token, as `HopeLM.reader` has it: in graphs of its own, or eagerly where a
+    cache grows."""
     return replace(variant, compiled=False, graph=False)
 
 
@@ -294,7 +296,14 @@ def _forward(settings: GpuSettings, job: Job, model: nn.Module) -> tuple[Run, in
 
 
 def _decoding(settings: GpuSettings, job: Job, model: nn.Module) -> tuple[Run, int | None]:
-    return Decoding(model, settings.steps(), job.length, settings.decode_tokens), None
+    decoding = Decoding(model, settings.steps(), job.length, settings.decode_tokens)
+    if settings.on_card and isinstance(model, HopeLM):
+        with torch.no_grad(), precision(decoding.settings):
+            decoding.one = model.reader(decoding.state, decoding.next[:, :1])
+        # twice round its cycle, until all graphs are there
+        for _ in range(0, 2 * model.config.alignment, settings.decode_tokens):
+            decoding()
+    return decoding, None
 
 
 def counted_flops(settings: GpuSettings, job: Job) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -65,16 +66,19 @@ class Decoding:
     """
 
     def __init__(self, model: nn.Module, settings: BenchSettings, position: int, tokens: int) -> None:
-        self.model, self.settings, self.state = model, settings, None
+        self.model, self.settings = model, settings
+        self.state: Any = None
         prefix = random_tokens(settings, settings.decode_batch, position)
         for first in range(0, position, BLOCK):
             self._read(prefix[:, first : first + BLOCK])
         self.next = random_tokens(settings, settings.decode_batch, tokens)
+        self.one: Callable[[Tensor], object] = self._read  # reads one token
 
     def __call__(self) -> None:
         """Decode; the token read next does not depend on the logits, so that nothing waits for them."""
-        for i in range(self.next.shape[1]):
-            self._read(self.next[:, i : i + 1])
+        with torch.no_grad(), precision(self.settings):
+            for i in range(self.next.shape[1]):
+                self.one(self.next[:, i : i + 1])
 
     def _read(self, tokens: Tensor) -> None:
         with torch.no_grad(), precision(self.settings):

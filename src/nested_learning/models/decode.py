@@ -65,6 +65,7 @@ class Decoder:
             replay = self.graphs[now] = capture(lambda: self._run(now, after), token.device, pool=self.pool)
             self.pool = replay.pool
             return replay()
+        logits: Tensor
         logits, state = self.model(self.token, self.states[now])
         held = {(tensor.data_ptr(), tensor.shape): tensor for tensor in self.states[now].tensors()}
 
@@ -76,9 +77,9 @@ class Decoder:
         return logits
 
     def _run(self, now: int, after: int) -> Tensor:
+        logits: Tensor
         logits, state = self.model(self.token, self.states[now])
         _copy(state, self.states[after])
-        assert isinstance(logits, Tensor)
         return logits
 
 

@@ -168,20 +168,27 @@ class HopeLM(nn.Module):
         check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
         check_count("prefill", prefill, 1)
         generator = None if seed is None else torch.Generator(tokens.device).manual_seed(seed)
-        count, state = tokens.shape[1], None
+        count = tokens.shape[1]
+        state: ModelState | None = None
         whole = torch.cat([tokens, tokens.new_zeros(len(tokens), max_new_tokens)], 1)
-        for part in tokens.split(prefill, 1) if max_new_tokens else ():
+        if not max_new_tokens:
+            return whole
+        for part in torch.split(tokens, prefill, 1):
             logits, state = self(part, state)
-        read = self._reader(state, tokens[:, -1:]) if max_new_tokens > 1 else None
+        assert state is not None
+        read = self.reader(state, tokens[:, -1:])
         for place in range(count, count + max_new_tokens):
-            if place > count:
-                assert read is not None
-                logits = read(whole[:, place - 1 : place])
             whole[:, place] = sample_token(logits[:, -1].float(), temperature, top_k, top_p, generator)
+            if place + 1 < count + max_new_tokens:
+                logits = read(whole[:, place : place + 1])
         return whole
 
-    def _reader(self, state: ModelState, example: Tensor) -> Callable[[Tensor], Tensor]:
-        """Logits `[B, 1, V]` after one token more `[B, 1]`, again and again from `state`."""
+    def reader(self, state: ModelState, example: Tensor) -> Callable[[Tensor], Tensor]:
+        """A function from one token more `[B, 1]` to the logits after it `[B, 1, V]`, going on from `state`.
+
+        On CUDA it reads in graphs where it can (`models/decode.py`), and the next call may write into the
+        same logits. `example`: a token. Called without gradients.
+        """
         cycle = self.config.alignment
         reason = why_no_decoder(self.config.mixer, cycle, example.device)
         if reason is None:
@@ -192,6 +199,7 @@ class HopeLM(nn.Module):
 
         def read(token: Tensor) -> Tensor:
             nonlocal state
+            logits: Tensor
             logits, state = self(token, state)
             return logits
 

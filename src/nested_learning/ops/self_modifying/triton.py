@@ -81,14 +81,15 @@ class Layout(NamedTuple):
 def constants(layout: Layout, width: int, products: str) -> dict[str, Any]:
     """Constants that both kernels are compiled with."""
     size = layout.chunk
+    wide = max(size, width) > 64  # larger tiles would not fit the registers
     return {
         "M": len(layout.names),
         "C": size,
         "D": width,
         "S": size * max(size, width),
         "LOG": size.bit_length() - 1,
-        "R": min(32, size, width),
-        "B": min(32, size, width),
+        "R": min(16 if wide else 32, size, width),
+        "B": min(16 if wide else 32, size, width),
         "P": products,
         "FULL": layout.full,
         "SLOW": layout.slow,
