@@ -68,7 +68,7 @@ class GpuSettings:
     device: str = "auto"
     product: int = 8192
     count_tokens: int = 2048
-    count_overrides: tuple[str, ...] = ("model.dim=24", "data.tokenizer.vocab_size=300")
+    count_overrides: tuple[str, ...] = ("model.dim=192", "data.tokenizer.vocab_size=300")
     pilot: tuple[str, ...] = ("train.batch_size=8", "train.accumulation=1")
     pilot_probe: int = 6
     pilot_steps: int = 2000
