@@ -2,10 +2,8 @@
 small kernels, and starting them takes longer than they run.
 
 The shapes of a state repeat every `HopeConfig.alignment` tokens: pending tokens pile up until they are
-written. So every token of such a cycle (its *phase*) has a graph of its own, which reads the buffers of its
-state and writes those of the next phase. Phases between two writes share the buffers of their fast weights.
-
-The graphs have run in tests that replace their capture, but not on a card.
+written. So every token of such a cycle (its *phase*) has a graph of its own. All of them read and write the
+same buffers, one for every tensor of a state and as large as it gets: together they hold one state.
 
 Shapes: B batch, V vocabulary.
 """
@@ -14,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -30,64 +28,103 @@ log = logging.getLogger(__name__)
 class Decoder:
     """A model that reads one token at a time, in buffers that stay where they are.
 
-    The first time round the cycle runs as it stands and makes the buffers; the second time every phase is
-    captured; from then on graphs run.
+    Steps run as they stand until every phase has been seen, which tells how large the buffers must be. Then a
+    phase is captured when it comes, and from its next time on its graph runs.
 
     Args:
-        model: `logits, state = model(tokens [B, 1], state)`; its parameters stay where they are.
+        model: `logits, state = model(tokens [B, 1], state)`; its parameters stay where they are, and the
+            decoder does not keep it alive. Of the counters in its state only the remainder in a cycle may
+            matter: graphs go on with those that a phase had when it was first seen.
         cycle: tokens after which the shapes of the state repeat.
     """
 
     def __init__(self, model: nn.Module, cycle: int) -> None:
-        self.model, self.cycle = model, cycle
-        self.states: dict[int, ModelState] = {}
+        self._model, self.cycle = ref(model), cycle
+        self.frames: dict[int, ModelState] = {}  # by phase: states without data
+        self.buffers: dict[str, Tensor] = {}  # by names of a state's tensors
         self.graphs: dict[int, Replay] = {}
-        self.phase, self.token, self.pool = 0, torch.empty(0), None
+        self.state: ModelState | None = None  # while there are no buffers
+        self.phase, self.token = 0, torch.empty(0)
+        self.pool: Any = None
 
     def start(self, state: ModelState, token: Tensor) -> None:
         """Go on from `state`; `token [B, 1]`: an example."""
         self.phase = state.position % self.cycle
         if self.token.shape != token.shape:
             self.token = token.clone()
-        if self.phase in self.states:
-            _copy(state, self.states[self.phase])
+        if self.buffers:
+            self._keep(state, self.phase)
         else:
-            self.states[self.phase] = state.map(torch.clone)
+            self.state = state
 
     def __call__(self, token: Tensor) -> Tensor:
         """Logits `[B, 1, V]` after `token [B, 1]`. The next call may write into them."""
+        now, self.phase = self.phase, (self.phase + 1) % self.cycle
+        if self.state is not None:
+            self.frames[now] = self.state.map(lambda t: torch.empty_like(t, device="meta"))
+            if len(self.frames) < self.cycle:
+                logits, self.state = self._run(token, self.state)
+                return logits
+            self._allocate(self.state, now)
         self.token.copy_(token)
-        now, after = self.phase, (self.phase + 1) % self.cycle
-        self.phase = after
-        if now in self.graphs:
-            return self.graphs[now]()
-        if after in self.states:
-            replay = self.graphs[now] = capture(lambda: self._run(now, after), token.device, pool=self.pool)
-            self.pool = replay.pool
-            return replay()
-        logits: Tensor
-        logits, state = self.model(self.token, self.states[now])
-        held = {(tensor.data_ptr(), tensor.shape): tensor for tensor in self.states[now].tensors()}
+        if now not in self.graphs:
+            self.graphs[now] = self._capture(now)
+        return self.graphs[now]()
 
-        def keep(new: Tensor) -> Tensor:
-            same = held.get((new.data_ptr(), new.shape))
-            return new.clone() if same is None else same
+    def held(self, phase: int) -> ModelState:
+        """The state in the buffers, as it is before the step of a phase."""
+        frame = self.frames[phase]
+        shapes = {name: t.shape for name, t in frame.named_tensors().items()}
+        return frame.replace({n: self.buffers[n][: shape.numel()].view(shape) for n, shape in shapes.items()})
 
-        self.states[after] = state.map(keep)
-        return logits
+    def _run(self, token: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        model = self._model()
+        assert model is not None, "the model of this decoder is gone"
+        logits, after = model(token, state)
+        return logits, after
 
-    def _run(self, now: int, after: int) -> Tensor:
-        logits: Tensor
-        logits, state = self.model(self.token, self.states[now])
-        _copy(state, self.states[after])
-        return logits
+    def _allocate(self, state: ModelState, phase: int) -> None:
+        """Make the buffers, and put `state` into them."""
+        largest: dict[str, Tensor] = {}
+        for frame in self.frames.values():
+            for name, t in frame.named_tensors().items():
+                if name not in largest or t.numel() > largest[name].numel():
+                    largest[name] = t
+        device = self.token.device
+        self.buffers = {n: torch.empty(t.numel(), dtype=t.dtype, device=device) for n, t in largest.items()}
+        self._keep(state, phase)
+        self.state = None
+
+    def _capture(self, now: int) -> Replay:
+        before = self.held(now)
+
+        def step() -> Tensor:
+            logits, after = self._run(self.token, before)
+            self._keep(after, (now + 1) % self.cycle)
+            return logits
+
+        def warm_up() -> None:
+            self._run(self.token, before)  # not `step`: it would move the state on
+
+        replay = capture(step, self.token.device, warm_up, self.pool)
+        self.pool = replay.pool
+        return replay
+
+    def _keep(self, state: ModelState, phase: int) -> None:
+        """Write a state of `phase` into the buffers. Weights that were not written are there already."""
+        new, held = state.named_tensors(), self.held(phase).named_tensors()
+        if [(name, t.shape) for name, t in new.items()] != [(name, t.shape) for name, t in held.items()]:
+            raise RuntimeError(f"the shapes of the state do not repeat every {self.cycle} tokens")
+        own = {buffer.untyped_storage().data_ptr() for buffer in self.buffers.values()}
+        moved = [(held[name], t) for name, t in new.items() if not _same(t, held[name])]
+        apart = [(to, t.clone() if t.untyped_storage().data_ptr() in own else t) for to, t in moved]
+        for to, t in apart:
+            to.copy_(t)
 
 
-def _copy(new: ModelState, held: ModelState) -> None:
-    """Write the tensors of a state into the buffers of another, but those that are the same memory."""
-    for one, buffer in zip(new.tensors(), held.tensors(), strict=True):
-        if one.data_ptr() != buffer.data_ptr():
-            buffer.copy_(one)
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape are the same memory."""
+    return one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
 
 
 _decoders: WeakKeyDictionary[nn.Module, tuple[Any, Decoder]] = WeakKeyDictionary()
@@ -96,11 +133,13 @@ _decoders: WeakKeyDictionary[nn.Module, tuple[Any, Decoder]] = WeakKeyDictionary
 def decoder_of(model: nn.Module, cycle: int, token: Tensor) -> Decoder:
     """The decoder of a model for batches like `token [B, 1]`, kept for the next call.
 
-    A new one is made if the batch has another size, or parameters have moved.
+    A new one is made if the batch has another size, parameters have moved, or autocast or inference mode is
+    another. (Outside of inference mode nothing may write to tensors made inside.)
     """
     kind = token.device.type
     autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-    key = tuple(token.shape), autocast, tuple(p.data_ptr() for p in model.parameters())
+    modes = autocast, torch.is_inference_mode_enabled()
+    key = tuple(token.shape), token.dtype, modes, tuple(p.data_ptr() for p in model.parameters())
     kept = _decoders.get(model)
     if kept is None or kept[0] != key:
         kept = _decoders[model] = key, Decoder(model, cycle)
