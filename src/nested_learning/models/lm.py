@@ -170,7 +170,8 @@ class HopeLM(nn.Module):
         generator = None if seed is None else torch.Generator(tokens.device).manual_seed(seed)
         count = tokens.shape[1]
         state: ModelState | None = None
-        whole = torch.cat([tokens, tokens.new_zeros(len(tokens), max_new_tokens)], 1)
+        spare = tokens.new_zeros(len(tokens), max_new_tokens, dtype=torch.int64)
+        whole = torch.cat([tokens, spare], 1)
         if not max_new_tokens:
             return whole
         for part in torch.split(tokens, prefill, 1):

@@ -12,6 +12,7 @@ import triton.language as tl
 from nested_learning.ops.self_modifying.forward import (
     SLOTS,
     STEPS_MOST,
+    VARYING,
     VECTORS,
     decay,
     joined,
@@ -61,8 +62,8 @@ def _rates_back(rates, seen, n, N, T, at, limit, grad_eta, grad_alpha, M: tl.con
 
 
 @triton.jit
-def _system_back(keys, solution, inverse, weights, out, systems, spare, grad_keys, vectors, ADD: tl.constexpr,
-                 C: tl.constexpr, D: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+def _system_back(keys, solution, inverse, weights, out, systems, spare, grad_keys, vectors,
+                 ADD: tl.constexpr, C: tl.constexpr, D: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
                  P: tl.constexpr):  # fmt: skip
     """From the gradient at W_C (`weights`) through `_finish` and `_system`.
 
@@ -119,9 +120,9 @@ def _add(at, value):
 
 
 @triton.jit
-def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: tl.constexpr, D: tl.constexpr,
-                S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr,
-                OWN: tl.constexpr, STOP: tl.constexpr):  # fmt: skip
+def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: tl.constexpr,
+                D: tl.constexpr, S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr,
+                FULL: tl.constexpr, OWN: tl.constexpr, STOP: tl.constexpr):  # fmt: skip
     """Through the write of a chunk, after `solve`: gradients at its keys and values `[C, D]`, at the weights
     of its start (in the place of those at its end), and at η and the sums of log α (vectors 3 to 7)."""
     end = tl.exp(tl.load(vectors + 2 * C - 1))
@@ -131,11 +132,9 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
     if STOP:
         passed = 0.0
     _system_back(base, base + 8 * S, base + 10 * S, grad_w2, base + 14 * S, base + 12 * S, base + 13 * S,
-                 grad_k,
-                 vectors, False, C, D, R, B, P)  # fmt: skip
+                 grad_k, vectors, False, C, D, R, B, P)  # fmt: skip
     _system_back(base + 3 * S, base + 9 * S, base + 11 * S, grad_w1, base + 15 * S, base + 12 * S,
-                 base + 13 * S,
-                 base + 16 * S, vectors, True, C, D, R, B, P)  # fmt: skip
+                 base + 13 * S, base + 16 * S, vectors, True, C, D, R, B, P)  # fmt: skip
     for first in range(0, C, R):  # through both right-hand sides, as far as the error of the hidden layer
         i = first + tl.arange(0, R)
         eta, kept = tl.load(vectors + i)[:, None], tl.exp(tl.load(vectors + 2 * C + i))[:, None]
@@ -221,8 +220,7 @@ def _through_hidden(z, at_hidden, grad, at_u):
 @triton.jit
 def _answer_back(x, seen, w2, w1, grad_y, grad_q, grad_w2, grad_w1, base, n, N, T, at, M: tl.constexpr,
                  C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
-                 P: tl.constexpr,
-                 IQ: tl.constexpr):  # fmt: skip
+                 P: tl.constexpr, IQ: tl.constexpr):  # fmt: skip
     """Through y = q + M(q): the gradient at q `[C, D]`, and what it adds to those at the weights."""
     given = grad_y + (n * T + at) * D
     for first in range(0, C, R):
@@ -276,12 +274,10 @@ def _stream_back(x, seen, parts, n, m: tl.constexpr, role: tl.constexpr, N, T, a
 
 @triton.jit
 def _project_back(x, rates, seen, w2, w1, parts_k, parts_v, parts_q, parts_r, grad_w2, grad_w1, grad_x,
-                  grad_rates,
-                  grad_source, base, n, m, N, T, at, limit, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
-                  S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr, IK: tl.constexpr,
-                  IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr,
-                  RETAIN: tl.constexpr,
-                  CONTROL: tl.constexpr):  # fmt: skip
+                  grad_rates, grad_source, base, n, m, N, T, at, limit, M: tl.constexpr, C: tl.constexpr,
+                  D: tl.constexpr, S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr,
+                  IK: tl.constexpr, IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr,
+                  RETAIN: tl.constexpr, CONTROL: tl.constexpr):  # fmt: skip
     """From the gradients that all memories left at keys, values, queries and rates of the chunk: those at the
     streams and slow logits (by memory 0), and through the projection that memory m makes."""
     at_eta, at_alpha = _rates_back(
@@ -328,18 +324,16 @@ def _project_back(x, rates, seen, w2, w1, parts_k, parts_v, parts_q, parts_r, gr
             _add(rows(grad_w1, first, R, D), turned_times(base, base + S, first, R, D, C, D, B, P))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w2, grad_w1, grad_x,
-             grad_rates,
-              grad_source, parts_k, parts_v, parts_q, parts_r, left_k, left_v, left_q, left_r, scratch, N, T,
-              at,
-              limit, steps, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
-              LOG: tl.constexpr,
-              R: tl.constexpr, B: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr, SLOW: tl.constexpr,
-              IK: tl.constexpr, IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr,
-              OWN: tl.constexpr, STOP: tl.constexpr, RETAIN: tl.constexpr, CONTROL: tl.constexpr,
-              WRITE: tl.constexpr, PROJECT: tl.constexpr):  # fmt: skip
-    """Through the projection of the chunk after the one at token `at`, then through the write of this one.
+             grad_rates, grad_source, parts_k, parts_v, parts_q, parts_r, left_k, left_v, left_q, left_r,
+             scratch, N, T, at, limit, steps, write, project, M: tl.constexpr, C: tl.constexpr,
+             D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+             P: tl.constexpr, FULL: tl.constexpr, SLOW: tl.constexpr, IK: tl.constexpr, IV: tl.constexpr,
+             IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr, OWN: tl.constexpr, STOP: tl.constexpr,
+             RETAIN: tl.constexpr, CONTROL: tl.constexpr):  # fmt: skip
+    """Through the projection of the chunk after the one at token `at`, if `project`, then through the write
+    of this one, if `write` (else the former is that of this one). Both are 0 or 1.
 
     Arguments as `forward`; those that end in `_next`, and `left_`, are of the chunk after. grad_w2, grad_w1
     `[N, M, D, D]`: at the weights after this chunk, then at those before it. grad_source `[N, M, T, D]`: at
@@ -351,21 +345,19 @@ def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w
     base = scratch + program * (SLOTS * S + VECTORS * C)
     vectors = base + SLOTS * S
     grad_w2, grad_w1 = grad_w2 + program * D * D, grad_w1 + program * D * D
-    if PROJECT:
-        after = at + C if WRITE else at
+    if project:
+        after = at + write * C
         _project_back(x, rates, seen_next, w2_next + program * D * D, w1_next + program * D * D, left_k,
-                      left_v, left_q,
-                      left_r, grad_w2, grad_w1, grad_x, grad_rates, grad_source, base, n, m, N, T, after,
-                      limit, M,
-                      C, D, S, R, B, P, IK, IV, IQ, IE, IA, RETAIN, CONTROL)  # fmt: skip
-    if WRITE:
-        w2, w1 = w2 + program * D * D, w1 + program * D * D
+                      left_v, left_q, left_r, grad_w2, grad_w1, grad_x, grad_rates, grad_source, base, n,
+                      m, N, T, after, limit, M, C, D, S, R, B, P, IK, IV, IQ, IE, IA, RETAIN,
+                      CONTROL)  # fmt: skip
+    if write:
+        own_w2, own_w1 = w2 + program * D * D, w1 + program * D * D
         factor = tl.where(m < SLOW, 1.0, steps)
-        solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, M, C, D, S, LOG, R, B, P,
-               FULL, IK, IV, IE, IA, OWN, RETAIN, CONTROL)  # fmt: skip
-        _write_back(base, vectors, w2, w1, grad_w2, grad_w1, parts_k + program * C * D,
-                    parts_v + program * C * D,
-                    m, C, D, S, R, B, P, FULL, OWN, STOP)  # fmt: skip
+        solve(x, rates, seen, own_w2, own_w1, base, vectors, n, m, N, T, at, limit, factor, M, C, D, S,
+              LOG, R, B, P, FULL, IK, IV, IE, IA, OWN, RETAIN, CONTROL)  # fmt: skip
+        _write_back(base, vectors, own_w2, own_w1, grad_w2, grad_w1, parts_k + program * C * D,
+                    parts_v + program * C * D, m, C, D, S, R, B, P, FULL, OWN, STOP)  # fmt: skip
         t = tl.arange(0, C)
         before = tl.load(vectors + 5 * C + t)
         at_total = tl.load(vectors + 4 * C + t) + before
@@ -374,6 +366,5 @@ def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w
         tl.store(parts_r + program * 2 * C + t, factor * tl.load(vectors + 3 * C + t))
         tl.store(parts_r + (program * 2 + 1) * C + t, at_alpha)
         if m == 0:
-            _answer_back(x, seen, w2, w1, grad_y, parts_q + n * C * D, grad_w2, grad_w1, base, n, N, T, at,
-                         M, C, D,
-                         S, R, B, P, IQ)  # fmt: skip
+            _answer_back(x, seen, own_w2, own_w1, grad_y, parts_q + n * C * D, grad_w2, grad_w1, base, n,
+                         N, T, at, M, C, D, S, R, B, P, IQ)  # fmt: skip

@@ -28,12 +28,14 @@ from nested_learning.ops.tiles import (
 SLOTS = tl.constexpr(17)  # matrices of scratch memory per program
 VECTORS = tl.constexpr(8)  # vectors of scratch memory per program
 STEPS_MOST = tl.constexpr(CLAMP)
+VARYING = ("N", "T", "at", "write", "project", "answer")
+"""Arguments whose values do not ask for a compilation of their own: one takes a minute."""
 NORM = tl.constexpr(1e-6)  # in the norm of keys and queries, as in `ops/unit.py`
 
 
 @triton.jit
-def joined(x, seen, n, m: tl.constexpr, role: tl.constexpr, N, T, at, first, M: tl.constexpr, C: tl.constexpr,
-            D: tl.constexpr, R: tl.constexpr):  # fmt: skip
+def joined(x, seen, n, m: tl.constexpr, role: tl.constexpr, N, T, at, first, M: tl.constexpr,
+           C: tl.constexpr, D: tl.constexpr, R: tl.constexpr):  # fmt: skip
     """Rows of a stream (k, v, q are roles 0, 1, 2), with what memory m adds to it (−1: nothing)."""
     value = tl.load(rows(x + ((role * N + n) * T + at) * D, first, R, D))
     if m >= 0:
@@ -49,8 +51,8 @@ def unit(x):
 
 
 @triton.jit
-def logits(rates, seen, n, m: tl.constexpr, which: tl.constexpr, N, T, at, M: tl.constexpr, C: tl.constexpr,
-            D: tl.constexpr):  # fmt: skip
+def logits(rates, seen, n, m: tl.constexpr, which: tl.constexpr, N, T, at, M: tl.constexpr,
+           C: tl.constexpr, D: tl.constexpr):  # fmt: skip
     """Logits `[C]` of a rate (η, α are 0, 1), with what memory m adds to them (−1: nothing)."""
     t = tl.arange(0, C)
     value = tl.load(rates + (which * N + n) * T + at + t)
@@ -61,7 +63,7 @@ def logits(rates, seen, n, m: tl.constexpr, which: tl.constexpr, N, T, at, M: tl
 
 @triton.jit
 def chunk_rates(rates, seen, n, N, T, at, limit, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
-           IE: tl.constexpr, IA: tl.constexpr, RETAIN: tl.constexpr, CONTROL: tl.constexpr):  # fmt: skip
+                IE: tl.constexpr, IA: tl.constexpr, RETAIN: tl.constexpr, CONTROL: tl.constexpr):  # fmt: skip
     """η and log α of the chunk `[C]`, η without the factor of a bank."""
     eta = limit * tl.sigmoid(logits(rates, seen, n, IE, 0, N, T, at, M, C, D))
     log_alpha = tl.zeros([C], tl.float32)
@@ -74,8 +76,7 @@ def chunk_rates(rates, seen, n, N, T, at, limit, M: tl.constexpr, C: tl.constexp
 
 @triton.jit
 def _system(keys, rhs, solution, strict, inverse, vectors, C: tl.constexpr, D: tl.constexpr,
-            LOG: tl.constexpr,
-            R: tl.constexpr, B: tl.constexpr, P: tl.constexpr):  # fmt: skip
+            LOG: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr):  # fmt: skip
     """U with (I + diag(η)(a⁻ ∘ KKᵀ)) U = rhs, and the inverse of the matrix."""
     j = tl.arange(0, C)
     total = tl.load(vectors + C + j)
@@ -99,11 +100,10 @@ def decay(vectors, total, i, j, C: tl.constexpr):
 
 @triton.jit
 def solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, M: tl.constexpr,
-          C: tl.constexpr,
-           D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
-           P: tl.constexpr,
-           FULL: tl.constexpr, IK: tl.constexpr, IV: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr,
-           OWN: tl.constexpr, RETAIN: tl.constexpr, CONTROL: tl.constexpr):  # fmt: skip
+          C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, R: tl.constexpr,
+          B: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr, IK: tl.constexpr, IV: tl.constexpr,
+          IE: tl.constexpr, IA: tl.constexpr, OWN: tl.constexpr, RETAIN: tl.constexpr,
+          CONTROL: tl.constexpr):  # fmt: skip
     """The write of a chunk, before anything is written.
 
     Leaves K, V, Z, U, U at the values, e₁, answers, W₁ᵀe₁, both solutions and both inverses in slots 0 to 11,
@@ -154,8 +154,8 @@ def solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, 
 
 
 @triton.jit
-def _finish(keys, solution, weights, after, spare, vectors, C: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
-            B: tl.constexpr, P: tl.constexpr):  # fmt: skip
+def _finish(keys, solution, weights, after, spare, vectors, C: tl.constexpr, D: tl.constexpr,
+            R: tl.constexpr, B: tl.constexpr, P: tl.constexpr):  # fmt: skip
     """W_C = a₀ W₀ − (a ∘ U)ᵀ K."""
     end = tl.load(vectors + 2 * C - 1)
     for first in range(0, C, R):
@@ -166,15 +166,15 @@ def _finish(keys, solution, weights, after, spare, vectors, C: tl.constexpr, D: 
         put(rows(after, first, R, D), tl.exp(end) * tl.load(rows(weights, first, R, D)) - change)
 
 
-@triton.jit
-def forward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, y, scratch, N, T, at, limit, steps,
-             M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr,
-             R: tl.constexpr,
-             B: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr, SLOW: tl.constexpr, IK: tl.constexpr,
-             IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr, OWN: tl.constexpr,
-             RETAIN: tl.constexpr, CONTROL: tl.constexpr, WRITE: tl.constexpr, PROJECT: tl.constexpr,
-            ANSWER: tl.constexpr):  # fmt: skip
-    """Write the chunk from token `at`, then project the one after.
+@triton.jit(do_not_specialize=VARYING)
+def forward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, y, scratch, N, T, at, limit, steps, write,
+            project, answer, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
+            LOG: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr,
+            SLOW: tl.constexpr, IK: tl.constexpr, IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr,
+            IA: tl.constexpr, OWN: tl.constexpr, RETAIN: tl.constexpr, CONTROL: tl.constexpr):  # fmt: skip
+    """Write the chunk from token `at` and, if asked for, `answer` in it; then `project` the tokens after it.
+
+    Without `write` only the latter. These three are 0 or 1.
 
     Memories from number SLOW on take η times `steps`.
 
@@ -187,24 +187,22 @@ def forward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, y, scratch, N, 
     vectors = base + SLOTS * S
     w2, w1 = w2 + program * D * D, w1 + program * D * D
     w2_next, w1_next = w2_next + program * D * D, w1_next + program * D * D
-    if WRITE:
+    if write:
         factor = tl.where(m < SLOW, 1.0, steps)
-        solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, M, C, D, S, LOG, R, B, P,
-               FULL, IK, IV, IE, IA, OWN, RETAIN, CONTROL)  # fmt: skip
+        solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, M, C, D, S, LOG, R, B,
+              P, FULL, IK, IV, IE, IA, OWN, RETAIN, CONTROL)  # fmt: skip
         _finish(base, base + 8 * S, w2, w2_next, base + 4 * S, vectors, C, D, R, B, P)
         _finish(base + 3 * S, base + 9 * S, w1, w1_next, base + 4 * S, vectors, C, D, R, B, P)
-        if ANSWER and m == 0:
+        if (answer != 0) & (m == 0):
             _answer(x, seen, w2, w1, y, base, n, N, T, at, M, C, D, S, R, B, P, IQ)
-        at += C
-    if PROJECT:  # noqa: SIM102  this one is a constant
-        if m > 0:
-            source = x + (role_of(m, IV, IQ) * N + n) * T * D + at * D
-            for first in range(0, C, R):
-                _, _, _, u = hidden(times_turned(source, w2_next, first, R, D, D, B, P))
-                put(rows(base, first, R, D), u)
-            for first in range(0, C, R):
-                tl.store(rows(seen_next + program * C * D, first, R, D),
-                         times_turned(base, w1_next, first, R, D, D, B, P))  # fmt: skip
+    if (project != 0) & (m > 0):
+        source = x + (role_of(m, IV, IQ) * N + n) * T * D + (at + write * C) * D
+        for first in range(0, C, R):
+            _, _, _, u = hidden(times_turned(source, w2_next, first, R, D, D, B, P))
+            put(rows(base, first, R, D), u)
+        for first in range(0, C, R):
+            tl.store(rows(seen_next + program * C * D, first, R, D),
+                     times_turned(base, w1_next, first, R, D, D, B, P))  # fmt: skip
 
 
 @triton.jit

@@ -222,7 +222,7 @@ class Launches:
         """What projections add to the streams of a chunk, `[N, M, C, D]`."""
         seen = self._empty(self.layout.chunk, self.width)
         unread = now[0]  # stands for what such a launch does not touch
-        self._forward(number, now, unread, now, seen, unread, WRITE=False, PROJECT=True, ANSWER=False)
+        self._forward(number, now, unread, now, seen, unread, write=False, project=True, answer=False)
         return seen
 
     def _write(
@@ -232,15 +232,25 @@ class Launches:
         after = torch.empty_like(now[0]), torch.empty_like(now[1])
         new = torch.empty_like(seen)
         given = seen if y is None else y
-        self._forward(number, now, seen, after, new, given, WRITE=True, PROJECT=project, ANSWER=y is not None)
+        self._forward(number, now, seen, after, new, given, write=True, project=project, answer=y is not None)
         return after, new
 
     def _forward(
-        self, number: int, now: Weights, seen: Tensor, after: Weights, new: Tensor, y: Tensor, **parts: bool
+        self,
+        number: int,
+        now: Weights,
+        seen: Tensor,
+        after: Weights,
+        new: Tensor,
+        y: Tensor,
+        *,
+        write: bool,
+        project: bool,
+        answer: bool,
     ) -> None:
         numbers = (self.count, self.tokens, number * self.layout.chunk, self.layout.limit, self.layout.steps)
         tensors = (self.x, self.rates, seen, new, *now, *after, y, self.scratch)
-        self._launch(forward, *tensors, *numbers, **parts)
+        self._launch(forward, *tensors, *numbers, int(write), int(project), int(answer))
 
     def back(
         self, starts: list[Weights], grad_y: Tensor, grad_w2: Tensor, grad_w1: Tensor
@@ -287,7 +297,7 @@ class Launches:
         numbers = (self.count, self.tokens, number * self.layout.chunk, self.layout.limit, self.layout.steps)
         tensors = (self.x, self.rates, seen, new, *now, *weights, *outputs, *parts, *left, self.scratch)
         stop = self.layout.stop_gradient_targets
-        self._launch(backward, *tensors, *numbers, STOP=stop, WRITE=write, PROJECT=after is not None)
+        self._launch(backward, *tensors, *numbers, int(write), int(after is not None), STOP=stop)
 
     def _launch(self, kernel: Any, *arguments: Any, **flags: bool) -> None:
         # Triton starts a kernel on the current device, whatever the device of its tensors.
