@@ -193,7 +193,7 @@ class HopeLM(nn.Module):
         same logits. `example`: a token. Called without gradients.
         """
         cycle = self.config.cycle
-        reason = why_no_decoder(self.config.mixer, cycle, example.device)
+        reason = why_no_decoder(self, self.config.mixer, cycle, example.device)
         if reason is None:
             decoder = decoder_of(self, cycle, example)
             decoder.start(state, example)
