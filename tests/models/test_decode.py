@@ -23,6 +23,7 @@ from nested_learning.levels import LevelSpec
 from nested_learning.models import decode, lm
 from nested_learning.models.decode import Decoder
 from nested_learning.models.lm import HopeLM
+from nested_learning.state import LayerState, ModelState
 
 LENGTH = 2 * 40 * 8  # operations in a row: layers, tokens that a memory passes, width
 FAST, FASTER = LevelSpec(name="fast", chunk_size=8), LevelSpec(name="faster", chunk_size=4)
@@ -177,6 +178,21 @@ def test_inference_mode_has_a_decoder_of_its_own(captured: None, monkeypatch: py
     with torch.inference_mode():
         found = model.generate(prompt, 13, temperature=0)
     assert torch.equal(model.generate(prompt, 13, temperature=0), found)
+
+
+class Swapping(nn.Module):
+    """A model whose state is two tensors, which change places at every token."""
+
+    def forward(self, token: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        (layer,) = state.layers
+        return layer.mixer + token, ModelState((LayerState(layer.memory, layer.mixer),), state.position + 1)
+
+
+def test_a_state_may_hold_what_it_held_in_another_place(captured: None) -> None:
+    model, token = Swapping(), torch.zeros(1, 1, dtype=torch.int64)
+    decoder = Decoder(model, 2)
+    decoder.start(ModelState((LayerState(torch.ones(1, 1), torch.full((1, 1), 2.0)),)), token)
+    assert [decoder(token).item() for _ in range(7)] == [1, 2, 1, 2, 1, 2, 1]
 
 
 def test_a_state_whose_shapes_do_not_repeat_is_refused(captured: None) -> None:
