@@ -47,7 +47,8 @@ def capture(
         pool: of an earlier graph of this device, to share its memory.
     """
     stream = _side_stream(device)
-    with torch.cuda.device(device), uncached(device):
+    # A capture that fails leaves its own stream as the current one.
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)), uncached(device):
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             if warm_up is not None:

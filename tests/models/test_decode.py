@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_models import hope
 from tolerances import assert_same
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nested_learning.graphs import WARM_UP
@@ -23,6 +23,7 @@ from nested_learning.levels import LevelSpec
 from nested_learning.models import decode, lm
 from nested_learning.models.decode import Decoder
 from nested_learning.models.lm import HopeLM
+from nested_learning.state import LayerState, ModelState
 
 LENGTH = 2 * 40 * 8  # operations in a row: layers, tokens that a memory passes, width
 FAST, FASTER = LevelSpec(name="fast", chunk_size=8), LevelSpec(name="faster", chunk_size=4)
@@ -88,13 +89,13 @@ def test_captured_steps_equal_eager_steps(name: str, captured: None, monkeypatch
     tokens = torch.randint(17, (2, 11), generator=torch.Generator().manual_seed(1))
     for length in (11, 8):
         for options in ({"temperature": 0}, {"seed": 3, "top_k": 9}):
-            prompt, count = tokens[:, :length], 3 * model.config.alignment + 3
+            prompt, count = tokens[:, :length], 3 * model.config.cycle + 3
             on_graphs(monkeypatch, True)
             found = model.generate(prompt, count, **options)  # type: ignore[arg-type]
             on_graphs(monkeypatch, False)
             assert torch.equal(found, model.generate(prompt, count, **options))  # type: ignore[arg-type]
     _, decoder = decode._decoders[model]
-    assert len(decoder.graphs) == model.config.alignment
+    assert len(decoder.steps) == model.config.cycle
 
 
 @pytest.mark.parametrize("length", [5, 8])
@@ -103,7 +104,7 @@ def test_logits_and_state_are_those_of_eager_steps(name: str, length: int, captu
     """Any tokens, for more than three cycles; from the middle of a cycle and from its start. (What a small
     model writes itself soon repeats, whatever its memories hold.)"""
     model = make(name).double()
-    cycle = model.config.alignment
+    cycle = model.config.cycle
     numbers = torch.Generator().manual_seed(1)
     prompt, tokens = (torch.randint(17, (2, n), generator=numbers) for n in (length, 3 * cycle + 3))
     decoder = Decoder(model, cycle)
@@ -114,7 +115,7 @@ def test_logits_and_state_are_those_of_eager_steps(name: str, length: int, captu
             found = decoder(token)
             expected, state = model(token, state)
             assert_same(found, expected, LENGTH)
-        assert len(decoder.graphs) == cycle
+        assert len(decoder.steps) == cycle
         held = decoder.held(decoder.phase)
         assert held.named_tensors().keys() == state.named_tensors().keys()
         assert_same(held.tensors(), state.tensors(), LENGTH)
@@ -177,6 +178,21 @@ def test_inference_mode_has_a_decoder_of_its_own(captured: None, monkeypatch: py
     with torch.inference_mode():
         found = model.generate(prompt, 13, temperature=0)
     assert torch.equal(model.generate(prompt, 13, temperature=0), found)
+
+
+class Swapping(nn.Module):
+    """A model whose state is two tensors, which change places at every token."""
+
+    def forward(self, token: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        (layer,) = state.layers
+        return layer.mixer + token, ModelState((LayerState(layer.memory, layer.mixer),), state.position + 1)
+
+
+def test_a_state_may_hold_what_it_held_in_another_place(captured: None) -> None:
+    model, token = Swapping(), torch.zeros(1, 1, dtype=torch.int64)
+    decoder = Decoder(model, 2)
+    decoder.start(ModelState((LayerState(torch.ones(1, 1), torch.full((1, 1), 2.0)),)), token)
+    assert [decoder(token).item() for _ in range(7)] == [1, 2, 1, 2, 1, 2, 1]
 
 
 def test_a_state_whose_shapes_do_not_repeat_is_refused(captured: None) -> None:
@@ -252,8 +268,54 @@ def test_a_decoder_is_kept_until_parameters_move(captured: None, monkeypatch: py
 )
 def test_what_is_generated_without_graphs(arguments: tuple[str, int, str], reason: str | None) -> None:
     mixer, cycle, device = arguments
-    found = decode.why_no_decoder(mixer, cycle, torch.device(device))
+    found = decode.why_no_decoder(make("titans"), mixer, cycle, torch.device(device))
     assert (found is None) if reason is None else (found is not None and reason in found)
+
+
+def test_sharded_parameters_have_no_place_of_their_own() -> None:
+    class Sharded(torch.Tensor):
+        """As those of FSDP2."""
+
+    model = make("titans")
+    model.embedding.weight = nn.Parameter(model.embedding.weight.detach().as_subclass(Sharded))
+    found = decode.why_no_decoder(model, "titans", 4, torch.device("cuda"))
+    assert found is not None and "sharded" in found
+
+
+@pytest.mark.parametrize("failing", [1, 3])
+def test_a_failed_capture_is_told_and_generation_goes_on(
+    failing: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, tries = make("fast levels"), []
+
+    def fails(*arguments: Any, **options: Any) -> Pretended:
+        tries.append(1)
+        if len(tries) >= failing:
+            raise torch.OutOfMemoryError("out of memory")
+        return pretend(*arguments, **options)
+
+    monkeypatch.setattr(decode, "capture", fails)
+    prompt = torch.randint(17, (2, 5))
+    on_graphs(monkeypatch, False)
+    expected = model.generate(prompt, 40, seed=1)
+    on_graphs(monkeypatch, True)
+    for _ in range(2):
+        assert torch.equal(model.generate(prompt, 40, seed=1), expected)
+    assert len(tries) == failing
+    assert [record.getMessage() for record in caplog.records] == [
+        "no CUDA graphs from here on: out of memory"
+    ]
+
+
+def test_all_graphs_write_into_the_same_logits(captured: None) -> None:
+    model = make("titans")
+    token = torch.zeros(2, 1, dtype=torch.int64)
+    decoder = Decoder(model, 4)
+    with torch.no_grad():
+        decoder.start(model(token)[1], token)
+        for _ in range(9):
+            decoder(token)
+        assert {step.run().data_ptr() for step in decoder.steps.values()} == {decoder.logits.data_ptr()}  # type: ignore[attr-defined]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+from weakref import ref
+
 import pytest
 import torch
 from small_models import hope
@@ -100,6 +103,57 @@ def test_attention_and_one_plain_level_are_a_transformer() -> None:
     assert_same(lm(x)[0], expected, LENGTH)
 
 
+STATES: dict[str, tuple[int, dict[str, object]]] = {
+    "self_mod": (4, {}),
+    "self_mod_linear": (4, {}),
+    "titans": (4, {}),
+    "linear": (1, {}),
+    "linear and fast": (
+        6,
+        {"levels": (LevelSpec(name="a", chunk_size=2), LevelSpec(name="b", chunk_size=3))},
+    ),
+    "self_mod and fast": (12, {"levels": (LevelSpec(name="fast", chunk_size=6),)}),
+    "self_mod and long projections": (8, {"memory": MemoryConfig(projection_chunk_size=8)}),
+    "self_mod and nested": (
+        8,
+        {
+            "levels": (LevelSpec(name="a", chunk_size=2), LevelSpec(name="b", chunk_size=8)),
+            "cms_variant": "nested",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_shapes_of_a_state_repeat_after_a_cycle_and_not_before(name: str) -> None:
+    """So the state of a long context holds as many numbers as that of a short one."""
+    cycle, options = STATES[name]
+    lm, state, shapes = model(name.split()[0], **{"levels": (LevelSpec(),), **options}), None, []  # type: ignore[arg-type]
+    assert lm.config.cycle == cycle
+    with torch.no_grad():
+        for token in tokens(2 * cycle + 2, 1).split(1, 1):
+            _, state = lm(token, state)
+            shapes.append({name: t.shape for name, t in state.named_tensors().items()})
+        _, later = lm(tokens(25 * cycle, 1), state)
+    assert {name: t.shape for name, t in later.named_tensors().items()} == shapes[-1]
+    for period in range(1, cycle + 1):
+        repeats = all(a == b for a, b in zip(shapes, shapes[period:], strict=False))
+        assert repeats == (period == cycle)
+
+
+def test_the_state_of_the_prompt_is_let_go() -> None:
+    """Generation holds one state, and not that of the prompt beside it."""
+    lm, x, weights, alive = model("self_mod"), tokens(8), [], []
+
+    def look(module: object, arguments: object, result: tuple[torch.Tensor, Any]) -> None:
+        weights.append(ref(result[1].layers[0].mixer.banks[0].w2))
+        alive.append(sum(found() is not None for found in weights))
+
+    lm.register_forward_hook(look)
+    lm.generate(x, 5)
+    assert alive == [1, 2, 2, 2, 2]  # that which was read, and the new one
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_greedy_generation_equals_rereading_the_whole_text(mixer: str) -> None:
     lm, x = model(mixer), tokens(6)
@@ -113,12 +167,14 @@ def test_greedy_generation_equals_rereading_the_whole_text(mixer: str) -> None:
 
 
 def test_a_long_prompt_is_read_in_parts() -> None:
-    """No call sees more tokens than asked for, and no token is read twice."""
+    """No call sees more tokens than asked for, none begins inside of a chunk, no token is read twice."""
     lm, x, read = model("self_mod"), tokens(11), []
     lm.register_forward_pre_hook(lambda module, arguments: read.append(arguments[0].shape[1]))
     assert torch.equal(lm.generate(x, 0, prefill=4), x) and not read
-    lm.generate(x, 2, prefill=4)
-    assert read == [4, 4, 3, 1]
+    for most, parts in ((4, [4, 4, 3]), (7, [4, 4, 3]), (9, [8, 3]), (3, [3, 3, 3, 2]), (99, [11])):
+        read.clear()
+        lm.generate(x, 2, prefill=most)
+        assert read == [*parts, 1]
     with pytest.raises(ValueError, match="prefill must be an integer of at least 1, got 0"):
         lm.generate(x, 2, prefill=0)
 

@@ -176,11 +176,20 @@ class HopeConfig:
     @property
     def alignment(self) -> int:
         """Tokens in a whole number of chunks of every memory: where documents of one row may begin."""
-        sizes = [1]
-        if "memory.delta" in MIXERS[self.mixer].reads:  # a mixer with memories
-            sizes.append(max(self.chunk_size, self.memory.projection_chunk_size or 1))
-        sizes += [level.chunk_size or 1 for level in self.levels if self.level_kind(level) == "fast"]
-        return math.lcm(*sizes)
+        has_memories = "memory.delta" in MIXERS[self.mixer].reads
+        return math.lcm(self.cycle, self._longest_chunk if has_memories else 1)
+
+    @property
+    def cycle(self) -> int:
+        """Tokens after which the shapes of a state repeat (but that of attention's, which grows): its pending
+        tokens pile up until they are written. `linear` writes every token at once."""
+        waits = "read" in MIXERS[self.mixer].reads  # tokens of a chunk read what others have not written yet
+        levels = [level.chunk_size or 1 for level in self.levels if self.level_kind(level) == "fast"]
+        return math.lcm(*levels, self._longest_chunk if waits else 1)
+
+    @property
+    def _longest_chunk(self) -> int:
+        return max(self.chunk_size, self.memory.projection_chunk_size or 1)
 
     def levels_of(self, layer: int) -> tuple[LevelSpec, ...]:
         """The levels that block number `layer` has."""

@@ -1,9 +1,11 @@
 """Tokens one at a time on a carried state, as CUDA graphs: a step of a model with memories is thousands of
 small kernels, and starting them takes longer than they run.
 
-The shapes of a state repeat every `HopeConfig.alignment` tokens: pending tokens pile up until they are
-written. So every token of such a cycle (its *phase*) has a graph of its own. All of them read and write the
-same buffers, one for every tensor of a state and as large as it gets: together they hold one state.
+The shapes of a state repeat every `HopeConfig.cycle` tokens: pending tokens pile up until they are written.
+So every token of such a cycle (its *phase*) has a graph of its own. All of them read and write the same
+buffers, one for every tensor of a state and as large as it gets: together they hold one state.
+
+The graphs have run in tests that replace their capture, but not on a card.
 
 Shapes: B batch, V vocabulary.
 """
@@ -11,13 +13,14 @@ Shapes: B batch, V vocabulary.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
-from nested_learning.graphs import Replay, capture
+from nested_learning.graphs import capture
 from nested_learning.state import ModelState
 
 LONGEST = 512
@@ -29,7 +32,8 @@ class Decoder:
     """A model that reads one token at a time, in buffers that stay where they are.
 
     Steps run as they stand until every phase has been seen, which tells how large the buffers must be. Then a
-    phase is captured when it comes, and from its next time on its graph runs.
+    phase is captured when it comes, and from its next time on its graph runs. Should a capture fail, such as
+    for want of memory, this and all later phases run as they stand, in the same buffers.
 
     Args:
         model: `logits, state = model(tokens [B, 1], state)`; its parameters stay where they are, and the
@@ -42,9 +46,10 @@ class Decoder:
         self._model, self.cycle = ref(model), cycle
         self.frames: dict[int, ModelState] = {}  # by phase: states without data
         self.buffers: dict[str, Tensor] = {}  # by names of a state's tensors
-        self.graphs: dict[int, Replay] = {}
+        self.steps: dict[int, Callable[[], Tensor]] = {}  # by phase: graphs
+        self.capturing = True
         self.state: ModelState | None = None  # while there are no buffers
-        self.phase, self.token = 0, torch.empty(0)
+        self.phase, self.token, self.logits = 0, torch.empty(0), torch.empty(0)
         self.pool: Any = None
 
     def start(self, state: ModelState, token: Tensor) -> None:
@@ -58,7 +63,7 @@ class Decoder:
             self.state = state
 
     def __call__(self, token: Tensor) -> Tensor:
-        """Logits `[B, 1, V]` after `token [B, 1]`. The next call may write into them."""
+        """Logits `[B, 1, V]` after `token [B, 1]`. The next call may write into the same tensor."""
         now, self.phase = self.phase, (self.phase + 1) % self.cycle
         if self.state is not None:
             self.frames[now] = self.state.map(lambda t: torch.empty_like(t, device="meta"))
@@ -67,9 +72,9 @@ class Decoder:
                 return logits
             self._allocate(self.state, now)
         self.token.copy_(token)
-        if now not in self.graphs:
-            self.graphs[now] = self._capture(now)
-        return self.graphs[now]()
+        if now not in self.steps:
+            self.steps[now] = self._capture(now)
+        return self.steps[now]()
 
     def held(self, phase: int) -> ModelState:
         """The state in the buffers, as it is before the step of a phase."""
@@ -95,18 +100,29 @@ class Decoder:
         self._keep(state, phase)
         self.state = None
 
-    def _capture(self, now: int) -> Replay:
+    def _capture(self, now: int) -> Callable[[], Tensor]:
+        """The step of a phase as a graph, or as it stands where none can be made."""
         before = self.held(now)
 
         def step() -> Tensor:
             logits, after = self._run(self.token, before)
             self._keep(after, (now + 1) % self.cycle)
-            return logits
+            return self.logits.copy_(logits)
 
         def warm_up() -> None:
-            self._run(self.token, before)  # not `step`: it would move the state on
+            logits, _ = self._run(self.token, before)  # not `step`: it would move the state on
+            if self.logits.shape != logits.shape:
+                self.logits = torch.empty_like(logits)  # one for all graphs, which would each keep their own
 
-        replay = capture(step, self.token.device, warm_up, self.pool)
+        if not self.capturing:
+            return step
+        try:
+            replay = capture(step, self.token.device, warm_up, self.pool)
+        except RuntimeError as error:
+            log.warning("no CUDA graphs from here on: %s", error)
+            self.capturing = False
+            warm_up()  # for its buffer, if the first capture failed before
+            return step
         self.pool = replay.pool
         return replay
 
@@ -146,12 +162,14 @@ def decoder_of(model: nn.Module, cycle: int, token: Tensor) -> Decoder:
     return kept[1]
 
 
-def why_no_decoder(mixer: str, cycle: int, device: torch.device) -> str | None:
-    """The reason to generate without graphs, or None."""
+def why_no_decoder(model: nn.Module, mixer: str, cycle: int, device: torch.device) -> str | None:
+    """The reason to generate without graphs, or None. `mixer`, `cycle`: of the model's configuration."""
     if device.type != "cuda":
         return f"there are none on {device.type}"
     if "attention" in mixer:
         return f"the cache of {mixer} grows with every token"
     if cycle > LONGEST:
         return f"shapes repeat after {cycle} tokens only, and {LONGEST} is the most"
+    if any(type(p) is not nn.Parameter for p in model.parameters()):
+        return "parameters are sharded, and gathered in another place at every step"
     return None

@@ -153,12 +153,13 @@ class HopeLM(nn.Module):
         One token at a time on a carried state, whose size does not grow with the context for memory mixers.
 
         Args:
-            prefill: tokens of the prompt that are read at a time: what a long one takes beside the state.
             max_new_tokens: 0 gives the prompt back.
             temperature: 0 takes the likeliest token.
             top_k, top_p: sample only from the k likeliest tokens (all, if there are fewer), or from the
                 smallest set of mass p.
             seed: of the sampling; None draws from torch's global generator.
+            prefill: tokens of the prompt that are read at a time, at most (rounded down to a multiple of
+                `config.alignment`, if it is no less). They bound the memory that a long prompt takes.
 
         Raises:
             TypeError: tokens that are no tensor of integers.
@@ -174,10 +175,12 @@ class HopeLM(nn.Module):
         whole = torch.cat([tokens, spare], 1)
         if not max_new_tokens:
             return whole
-        for part in torch.split(tokens, prefill, 1):
+        aligned = prefill // self.config.alignment * self.config.alignment  # whole chunks stay whole
+        for part in torch.split(tokens, aligned or prefill, 1):
             logits, state = self(part, state)
         assert state is not None
         read = self.reader(state, tokens[:, -1:])
+        del state  # its memory is free as soon as the reader has a newer one
         for place in range(count, count + max_new_tokens):
             whole[:, place] = sample_token(logits[:, -1].float(), temperature, top_k, top_p, generator)
             if place + 1 < count + max_new_tokens:
@@ -190,8 +193,8 @@ class HopeLM(nn.Module):
         On CUDA it reads in graphs where it can (`models/decode.py`), and the next call may write into the
         same logits. `example`: a token. Called without gradients.
         """
-        cycle = self.config.alignment
-        reason = why_no_decoder(self.config.mixer, cycle, example.device)
+        cycle = self.config.cycle
+        reason = why_no_decoder(self, self.config.mixer, cycle, example.device)
         if reason is None:
             decoder = decoder_of(self, cycle, example)
             decoder.start(state, example)
