@@ -1,5 +1,6 @@
 """Batches: every window once per epoch over all ranks, exact resume, fixed validation order."""
 
+import gc
 import json
 import pickle
 import time
@@ -179,7 +180,8 @@ def pinned(monkeypatch):
         return batch.clone()
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    return seen
+    yield seen
+    gc.collect()  # ends the threads of loaders, which would pin in the next test
 
 
 def test_batches_that_are_read_ahead_are_the_same(pinned):
@@ -215,7 +217,7 @@ def test_a_pinned_loader_resumes_in_the_middle_and_moves_back(pinned):
     assert torch.equal(next(pickle.loads(pickle.dumps(loader))), next(resumed))
 
 
-def test_an_error_of_the_thread_is_raised_and_no_end_of_the_data(pinned, monkeypatch):
+def test_an_error_of_the_thread_is_raised_and_no_end_of_the_data(pinned):
     loader = TokenLoader(windows(8), SEQ, 2, seed=0, pin_memory=True)
     whole = loader.batch
 
@@ -224,20 +226,26 @@ def test_an_error_of_the_thread_is_raised_and_no_end_of_the_data(pinned, monkeyp
             raise OSError("a shard is gone")
         return whole(step)
 
-    monkeypatch.setattr(loader, "batch", broken)
+    loader.batch = broken
     next(loader), next(loader)
     for _ in range(2):
         with pytest.raises(OSError, match="a shard is gone"):
             next(loader)
-    monkeypatch.setattr(loader, "batch", whole)
+    loader.batch = whole
     assert torch.equal(next(loader), whole(2))
 
 
-def test_memory_is_pinned_for_cuda_only(pinned, monkeypatch):
+def test_memory_is_pinned_for_cuda_only(monkeypatch):
     """Also with workers: a run on the CPU of a machine with a card pins nothing."""
+
+    def pinned(loader):
+        raise AssertionError("a batch is pinned")
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(TokenLoader, "_pinned", pinned)
     next(TokenLoader(windows(8), SEQ, 2, seed=0))
-    assert not pinned
+    with pytest.raises(AssertionError, match="is pinned"):
+        next(TokenLoader(windows(8), SEQ, 2, seed=0, pin_memory=True))
     for pin in (False, True):
         made = TokenLoader(windows(8), SEQ, 2, 0, options=LoaderConfig(workers=1), pin_memory=pin)
         assert loader_module._read_ahead(made, 0).pin_memory is pin
