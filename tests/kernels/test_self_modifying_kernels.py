@@ -16,24 +16,25 @@ from torch import Tensor
 from nested_learning.layers import self_modifying
 from nested_learning.layers.config import MemoryConfig
 from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
+from nested_learning.ops import kernels as switch
 from nested_learning.ops import self_modifying as package
 from nested_learning.ops.self_modifying import triton as compiled
 from nested_learning.ops.self_modifying.backward import backward
-from nested_learning.ops.self_modifying.chunk import Bank, SelfModRule
+from nested_learning.ops.self_modifying.chunk import SelfModRule
 from nested_learning.ops.self_modifying.forward import VARYING, forward
 
 CPU = torch.device("cpu")
 NAME = "nested_learning.ops.self_modifying.triton"
 EXACT = 1e-5  # in float32, of the largest entry
-RULES: dict[str, tuple[SelfModRule, tuple[str, ...]]] = {
-    "default": (SelfModRule(), ("k", "v", "eta", "alpha")),
-    "all adaptive": (SelfModRule(), ("k", "v", "q", "eta", "alpha")),
-    "slow targets": (SelfModRule(self_targets=False), ("k", "alpha")),
-    "targets without gradient": (SelfModRule(stop_gradient_targets=True), ("v", "eta")),
-    "no retention": (SelfModRule(retention=False), ("k", "eta")),
-    "steps up to 2, bounded by retention": (SelfModRule(eta_max=2.0), ("q", "eta", "alpha")),
-    "steps up to 2, not bounded": (SelfModRule(eta_max=2.0, step_control="none"), ("v",)),
-    "Titans": (SelfModRule(self_targets=False), ()),
+RULES = {
+    "default": SelfModRule(),
+    "all adaptive": SelfModRule(adaptive=("k", "v", "q", "eta", "alpha")),
+    "slow targets": SelfModRule(adaptive=("k", "alpha"), self_targets=False),
+    "targets without gradient": SelfModRule(adaptive=("v", "eta"), stop_gradient_targets=True),
+    "no retention": SelfModRule(adaptive=("k", "eta"), retention=False),
+    "steps up to 2, bounded by retention": SelfModRule(adaptive=("q", "eta", "alpha"), eta_max=2.0),
+    "steps up to 2, not bounded": SelfModRule(adaptive=("v",), eta_max=2.0, step_control="none"),
+    "Titans": SelfModRule(adaptive=(), self_targets=False),
 }
 
 
@@ -53,41 +54,33 @@ def launched(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         launch(self, kernel, *arguments, **flags)
 
     monkeypatch.setattr(kernels.Launches, "_launch", counted)
+    monkeypatch.setattr(kernels, "right", lambda *arguments: True)
     monkeypatch.setitem(sys.modules, NAME, kernels)
     monkeypatch.setattr(package, "triton", kernels)
     monkeypatch.setattr(self_modifying, "use_triton", lambda device: True)
     return started
 
 
-def banks_of(rule: SelfModRule, adaptive: tuple[str, ...], size: int) -> tuple[Bank, ...]:
-    banks = (Bank(("memory",), size), Bank(adaptive, size, rule.projection_steps(size)))
-    return banks[: 1 + bool(adaptive)]
-
-
 def difference(
-    kernels: ModuleType, rule: SelfModRule, banks: tuple[Bank, ...], inputs: list[Tensor]
+    kernels: ModuleType, rule: SelfModRule, width: int = 16, size: int = 16, chunks: int = 2
 ) -> float:
     """Largest difference of answers, weights and gradients from those of `chunk.py` in float64."""
-    found = kernels.outcomes(rule, banks, inputs, True), kernels.outcomes(rule, banks, inputs, False)
-    assert len(found[0]) == len(kernels.RESULTS)
-    pairs = zip(*found, strict=True)
-    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in pairs)
+    banks = kernels.banks_of(rule, size)
+    inputs = kernels.example(banks, width, CPU, torch.float32, 1, chunks)
+    return max(kernels.differences(rule, banks, inputs).values())
 
 
 @pytest.mark.parametrize(
     "name", ["default", *(pytest.param(name, marks=pytest.mark.thorough) for name in list(RULES)[1:])]
 )
 def test_every_rule_equals_the_other_implementation(kernels: ModuleType, name: str) -> None:
-    rule, adaptive = RULES[name]
-    _, _, inputs = kernels.example(16, 16, adaptive, CPU, torch.float32, 1, 2)
-    assert difference(kernels, rule, banks_of(rule, adaptive, 16), inputs) < EXACT
+    assert difference(kernels, RULES[name]) < EXACT
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("width", "size"), [(64, 64), (32, 128), (128, 32)])
 def test_every_size_equals_the_other_implementation(kernels: ModuleType, width: int, size: int) -> None:
-    rule, banks, inputs = kernels.example(width, size, ("k", "v", "eta", "alpha"), CPU, torch.float32, 1, 2)
-    assert difference(kernels, rule, banks, inputs) < EXACT
+    assert difference(kernels, SelfModRule(), width, size) < EXACT
 
 
 @pytest.mark.thorough
@@ -95,14 +88,15 @@ def test_weights_are_run_forward_again_from_every_stored_start(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "EVERY", 2)  # three chunks: a whole segment and half of one
-    rule, banks, inputs = kernels.example(16, 16, ("k",), CPU, torch.float32)
-    assert difference(kernels, rule, banks, inputs) < EXACT
+    assert difference(kernels, SelfModRule(adaptive=("k",)), chunks=3) < EXACT
 
 
 @pytest.mark.thorough
 def test_bfloat16_inputs(kernels: ModuleType) -> None:
-    rule, banks, inputs = kernels.example(16, 16, ("k", "eta"), CPU, torch.bfloat16, 1, 2)
-    assert difference(kernels, rule, banks, inputs) < EXACT  # they are widened first
+    rule = SelfModRule(adaptive=("k", "eta"))
+    banks = kernels.banks_of(rule, 16)
+    inputs = kernels.example(banks, 16, CPU, torch.bfloat16, 1, 2)
+    assert max(kernels.differences(rule, banks, inputs).values()) < EXACT  # they are widened first
 
 
 @pytest.mark.thorough
@@ -121,7 +115,9 @@ def test_the_comparison_finds_a_wrong_gradient(kernels: ModuleType, monkeypatch:
 @pytest.mark.thorough
 def test_second_gradients(kernels: ModuleType) -> None:
     """Through the gradient of the kernels as through that of `chunk.py`."""
-    rule, banks, inputs = kernels.example(16, 16, ("k", "eta"), CPU, torch.float32, 1, 2)
+    rule = SelfModRule(adaptive=("k", "eta"))
+    banks = kernels.banks_of(rule, 16)
+    inputs = kernels.example(banks, 16, CPU, torch.float32, 1, 2)
 
     def second(wide: torch.dtype) -> Tensor:
         x, rates, w2, w1 = (t.to(wide).requires_grad_() for t in inputs)
@@ -194,6 +190,36 @@ def test_what_the_kernels_lack_runs_without(options: dict[str, Any], launched: l
     assert not launched
 
 
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_layer_tries_its_kernels_and_leaves_wrong_ones_out(
+    wrong: bool, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, at the first use, also without gradients and in inference mode."""
+    monkeypatch.setitem(sys.modules, NAME, kernels)
+    monkeypatch.setattr(package, "triton", kernels)
+    monkeypatch.setattr(self_modifying, "use_triton", lambda device: True)
+    monkeypatch.setattr(switch, "_right", {})
+    back, tried = kernels.Launches.back, []
+
+    def counted(self: Any, starts: Any, grad_y: Tensor, *rest: Tensor) -> Any:
+        tried.append(self)
+        return back(self, starts, 0 * grad_y if wrong else grad_y, *rest)
+
+    monkeypatch.setattr(kernels.Launches, "back", counted)
+    made, x = layer(adaptive=()), torch.randn(1, 16, 32)
+    with torch.inference_mode():
+        first, _ = made(x)
+    second, _ = made(x)
+    assert len(tried) == 1 and torch.allclose(first, second)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * wrong
+    with switch.kernels("triton"):
+        if wrong:
+            with pytest.raises(RuntimeError, match="are wrong on this card"):
+                made(x)
+        else:
+            made(x)
+
+
 def test_launches_per_chunk(launched: list[str]) -> None:
     """One per chunk forward and two backward, and three beside them in all."""
     for chunks in (1, 3):
@@ -215,8 +241,8 @@ def signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
 @pytest.mark.parametrize(("width", "size"), [(16, 16), (32, 32), (64, 64)])
 def test_compiled_kernels_do_not_spill(width: int, size: int, arch: int) -> None:
     rule = SelfModRule()
-    banks = (Bank(("memory",), size), Bank(("k", "v", "eta", "alpha"), size, 0.1))
-    fixed = compiled.constants(compiled.Layout.of(rule, banks), width, "tf32x3")
+    layout = compiled.Layout.of(rule, compiled.banks_of(rule, size))
+    fixed = compiled.constants(layout, width, "tf32x3")
     for kernel, more in ((forward, {}), (backward, {"STOP": False})):
         constants = {**fixed, **more}
         found = usage(kernel, signature(kernel, constants), constants, arch, compiled.warps(width))

@@ -124,7 +124,8 @@ class GatedDeltaRule(nn.Module):
         if tokens.k.shape[1] > size and use_triton(tokens.k.device):
             from nested_learning.ops.delta_rule import triton  # needs the package triton
 
-            if triton.supports(*how, at, size):
+            width = at.weights.shape[-1]
+            if triton.supports(*how, at, size) and triton.right(width, size, tokens.k.device):
                 # Compiled steps store their inputs only; nothing is compiled here, but that stays true.
                 return triton.read_and_write, (size,), [Piece(tokens, False, recompute or self.compiled)]
         pieces = split_tokens(tokens[:3], tokens[3:], size)

@@ -173,7 +173,9 @@ class SelfModifyingTitans(nn.Module):
         if whole > 0 and use_triton(x.k.device):
             from nested_learning.ops.self_modifying import triton  # needs the package triton
 
-            if triton.supports(self.config, self.layout, self.read, at):
+            if triton.supports(self.config, self.layout, self.read, at) and triton.right(
+                self.config, self.layout, at
+            ):
                 before, chunks, after = x.split([first, whole, tokens - first - whole])
                 answers, at = self._scan(before, at) if first else ([], at)
                 answer, at = triton.read_and_write(self.config, self.layout, at, chunks)

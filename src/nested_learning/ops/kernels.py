@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ MODULES: tuple[str, ...] = (
 )
 """Modules with Triton kernels; each has a `KERNEL`, which checks it."""
 
+log = logging.getLogger(__name__)
 _choice = "auto"
 
 
@@ -86,6 +88,33 @@ def why_no_triton(device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) < OLDEST:
         return f"the card is older than compute capability {OLDEST[0]}.{OLDEST[1]}"
     return None
+
+
+BOUNDS = {"tf32x3": 1e-3, "tf32": 5e-2}
+"""Largest relative difference of a kernel from PyTorch in float64 with which it is used, by its products."""
+_right: dict[Hashable, bool] = {}
+
+
+def right(key: Hashable, differences: Callable[[], dict[str, float]]) -> bool:
+    """Whether a kernel gives what PyTorch gives on the card it is to run on; else PyTorch's path is taken.
+
+    It is tried at its first use, once for every `key`: what it is compiled for, and the device.
+
+    Raises:
+        RuntimeError: `kernels = triton`, and it is wrong. Errors of a kernel itself are not caught.
+    """
+    key = (key, precision())
+    if key not in _right:
+        bound = BOUNDS[precision()]
+        with torch.inference_mode(False), torch.enable_grad():
+            found = differences()
+        wrong = {name: value for name, value in found.items() if not value <= bound}  # NaN too
+        _right[key] = not wrong
+        if wrong:
+            log.warning("wrong Triton kernels are left out, PyTorch is used: %s: off by %s", key, wrong)
+    if not _right[key] and _choice == "triton":
+        raise RuntimeError(f"kernels = triton: the kernels of {key} are wrong on this card")
+    return _right[key]
 
 
 def precision() -> str:

@@ -30,6 +30,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from nested_learning.ops import kernels
 from nested_learning.ops.delta_rule import naive
 from nested_learning.ops.delta_rule.chunk import LinearMemory, LinearPiece, Rates, make_rates
 from nested_learning.ops.kernels import Kernel, precision
@@ -280,11 +281,23 @@ def compare(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """
     found = {}
     for width, chunk in SIZES:
-        inputs = sample(width, 2 * chunk + 5, device, dtype)  # the last chunk is not full
-        ours, wanted = _results(inputs, chunk), _results([t.double() for t in inputs], chunk)
-        for name, one, other in zip(RESULTS, ours, wanted, strict=True):
-            found[f"{name}, width {width}"] = float((one - other).abs().max() / other.abs().max())
+        for name, value in differences(width, chunk, device, dtype).items():
+            found[f"{name}, width {width}"] = value
     return found
+
+
+def right(width: int, chunk: int, device: torch.device) -> bool:
+    """Whether the kernel of heads and chunks of these sizes is right there, see `ops/kernels.py: right`."""
+    key = ("delta_rule", width, chunk, device)
+    return kernels.right(key, lambda: differences(width, chunk, device, torch.float32))
+
+
+def differences(width: int, chunk: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Those of one size, by name."""
+    inputs = sample(width, 2 * chunk + 5, device, dtype)  # the last chunk is not full
+    ours, wanted = _results(inputs, chunk), _results([t.double() for t in inputs], chunk)
+    pairs = zip(RESULTS, ours, wanted, strict=True)
+    return {name: float((one - other).abs().max() / other.abs().max()) for name, one, other in pairs}
 
 
 def sample(width: int, length: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:

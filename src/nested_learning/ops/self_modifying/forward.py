@@ -107,8 +107,8 @@ def solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, 
     """The write of a chunk, before anything is written.
 
     Leaves K, V, Z, U, U at the values, e₁, answers, W₁ᵀe₁, both solutions and both inverses in slots 0 to 11,
-    the system in 12, right-hand sides in 14 and 15, and
-    η, the sums of log α up to after and up to before every token in vectors 0 to 2.
+    the system in 12, right-hand sides in 14 and 15; and η, the sums of log α up to after and up to before
+    every token in vectors 0 to 2.
     """
     t = tl.arange(0, C)
     eta, log_alpha = chunk_rates(rates, seen, n, N, T, at, limit, M, C, D, IE, IA, RETAIN, CONTROL)
@@ -174,9 +174,7 @@ def forward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, y, scratch, N, 
             IA: tl.constexpr, OWN: tl.constexpr, RETAIN: tl.constexpr, CONTROL: tl.constexpr):  # fmt: skip
     """Write the chunk from token `at` and, if asked for, `answer` in it; then `project` the tokens after it.
 
-    Without `write` only the latter. These three are 0 or 1.
-
-    Memories from number SLOW on take η times `steps`.
+    Without `write` only the latter. These three are 0 or 1. From memory SLOW on, η is multiplied by `steps`.
 
     x `[3, N, T, D]`: k, v, q; rates `[2, N, T]`; seen `[N, M, C, D]`: what projections add; w2, w1
     `[N, M, D, D]`; y `[N, T, D]`.

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nested_learning.ops import kernels
 from nested_learning.ops.kernels import Kernel, precision
 from nested_learning.ops.memory_mlp.chunk import Memories, Stack
 from nested_learning.ops.scan import run_eager
@@ -78,6 +79,9 @@ class Layout(NamedTuple):
         return self.names.index(name) if name in self.names else -1
 
 
+PROJECTIONS = ("k", "v", "q", "eta", "alpha")
+
+
 def constants(layout: Layout, width: int, products: str) -> dict[str, Any]:
     """Constants that both kernels are compiled with."""
     size = layout.chunk
@@ -98,9 +102,6 @@ def constants(layout: Layout, width: int, products: str) -> dict[str, Any]:
         "RETAIN": layout.retention,
         "CONTROL": layout.control,
     }
-
-
-PROJECTIONS = ("k", "v", "q", "eta", "alpha")
 
 
 def warps(width: int) -> int:
@@ -316,63 +317,83 @@ class Launches:
         return Parts(self._empty(size, width), self._empty(size, width), q, self._empty(2, size))
 
 
-def compare(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Largest relative differences from `chunk.py` in float64, which equals the token loop: of answers,
-    weights and all gradients, at several sizes; inputs are of type `dtype`."""
-    found: dict[str, float] = {}
-    for width, size in COMPARED:
-        for name, adaptive in (("self_mod", ("k", "v", "eta", "alpha")), ("titans", ())):
-            rule, banks, inputs = example(width, size, adaptive, device, dtype)
-            on_kernels, exact = (outcomes(rule, banks, inputs, kernels) for kernels in (True, False))
-            for what, one, other in zip(RESULTS, on_kernels, exact, strict=True):
-                scale = other.abs().max().clamp(min=1e-12)
-                found[f"{name} {width} x {size}: {what}"] = float((one - other).abs().max() / scale)
-    return found
-
-
-COMPARED = ((64, 64), (32, 32), (128, 64), (64, 16), (128, 128))
 RESULTS = (
     *("answers", "W2", "W1", "gradient at streams", "gradient at rates"),
     *("gradient at W2", "gradient at W1"),
 )
+COMPARED = ((64, 64),)
+"""Head widths and chunks that `compare` tries; each has kernels of its own, which take a while to compile."""
+
+
+def compare(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """`differences` of self-modifying Titans and Titans, at several sizes; inputs are of type `dtype`."""
+    found: dict[str, float] = {}
+    for width, size in COMPARED:
+        for name, adaptive in (("self_mod", ("k", "v", "eta", "alpha")), ("titans", ())):
+            rule = SelfModRule(adaptive=adaptive, self_targets=bool(adaptive))
+            banks = banks_of(rule, size)
+            inputs = example(banks, width, device, dtype)
+            for what, value in differences(rule, banks, inputs).items():
+                found[f"{name} {width} x {size}: {what}"] = value
+    return found
+
+
+def right(rule: SelfModRule, banks: tuple[Bank, ...], at: SelfModProgress) -> bool:
+    """Whether the kernels of such a layer are right where its weights are, see `ops/kernels.py: right`."""
+    weights = at.banks[0].weights.w2
+    device, width = weights.device, weights.shape[-1]
+    return kernels.right(
+        ("self_modifying", Layout.of(rule, banks), width, device),
+        lambda: differences(rule, banks, example(banks, width, device, torch.float32)),
+    )
+
+
+def differences(rule: SelfModRule, banks: tuple[Bank, ...], inputs: list[Tensor]) -> dict[str, float]:
+    """Largest relative differences of `RESULTS` from `chunk.py` in float64, which equals the token loop."""
+    ours, exact = (outcomes(rule, banks, inputs, on_kernels) for on_kernels in (True, False))
+    pairs = zip(RESULTS, ours, exact, strict=True)
+    return {name: float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for name, a, b in pairs}
+
+
+def banks_of(rule: SelfModRule, size: int) -> tuple[Bank, ...]:
+    """The banks of a layer in which all memories have chunks of `size` tokens."""
+    projections = tuple(sorted(rule.adaptive, key=chunk.RATES.__contains__))
+    banks = (Bank((chunk.MEMORY,), size), Bank(projections, size, rule.projection_steps(size)))
+    return banks if projections else banks[:1]
 
 
 def example(
+    banks: tuple[Bank, ...],
     width: int,
-    size: int,
-    adaptive: tuple[str, ...],
     device: torch.device,
     dtype: torch.dtype,
     count: int = 2,
     chunks: int = 3,
-) -> tuple[SelfModRule, tuple[Bank, ...], list[Tensor]]:
-    """A rule, its banks, and random streams, slow logits and weights of `count` sequences of some chunks."""
-    rule = SelfModRule(adaptive=adaptive, self_targets=bool(adaptive))
-    projections = tuple(sorted(adaptive, key=chunk.RATES.__contains__))
-    banks: tuple[Bank, ...] = (Bank((chunk.MEMORY,), size),)
-    if projections:
-        banks += (Bank(projections, size, rule.projection_steps(size)),)
+) -> list[Tensor]:
+    """Random streams, slow logits and weights of `count` sequences of some chunks."""
+    size, memories = banks[0].chunk, sum(len(bank.names) for bank in banks)
     generator = torch.Generator().manual_seed(size)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
-    memories = 1 + len(adaptive)
     x = l2_normalize(random(3, count, chunks * size, width) + 0.3)
     bias = torch.tensor([-1.0, 4.0], device=device, dtype=dtype)[:, None, None]
     rates = random(2, count, chunks * size) + bias
     w2, w1 = (random(count, memories, width, width) for _ in range(2))
     w1 = w1 / width
     w1[:, sum(bank.full for bank in banks) :, 1:] = 0
-    return rule, banks, [x, rates, w2, w1]
+    return [x, rates, w2, w1]
 
 
-def outcomes(rule: SelfModRule, banks: tuple[Bank, ...], inputs: list[Tensor], kernels: bool) -> list[Tensor]:
+def outcomes(
+    rule: SelfModRule, banks: tuple[Bank, ...], inputs: list[Tensor], on_kernels: bool
+) -> list[Tensor]:
     """Answers, weights after, and gradients of a function of them, by the kernels or by `chunk.py`."""
-    wide = torch.float32 if kernels else torch.float64
+    wide = torch.float32 if on_kernels else torch.float64
     x, rates, w2, w1 = own = [t.to(wide).detach().requires_grad_() for t in inputs]
     streams, at = Streams(x[0], x[1], x[2], rates), SelfModProgress(split(banks, w2, w1), None, 0)
-    if kernels:
+    if on_kernels:
         y, after = read_and_write(rule, banks, at, streams)
     else:
         y, after = chunk.read_and_write(rule, banks, "chunk", run_eager, at, streams)
