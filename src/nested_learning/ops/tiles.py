@@ -1,9 +1,9 @@
 """Device functions of our Triton kernels: products, vectors and triangular inverses of matrices in memory.
 
-One program works on matrices that do not fit its registers. They lie row by row in scratch memory, which is
-close enough (in the cache) and which all threads of the program see; a product reads slices of them, and only
-its sum is in registers. `put` waits for all threads before and after it writes, so that nothing is read too
-late or too early.
+One program works on matrices that do not all fit its registers. They lie row by row in scratch memory, which
+is close enough (in the cache) and which all threads of the program see; a tile of their rows is in registers
+as long as it takes. `put` waits for all threads before and after it writes, so that nothing is read too late
+or too early.
 
 Shapes: matrices have S columns; a tile is R rows of one.
 """
@@ -29,42 +29,33 @@ def rows(matrix, first, R: tl.constexpr, S: tl.constexpr):
 
 
 @triton.jit
-def product(
-    a, a_row, a_column, b, b_row, b_column,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, B: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
-    """A `[M, K]` times B `[K, N]`, from memory with any strides, B columns of A at a time, in precision P."""
-    i, j = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :]
-    total = tl.zeros([M, N], tl.float32)
-    for first in range(0, K, B):
-        k = first + tl.arange(0, B)
-        left = tl.load(a + i * a_row + k[None, :] * a_column)
-        right = tl.load(b + k[:, None] * b_row + j * b_column)
-        total = tl.dot(left, right, total, input_precision=P)
+def dot(a, b, total, P: tl.constexpr):
+    """`total` + A B, in precision P: "bf16" rounds both factors first, others are `tl.dot`'s."""
+    if P == "bf16":
+        total = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), total)
+    else:
+        total = tl.dot(a, b, total, input_precision=P)
     return total
 
 
 @triton.jit
-def times(a, b, first, R: tl.constexpr, K: tl.constexpr, N: tl.constexpr, B: tl.constexpr, P: tl.constexpr):
-    """Rows of A B from number `first`, for A `[.., K]` and B `[K, N]`."""
-    return product(a + first * K, K, 1, b, N, 1, R, N, K, B, P)
+def by(a, b, K: tl.constexpr, N: tl.constexpr, P: tl.constexpr):
+    """Rows `a [R, K]` times B `[K, N]` in memory."""
+    right = tl.load(b + tl.arange(0, K)[:, None] * N + tl.arange(0, N)[None, :])
+    return dot(a, right, tl.zeros([a.shape[0], N], tl.float32), P)
 
 
 @triton.jit
-def times_turned(
-    a, b, first, R: tl.constexpr, K: tl.constexpr, N: tl.constexpr, B: tl.constexpr, P: tl.constexpr
-):
-    """Rows of A Bᵀ from number `first`, for A `[.., K]` and B `[N, K]`."""
-    return product(a + first * K, K, 1, b, 1, K, R, N, K, B, P)
+def by_turned(a, b, K: tl.constexpr, N: tl.constexpr, P: tl.constexpr):
+    """Rows `a [R, K]` times Bᵀ, for B `[N, K]` in memory."""
+    right = tl.load(b + tl.arange(0, K)[:, None] + tl.arange(0, N)[None, :] * K)
+    return dot(a, right, tl.zeros([a.shape[0], N], tl.float32), P)
 
 
 @triton.jit
-def turned_times(
-    a, b, first, R: tl.constexpr, M: tl.constexpr, K: tl.constexpr, N: tl.constexpr, B: tl.constexpr,
-    P: tl.constexpr
-):  # fmt: skip
-    """Rows of Aᵀ B from number `first`, for A `[K, M]` and B `[K, N]`."""
-    return product(a + first, 1, M, b, N, 1, R, N, K, B, P)
+def turned(a, first, R: tl.constexpr, M: tl.constexpr, K: tl.constexpr):
+    """Rows of Aᵀ from number `first`, `[R, K]`, for A `[K, M]` in memory."""
+    return tl.load(a + (first + tl.arange(0, R))[:, None] + tl.arange(0, K)[None, :] * M)
 
 
 @triton.jit
@@ -94,23 +85,26 @@ def log_sigmoid(x):
 
 
 @triton.jit
-def invert_unit_lower(strict, inverse, C: tl.constexpr, LOG: tl.constexpr, P: tl.constexpr):
-    """(I + N)⁻¹ into `inverse [C, C]`, for strictly lower triangular N at `strict [C, C]`, C = 2^LOG ≥ 16.
+def invert_unit_lower(strict, inverse, C: tl.constexpr, LOG: tl.constexpr, BLOCK: tl.constexpr,
+                      P: tl.constexpr):  # fmt: skip
+    """(I + N)⁻¹ into `inverse [C, C]`, for strictly lower triangular N at `strict [C, C]`, C = 2^LOG.
 
-    By halves, as `ops/triangular.py`. Overwrites N.
+    By halves, as `ops/triangular.py`: blocks of 2^BLOCK in registers, larger ones in memory.
     """
-    i, j = tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
-    for first in range(0, C, 16):
-        put(rows(inverse, first, 16, C), tl.zeros([16, C], tl.float32))
-    for first in range(0, C, 16):
+    size: tl.constexpr = 1 << BLOCK
+    i, j = tl.arange(0, size)[:, None], tl.arange(0, size)[None, :]
+    if size < C:
+        for first in range(0, C, size):
+            put(rows(inverse, first, size, C), tl.zeros([size, C], tl.float32))
+    for first in range(0, C, size):
         n = tl.load(strict + (first + i) * C + first + j)
         x = tl.where(i == j, 1.0, 0.0) - tl.where((i >> 1) == (j >> 1), n, 0.0)  # blocks of 2
-        for level in tl.static_range(1, 4):
+        for level in tl.static_range(1, BLOCK):
             below = ((i >> (level + 1)) == (j >> (level + 1))) & ((i >> level) != (j >> level))
             corner = tl.dot(tl.where(below, n, 0.0), x, input_precision=P)
             x -= tl.dot(x, corner, input_precision=P)
         put(inverse + (first + i) * C + first + j, x)
-    for level in tl.static_range(4, LOG):
+    for level in tl.static_range(BLOCK, LOG):
         _join(strict, inverse, 1 << level, C, P)
 
 
@@ -120,8 +114,7 @@ def _join(strict, inverse, H: tl.constexpr, C: tl.constexpr, P: tl.constexpr):
     i, j = tl.arange(0, H)[:, None], tl.arange(0, H)[None, :]
     for first in range(0, C, 2 * H):
         corner = (first + H) * C + first
-        half = product(strict + corner, C, 1, inverse + first * C + first, C, 1, H, H, H, 16, P)
-        put(strict + corner + i * C + j, half)
-        lower = inverse + (first + H) * C + first + H
-        below = product(lower, C, 1, strict + corner, C, 1, H, H, H, 16, P)
-        put(inverse + corner + i * C + j, -below)
+        upper, lower = inverse + first * C + first, inverse + (first + H) * C + first + H
+        place = corner + i * C + j
+        half = tl.dot(tl.load(strict + place), tl.load(upper + i * C + j), input_precision=P)
+        put(inverse + place, -tl.dot(tl.load(lower + i * C + j), half, input_precision=P))

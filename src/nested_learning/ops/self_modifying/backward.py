@@ -21,16 +21,7 @@ from nested_learning.ops.self_modifying.forward import (
     solve,
     unit,
 )
-from nested_learning.ops.tiles import (
-    hidden,
-    hidden_back,
-    log_sigmoid,
-    put,
-    rows,
-    times,
-    times_turned,
-    turned_times,
-)
+from nested_learning.ops.tiles import by, by_turned, hidden, hidden_back, log_sigmoid, put, rows, turned
 
 
 @triton.jit
@@ -63,7 +54,7 @@ def _rates_back(rates, seen, n, N, T, at, limit, grad_eta, grad_alpha, M: tl.con
 
 @triton.jit
 def _system_back(keys, solution, inverse, weights, out, systems, spare, grad_keys, vectors,
-                 ADD: tl.constexpr, C: tl.constexpr, D: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+                 ADD: tl.constexpr, C: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
                  P: tl.constexpr):  # fmt: skip
     """From the gradient at W_C (`weights`) through `_finish` and `_system`.
 
@@ -76,18 +67,17 @@ def _system_back(keys, solution, inverse, weights, out, systems, spare, grad_key
     for first in range(0, C, R):
         i = first + tl.arange(0, R)
         left = tl.exp(end - tl.load(vectors + C + i))[:, None]
-        grad = -left * times_turned(keys, weights, first, R, D, D, B, P)
+        grad = -left * by_turned(tl.load(rows(keys, first, R, D)), weights, D, D, P)
         put(rows(spare, first, R, D), grad)
         put(vectors + 6 * C + i, tl.sum(grad * tl.load(rows(solution, first, R, D)), 1))
     at_left = tl.load(vectors + 6 * C + j)
-    for first in range(0, C, R):
-        put(rows(out, first, R, D), turned_times(inverse, spare, first, R, C, C, D, B, P))
     at_total = -at_left
     for first in range(0, C, R):
         i = first + tl.arange(0, R)
-        at_system = -times_turned(out, solution, first, R, D, C, B, P)
-        gram = times_turned(keys, keys, first, R, D, C, B, P)
-        at_eta = at_system * decay(vectors, total, i, j, C)
+        grad = by(turned(inverse, first, R, C, C), spare, C, D, P)
+        put(rows(out, first, R, D), grad)
+        gram = by_turned(tl.load(rows(keys, first, R, D)), keys, D, C, P)
+        at_eta = -by_turned(grad, solution, D, C, P) * decay(vectors, total, i, j, C)
         at_gram = at_eta * tl.load(vectors + i)[:, None]
         put(rows(systems, first, R, C), at_gram)
         at_decay = at_gram * gram
@@ -98,9 +88,9 @@ def _system_back(keys, solution, inverse, weights, out, systems, spare, grad_key
     put(vectors + 7 * C + j, at_left + _kept(vectors + 7 * C + j, ADD))
     for first in range(0, C, R):
         left = tl.exp(end - tl.load(vectors + C + first + tl.arange(0, R)))[:, None]
-        grad = times(systems, keys, first, R, C, D, B, P)
-        grad += turned_times(systems, keys, first, R, C, C, D, B, P)
-        grad -= left * times(solution, weights, first, R, D, D, B, P)
+        grad = by(tl.load(rows(systems, first, R, C)), keys, C, D, P)
+        grad += by(turned(systems, first, R, C, C), keys, C, D, P)
+        grad -= left * by(tl.load(rows(solution, first, R, D)), weights, D, D, P)
         put(rows(grad_keys, first, R, D), grad)
 
 
@@ -121,8 +111,8 @@ def _add(at, value):
 
 @triton.jit
 def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: tl.constexpr,
-                D: tl.constexpr, S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr,
-                FULL: tl.constexpr, OWN: tl.constexpr, STOP: tl.constexpr):  # fmt: skip
+                D: tl.constexpr, S: tl.constexpr, R: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr,
+                OWN: tl.constexpr, STOP: tl.constexpr):  # fmt: skip
     """Through the write of a chunk, after `solve`: gradients at its keys and values `[C, D]`, at the weights
     of its start (in the place of those at its end), and at η and the sums of log α (vectors 3 to 7)."""
     end = tl.exp(tl.load(vectors + 2 * C - 1))
@@ -132,70 +122,60 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
     if STOP:
         passed = 0.0
     _system_back(base, base + 8 * S, base + 10 * S, grad_w2, base + 14 * S, base + 12 * S, base + 13 * S,
-                 grad_k, vectors, False, C, D, R, B, P)  # fmt: skip
+                 grad_k, vectors, False, C, D, R, P)  # fmt: skip
     _system_back(base + 3 * S, base + 9 * S, base + 11 * S, grad_w1, base + 15 * S, base + 12 * S,
-                 base + 13 * S, base + 16 * S, vectors, True, C, D, R, B, P)  # fmt: skip
-    for first in range(0, C, R):  # through both right-hand sides, as far as the error of the hidden layer
+                 base + 13 * S, base + 16 * S, vectors, True, C, D, R, P)  # fmt: skip
+    for first in range(0, C, R):
         i = first + tl.arange(0, R)
         eta, kept = tl.load(vectors + i)[:, None], tl.exp(tl.load(vectors + 2 * C + i))[:, None]
+        # through both right-hand sides, as far as the error of the hidden layer
         z = tl.load(rows(base + 2 * S, first, R, D))
         at_hidden = tl.load(rows(base + 7 * S, first, R, D))
-        grad = tl.load(rows(base + 14 * S, first, R, D))
+        grad_2 = tl.load(rows(base + 14 * S, first, R, D))
         gate, s, r, u = hidden(z)
         slope = gate + s * (1 - gate)
         tangent = r * (at_hidden - u * tl.sum(u * at_hidden, 1)[:, None])
-        at_eta = tl.sum(grad * (slope * tangent + kept * z), 1)
-        at_before = tl.sum(eta * kept * grad * z, 1)
-        toward = eta * grad * slope
-        put(rows(base + 13 * S, first, R, D), r * (toward - u * tl.sum(u * toward, 1)[:, None]))
+        at_eta = tl.sum(grad_2 * (slope * tangent + kept * z), 1)
+        at_before = tl.sum(eta * kept * grad_2 * z, 1)
+        toward = eta * grad_2 * slope
+        at_error_hidden = r * (toward - u * tl.sum(u * toward, 1)[:, None])
+        put(rows(base + 13 * S, first, R, D), at_error_hidden)
         error = tl.load(rows(base + 5 * S, first, R, D))
         answer = tl.load(rows(base + 6 * S, first, R, D))
-        grad = tl.load(rows(base + 15 * S, first, R, D))
-        at_eta += tl.sum(grad * (error + kept * answer), 1)
-        at_before += tl.sum(eta * kept * grad * answer, 1)
+        grad_1 = tl.load(rows(base + 15 * S, first, R, D))
+        at_eta += tl.sum(grad_1 * (error + kept * answer), 1)
+        at_before += tl.sum(eta * kept * grad_1 * answer, 1)
         _add(vectors + 3 * C + i, at_eta)
         _add(vectors + 5 * C + i, at_before)
-    for first in range(0, C, R):  # at the errors and the answers
-        i = first + tl.arange(0, R)
-        eta, kept = tl.load(vectors + i)[:, None], tl.exp(tl.load(vectors + 2 * C + i))[:, None]
-        grad = eta * tl.load(rows(base + 15 * S, first, R, D))
-        at_error = grad + times_turned(base + 13 * S, w1, first, R, D, D, B, P)
-        put(rows(base + 6 * S, first, R, D), kept * grad + at_error)
+        # at the errors and the answers
+        at_error = eta * grad_1 + by_turned(at_error_hidden, w1, D, D, P)
+        at_answer = eta * kept * grad_1 + at_error
+        put(rows(base + 6 * S, first, R, D), at_answer)
         put(rows(base + 15 * S, first, R, D), at_error)
-        _add(rows(grad_k, first, R, D), skip * at_error)
-        put(rows(grad_v, first, R, D), -passed * skip * at_error)
-    for first in range(0, C, R):  # at the hidden layer
-        i = first + tl.arange(0, R)
-        eta, kept = tl.load(vectors + i)[:, None], tl.exp(tl.load(vectors + 2 * C + i))[:, None]
-        z = tl.load(rows(base + 2 * S, first, R, D))
-        at_hidden = tl.load(rows(base + 7 * S, first, R, D))
-        grad = eta * tl.load(rows(base + 14 * S, first, R, D))
-        at_u = times(base + 6 * S, w1, first, R, D, D, B, P) + tl.load(rows(base + 16 * S, first, R, D))
-        put(rows(base + 14 * S, first, R, D), kept * grad + _through_hidden(z, at_hidden, grad, at_u))
-        _add(rows(grad_k, first, R, D), times(base + 14 * S, w2, first, R, D, D, B, P))
-    for first in range(0, C, R):  # at the values, through the targets
-        at_u = -passed * own * times(base + 15 * S, w1, first, R, D, D, B, P)
-        z = times_turned(base + S, w2, first, R, D, D, B, P)
-        put(rows(base + 7 * S, first, R, D), hidden_back(z, at_u))
-        _add(rows(grad_v, first, R, D), times(base + 7 * S, w2, first, R, D, D, B, P))
+        # at the hidden layer
+        at_u = by(at_answer, w1, D, D, P) + tl.load(rows(base + 16 * S, first, R, D))
+        at_z = eta * kept * grad_2 + _through_hidden(z, at_hidden, eta * grad_2, at_u)
+        put(rows(base + 14 * S, first, R, D), at_z)
+        _add(rows(grad_k, first, R, D), skip * at_error + by(at_z, w2, D, D, P))
+        # at the values, through the targets
+        at_u = -passed * own * by(at_error, w1, D, D, P)
+        at_z = hidden_back(by_turned(tl.load(rows(base + S, first, R, D)), w2, D, D, P), at_u)
+        put(rows(base + 7 * S, first, R, D), at_z)
+        put(rows(grad_v, first, R, D), by(at_z, w2, D, D, P) - passed * skip * at_error)
     at_end = 0.0
     for first in range(0, D, R):
-        at_end += _decay_back(grad_w2, w2, first, end, R, D) + _decay_back(grad_w1, w1, first, end, R, D)
-        _add(rows(grad_w2, first, R, D), turned_times(base + 14 * S, base, first, R, D, C, D, B, P))
-        _add(rows(grad_w2, first, R, D), turned_times(base + 7 * S, base + S, first, R, D, C, D, B, P))
-        _add(rows(grad_w1, first, R, D), turned_times(base + 5 * S, base + 13 * S, first, R, D, C, D, B, P))
-        _add(rows(grad_w1, first, R, D), turned_times(base + 6 * S, base + 3 * S, first, R, D, C, D, B, P))
-        from_targets = turned_times(base + 15 * S, base + 4 * S, first, R, D, C, D, B, P)
-        _add(rows(grad_w1, first, R, D), -passed * own * from_targets)
+        grad = end * tl.load(rows(grad_w2, first, R, D))
+        at_end += tl.sum(tl.sum(grad * tl.load(rows(w2, first, R, D)), 1), 0)
+        grad += by(turned(base + 14 * S, first, R, D, C), base, C, D, P)
+        grad += by(turned(base + 7 * S, first, R, D, C), base + S, C, D, P)
+        put(rows(grad_w2, first, R, D), grad)
+        grad = end * tl.load(rows(grad_w1, first, R, D))
+        at_end += tl.sum(tl.sum(grad * tl.load(rows(w1, first, R, D)), 1), 0)
+        grad += by(turned(base + 5 * S, first, R, D, C), base + 13 * S, C, D, P)
+        grad += by(turned(base + 6 * S, first, R, D, C), base + 3 * S, C, D, P)
+        grad -= passed * own * by(turned(base + 15 * S, first, R, D, C), base + 4 * S, C, D, P)
+        put(rows(grad_w1, first, R, D), grad)
     put(vectors + 6 * C + tl.arange(0, C), tl.zeros([C], tl.float32) + at_end)
-
-
-@triton.jit
-def _decay_back(grad, weights, first, end, R: tl.constexpr, D: tl.constexpr):
-    """Through a₀ W₀: rows of the gradient at W₀ in place of those at W_C; their part of that at log a₀."""
-    kept = end * tl.load(rows(grad, first, R, D))
-    put(rows(grad, first, R, D), kept)
-    return tl.sum(tl.sum(kept * tl.load(rows(weights, first, R, D)), 1), 0)
 
 
 @triton.jit
@@ -219,24 +199,25 @@ def _through_hidden(z, at_hidden, grad, at_u):
 
 @triton.jit
 def _answer_back(x, seen, w2, w1, grad_y, grad_q, grad_w2, grad_w1, base, n, N, T, at, M: tl.constexpr,
-                 C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
-                 P: tl.constexpr, IQ: tl.constexpr):  # fmt: skip
+                 C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, R: tl.constexpr, P: tl.constexpr,
+                 IQ: tl.constexpr):  # fmt: skip
     """Through y = q + M(q): the gradient at q `[C, D]`, and what it adds to those at the weights."""
     given = grad_y + (n * T + at) * D
     for first in range(0, C, R):
         q = joined(x, seen, n, IQ, 2, N, T, at, first, M, C, D, R)
         if IQ >= 0:
             q, _ = unit(q)
-        put(rows(base, first, R, D), q)
-        z = times_turned(base, w2, first, R, D, D, B, P)
+        z = by_turned(q, w2, D, D, P)
         _, _, _, u = hidden(z)
+        grad = tl.load(rows(given, first, R, D))
+        at_z = hidden_back(z, by(grad, w1, D, D, P))
+        put(rows(base, first, R, D), q)
         put(rows(base + S, first, R, D), u)
-        put(rows(base + 2 * S, first, R, D), hidden_back(z, times(given, w1, first, R, D, D, B, P)))
-        grad = tl.load(rows(given, first, R, D)) + times(base + 2 * S, w2, first, R, D, D, B, P)
-        put(rows(grad_q, first, R, D), grad)
+        put(rows(base + 2 * S, first, R, D), at_z)
+        put(rows(grad_q, first, R, D), grad + by(at_z, w2, D, D, P))
     for first in range(0, D, R):
-        _add(rows(grad_w2, first, R, D), turned_times(base + 2 * S, base, first, R, D, C, D, B, P))
-        _add(rows(grad_w1, first, R, D), turned_times(given, base + S, first, R, D, C, D, B, P))
+        _add(rows(grad_w2, first, R, D), by(turned(base + 2 * S, first, R, D, C), base, C, D, P))
+        _add(rows(grad_w1, first, R, D), by(turned(given, first, R, D, C), base + S, C, D, P))
 
 
 @triton.jit
@@ -275,8 +256,8 @@ def _stream_back(x, seen, parts, n, m: tl.constexpr, role: tl.constexpr, N, T, a
 @triton.jit
 def _project_back(x, rates, seen, w2, w1, parts_k, parts_v, parts_q, parts_r, grad_w2, grad_w1, grad_x,
                   grad_rates, grad_source, base, n, m, N, T, at, limit, M: tl.constexpr, C: tl.constexpr,
-                  D: tl.constexpr, S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr,
-                  IK: tl.constexpr, IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr,
+                  D: tl.constexpr, S: tl.constexpr, R: tl.constexpr, P: tl.constexpr, IK: tl.constexpr,
+                  IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr,
                   RETAIN: tl.constexpr, CONTROL: tl.constexpr):  # fmt: skip
     """From the gradients that all memories left at keys, values, queries and rates of the chunk: those at the
     streams and slow logits (by memory 0), and through the projection that memory m makes."""
@@ -313,22 +294,22 @@ def _project_back(x, rates, seen, w2, w1, parts_k, parts_v, parts_q, parts_r, gr
             put(base + t * D, at_alpha)
         source = x + (role_of(m, IV, IQ) * N + n) * T * D + at * D
         for first in range(0, C, R):
-            z = times_turned(source, w2, first, R, D, D, B, P)
+            z = by_turned(tl.load(rows(source, first, R, D)), w2, D, D, P)
             _, _, _, u = hidden(z)
+            at_z = hidden_back(z, by(tl.load(rows(base, first, R, D)), w1, D, D, P))
             put(rows(base + S, first, R, D), u)
-            put(rows(base + 2 * S, first, R, D), hidden_back(z, times(base, w1, first, R, D, D, B, P)))
-            tl.store(rows(grad_source + ((n * M + m) * T + at) * D, first, R, D),
-                     times(base + 2 * S, w2, first, R, D, D, B, P))  # fmt: skip
+            put(rows(base + 2 * S, first, R, D), at_z)
+            tl.store(rows(grad_source + ((n * M + m) * T + at) * D, first, R, D), by(at_z, w2, D, D, P))
         for first in range(0, D, R):
-            _add(rows(grad_w2, first, R, D), turned_times(base + 2 * S, source, first, R, D, C, D, B, P))
-            _add(rows(grad_w1, first, R, D), turned_times(base, base + S, first, R, D, C, D, B, P))
+            _add(rows(grad_w2, first, R, D), by(turned(base + 2 * S, first, R, D, C), source, C, D, P))
+            _add(rows(grad_w1, first, R, D), by(turned(base, first, R, D, C), base + S, C, D, P))
 
 
 @triton.jit(do_not_specialize=VARYING)
 def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w2, grad_w1, grad_x,
              grad_rates, grad_source, parts_k, parts_v, parts_q, parts_r, left_k, left_v, left_q, left_r,
              scratch, N, T, at, limit, steps, write, project, M: tl.constexpr, C: tl.constexpr,
-             D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+             D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
              P: tl.constexpr, FULL: tl.constexpr, SLOW: tl.constexpr, IK: tl.constexpr, IV: tl.constexpr,
              IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr, OWN: tl.constexpr, STOP: tl.constexpr,
              RETAIN: tl.constexpr, CONTROL: tl.constexpr):  # fmt: skip
@@ -349,15 +330,15 @@ def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w
         after = at + write * C
         _project_back(x, rates, seen_next, w2_next + program * D * D, w1_next + program * D * D, left_k,
                       left_v, left_q, left_r, grad_w2, grad_w1, grad_x, grad_rates, grad_source, base, n,
-                      m, N, T, after, limit, M, C, D, S, R, B, P, IK, IV, IQ, IE, IA, RETAIN,
+                      m, N, T, after, limit, M, C, D, S, R, P, IK, IV, IQ, IE, IA, RETAIN,
                       CONTROL)  # fmt: skip
     if write:
         own_w2, own_w1 = w2 + program * D * D, w1 + program * D * D
         factor = tl.where(m < SLOW, 1.0, steps)
-        solve(x, rates, seen, own_w2, own_w1, base, vectors, n, m, N, T, at, limit, factor, M, C, D, S,
-              LOG, R, B, P, FULL, IK, IV, IE, IA, OWN, RETAIN, CONTROL)  # fmt: skip
+        solve(x, rates, seen, own_w2, own_w1, base, vectors, n, m, N, T, at, limit, factor, True, M, C, D,
+              S, LOG, R, BLOCK, P, FULL, IK, IV, IE, IA, OWN, RETAIN, CONTROL)  # fmt: skip
         _write_back(base, vectors, own_w2, own_w1, grad_w2, grad_w1, parts_k + program * C * D,
-                    parts_v + program * C * D, m, C, D, S, R, B, P, FULL, OWN, STOP)  # fmt: skip
+                    parts_v + program * C * D, m, C, D, S, R, P, FULL, OWN, STOP)  # fmt: skip
         t = tl.arange(0, C)
         before = tl.load(vectors + 5 * C + t)
         at_total = tl.load(vectors + 4 * C + t) + before
@@ -367,4 +348,4 @@ def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w
         tl.store(parts_r + (program * 2 + 1) * C + t, at_alpha)
         if m == 0:
             _answer_back(x, seen, own_w2, own_w1, grad_y, parts_q + n * C * D, grad_w2, grad_w1, base, n,
-                         N, T, at, M, C, D, S, R, B, P, IQ)  # fmt: skip
+                         N, T, at, M, C, D, S, R, P, IQ)  # fmt: skip

@@ -2,9 +2,9 @@
 
 Letters are those of `../memory_mlp/README.md`; what lies where in the scratch memory is said in `solve`.
 Constants of all functions: M memories, C tokens of a chunk, D width of a head, S numbers of a scratch
-matrix, C = 2^LOG, R rows at a time, B columns of a product at a time, P precision of products; FULL memories
-are as wide as a head; IK, IV, IQ, IE, IA are the numbers of those that project k, v, q, η, α (−1: none);
-OWN: memories make their own targets; RETAIN: α < 1; CONTROL: η is bounded by 2 α.
+matrix, C = 2^LOG, R rows at a time, 2^BLOCK rows of a triangular matrix inverted in registers, P precision of
+products; FULL memories are as wide as a head; IK, IV, IQ, IE, IA are the numbers of those that project k, v,
+q, η, α (−1: none); OWN: memories make their own targets; RETAIN: α < 1; CONTROL: η is bounded by 2 α.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import triton.language as tl
 
 from nested_learning.ops.memory_mlp.chunk import CLAMP
 from nested_learning.ops.tiles import (
+    by,
+    by_turned,
     hidden,
     hidden_back,
     invert_unit_lower,
     log_sigmoid,
     put,
     rows,
-    times,
-    times_turned,
-    turned_times,
+    turned,
 )
 
 SLOTS = tl.constexpr(17)  # matrices of scratch memory per program
@@ -75,19 +75,24 @@ def chunk_rates(rates, seen, n, N, T, at, limit, M: tl.constexpr, C: tl.constexp
 
 
 @triton.jit
-def _system(keys, rhs, solution, strict, inverse, vectors, C: tl.constexpr, D: tl.constexpr,
-            LOG: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr):  # fmt: skip
-    """U with (I + diag(η)(a⁻ ∘ KKᵀ)) U = rhs, and the inverse of the matrix."""
+def _system(keys, rhs, solution, strict, inverse, vectors, SCALED: tl.constexpr, C: tl.constexpr,
+            D: tl.constexpr, LOG: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+            P: tl.constexpr):  # fmt: skip
+    """U with (I + diag(η)(a⁻ ∘ KKᵀ)) U = rhs, or SCALED: a ∘ U; and the inverse of the matrix."""
     j = tl.arange(0, C)
-    total = tl.load(vectors + C + j)
+    total, end = tl.load(vectors + C + j), tl.load(vectors + 2 * C - 1)
     for first in range(0, C, R):
         i = first + tl.arange(0, R)
         between = decay(vectors, total, i, j, C)
         eta = tl.load(vectors + i)[:, None]
-        put(rows(strict, first, R, C), eta * between * times_turned(keys, keys, first, R, D, C, B, P))
-    invert_unit_lower(strict, inverse, C, LOG, P)
+        put(rows(strict, first, R, C),
+            eta * between * by_turned(tl.load(rows(keys, first, R, D)), keys, D, C, P))  # fmt: skip
+    invert_unit_lower(strict, inverse, C, LOG, BLOCK, "tf32" if P == "bf16" else P)
     for first in range(0, C, R):
-        put(rows(solution, first, R, D), times(inverse, rhs, first, R, C, D, B, P))
+        u = by(tl.load(rows(inverse, first, R, C)), rhs, C, D, P)
+        if SCALED:
+            u *= tl.exp(end - tl.load(vectors + C + first + tl.arange(0, R)))[:, None]
+        put(rows(solution, first, R, D), u)
 
 
 @triton.jit
@@ -99,16 +104,17 @@ def decay(vectors, total, i, j, C: tl.constexpr):
 
 
 @triton.jit
-def solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, M: tl.constexpr,
-          C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, R: tl.constexpr,
-          B: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr, IK: tl.constexpr, IV: tl.constexpr,
-          IE: tl.constexpr, IA: tl.constexpr, OWN: tl.constexpr, RETAIN: tl.constexpr,
+def solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, KEEP: tl.constexpr,
+          M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr,
+          R: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr, IK: tl.constexpr,
+          IV: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr, OWN: tl.constexpr, RETAIN: tl.constexpr,
           CONTROL: tl.constexpr):  # fmt: skip
     """The write of a chunk, before anything is written.
 
-    Leaves K, V, Z, U, U at the values, e₁, answers, W₁ᵀe₁, both solutions and both inverses in slots 0 to 11,
-    the system in 12, right-hand sides in 14 and 15; and η, the sums of log α up to after and up to before
-    every token in vectors 0 to 2.
+    Leaves K and U in slots 0 and 3, both solutions in 8 and 9, both inverses in 10 and 11, the system in 12,
+    right-hand sides in 14 and 15; and η, the sums of log α up to after and up to before every token in
+    vectors 0 to 2. KEEP, for the backward pass: also V, Z, U at the values, e₁, answers, W₁ᵀe₁ in slots 1, 2
+    and 4 to 7; otherwise the solutions are multiplied by a.
     """
     t = tl.arange(0, C)
     eta, log_alpha = chunk_rates(rates, seen, n, N, T, at, limit, M, C, D, IE, IA, RETAIN, CONTROL)
@@ -116,60 +122,52 @@ def solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, 
     put(vectors + t, eta * factor)
     put(vectors + C + t, total)
     put(vectors + 2 * C + t, total - log_alpha)
-    for first in range(0, C, R):
-        k = joined(x, seen, n, IK, 0, N, T, at, first, M, C, D, R)
-        if IK >= 0:
-            k, _ = unit(k)
-        put(rows(base, first, R, D), k)
-        put(rows(base + S, first, R, D), joined(x, seen, n, IV, 1, N, T, at, first, M, C, D, R))
-    for first in range(0, C, R):
-        z = times_turned(base, w2, first, R, D, D, B, P)
-        put(rows(base + 2 * S, first, R, D), z)
-        _, _, _, u = hidden(z)
-        put(rows(base + 3 * S, first, R, D), u)
-        _, _, _, u = hidden(times_turned(base + S, w2, first, R, D, D, B, P))
-        put(rows(base + 4 * S, first, R, D), u)
     skip = tl.where(m < FULL, 1.0, 0.0)
     own = tl.where(m < FULL, 1.0 * OWN, 1.0)
     for first in range(0, C, R):
         i = first + tl.arange(0, R)
-        answer = times_turned(base + 3 * S, w1, first, R, D, D, B, P)
-        error = answer - own * times_turned(base + 4 * S, w1, first, R, D, D, B, P)
-        error += skip * (tl.load(rows(base, first, R, D)) - tl.load(rows(base + S, first, R, D)))
-        put(rows(base + 5 * S, first, R, D), error)
-        put(rows(base + 6 * S, first, R, D), answer)
-        kept = tl.exp(tl.load(vectors + 2 * C + i))[:, None]
-        put(rows(base + 15 * S, first, R, D), tl.load(vectors + i)[:, None] * (error + kept * answer))
-    for first in range(0, C, R):
-        i = first + tl.arange(0, R)
-        at_hidden = times(base + 5 * S, w1, first, R, D, D, B, P)
-        put(rows(base + 7 * S, first, R, D), at_hidden)
-        z = tl.load(rows(base + 2 * S, first, R, D))
-        kept = tl.exp(tl.load(vectors + 2 * C + i))[:, None]
-        put(rows(base + 14 * S, first, R, D),
-            tl.load(vectors + i)[:, None] * (hidden_back(z, at_hidden) + kept * z))  # fmt: skip
-    _system(base, base + 14 * S, base + 8 * S, base + 12 * S, base + 10 * S, vectors, C, D, LOG, R, B, P)
-    _system(base + 3 * S, base + 15 * S, base + 9 * S, base + 12 * S, base + 11 * S, vectors, C, D, LOG, R,
-            B, P)  # fmt: skip
+        step, kept = tl.load(vectors + i)[:, None], tl.exp(tl.load(vectors + 2 * C + i))[:, None]
+        k = joined(x, seen, n, IK, 0, N, T, at, first, M, C, D, R)
+        if IK >= 0:
+            k, _ = unit(k)
+        v = joined(x, seen, n, IV, 1, N, T, at, first, M, C, D, R)
+        z = by_turned(k, w2, D, D, P)
+        _, _, _, u = hidden(z)
+        _, _, _, u_v = hidden(by_turned(v, w2, D, D, P))
+        answer = by_turned(u, w1, D, D, P)
+        error = answer - own * by_turned(u_v, w1, D, D, P) + skip * (k - v)
+        at_hidden = by(error, w1, D, D, P)
+        put(rows(base, first, R, D), k)
+        put(rows(base + 3 * S, first, R, D), u)
+        put(rows(base + 14 * S, first, R, D), step * (hidden_back(z, at_hidden) + kept * z))
+        put(rows(base + 15 * S, first, R, D), step * (error + kept * answer))
+        if KEEP:
+            put(rows(base + S, first, R, D), v)
+            put(rows(base + 2 * S, first, R, D), z)
+            put(rows(base + 4 * S, first, R, D), u_v)
+            put(rows(base + 5 * S, first, R, D), error)
+            put(rows(base + 6 * S, first, R, D), answer)
+            put(rows(base + 7 * S, first, R, D), at_hidden)
+    _system(base, base + 14 * S, base + 8 * S, base + 12 * S, base + 10 * S, vectors, not KEEP, C, D, LOG,
+            R, BLOCK, P)  # fmt: skip
+    _system(base + 3 * S, base + 15 * S, base + 9 * S, base + 12 * S, base + 11 * S, vectors, not KEEP, C, D,
+            LOG, R, BLOCK, P)  # fmt: skip
 
 
 @triton.jit
-def _finish(keys, solution, weights, after, spare, vectors, C: tl.constexpr, D: tl.constexpr,
-            R: tl.constexpr, B: tl.constexpr, P: tl.constexpr):  # fmt: skip
+def _finish(keys, scaled, weights, after, vectors, C: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
+            P: tl.constexpr):  # fmt: skip
     """W_C = a₀ W₀ − (a ∘ U)ᵀ K."""
-    end = tl.load(vectors + 2 * C - 1)
-    for first in range(0, C, R):
-        left = tl.exp(end - tl.load(vectors + C + first + tl.arange(0, R)))[:, None]
-        put(rows(spare, first, R, D), left * tl.load(rows(solution, first, R, D)))
+    end = tl.exp(tl.load(vectors + 2 * C - 1))
     for first in range(0, D, R):
-        change = turned_times(spare, keys, first, R, D, C, D, B, P)
-        put(rows(after, first, R, D), tl.exp(end) * tl.load(rows(weights, first, R, D)) - change)
+        change = by(turned(scaled, first, R, D, C), keys, C, D, P)
+        put(rows(after, first, R, D), end * tl.load(rows(weights, first, R, D)) - change)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def forward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, y, scratch, N, T, at, limit, steps, write,
             project, answer, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
-            LOG: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr,
+            LOG: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr,
             SLOW: tl.constexpr, IK: tl.constexpr, IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr,
             IA: tl.constexpr, OWN: tl.constexpr, RETAIN: tl.constexpr, CONTROL: tl.constexpr):  # fmt: skip
     """Write the chunk from token `at` and, if asked for, `answer` in it; then `project` the tokens after it.
@@ -187,20 +185,17 @@ def forward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, y, scratch, N, 
     w2_next, w1_next = w2_next + program * D * D, w1_next + program * D * D
     if write:
         factor = tl.where(m < SLOW, 1.0, steps)
-        solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, M, C, D, S, LOG, R, B,
-              P, FULL, IK, IV, IE, IA, OWN, RETAIN, CONTROL)  # fmt: skip
-        _finish(base, base + 8 * S, w2, w2_next, base + 4 * S, vectors, C, D, R, B, P)
-        _finish(base + 3 * S, base + 9 * S, w1, w1_next, base + 4 * S, vectors, C, D, R, B, P)
+        solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, False, M, C, D, S, LOG, R,
+              BLOCK, P, FULL, IK, IV, IE, IA, OWN, RETAIN, CONTROL)  # fmt: skip
+        _finish(base, base + 8 * S, w2, w2_next, vectors, C, D, R, P)
+        _finish(base + 3 * S, base + 9 * S, w1, w1_next, vectors, C, D, R, P)
         if (answer != 0) & (m == 0):
-            _answer(x, seen, w2, w1, y, base, n, N, T, at, M, C, D, S, R, B, P, IQ)
+            _answer(x, seen, w2, w1, y, n, N, T, at, M, C, D, R, P, IQ)
     if (project != 0) & (m > 0):
         source = x + (role_of(m, IV, IQ) * N + n) * T * D + (at + write * C) * D
         for first in range(0, C, R):
-            _, _, _, u = hidden(times_turned(source, w2_next, first, R, D, D, B, P))
-            put(rows(base, first, R, D), u)
-        for first in range(0, C, R):
-            tl.store(rows(seen_next + program * C * D, first, R, D),
-                     times_turned(base, w1_next, first, R, D, D, B, P))  # fmt: skip
+            _, _, _, u = hidden(by_turned(tl.load(rows(source, first, R, D)), w2_next, D, D, P))
+            tl.store(rows(seen_next + program * C * D, first, R, D), by_turned(u, w1_next, D, D, P))
 
 
 @triton.jit
@@ -210,17 +205,12 @@ def role_of(m, IV: tl.constexpr, IQ: tl.constexpr):
 
 
 @triton.jit
-def _answer(x, seen, w2, w1, y, base, n, N, T, at, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
-            S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, P: tl.constexpr,
-            IQ: tl.constexpr):  # fmt: skip
+def _answer(x, seen, w2, w1, y, n, N, T, at, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
+            R: tl.constexpr, P: tl.constexpr, IQ: tl.constexpr):  # fmt: skip
     """y = q + M(q), with the weights of the chunk's start."""
     for first in range(0, C, R):
         q = joined(x, seen, n, IQ, 2, N, T, at, first, M, C, D, R)
         if IQ >= 0:
             q, _ = unit(q)
-        put(rows(base, first, R, D), q)
-        _, _, _, u = hidden(times_turned(base, w2, first, R, D, D, B, P))
-        put(rows(base + S, first, R, D), u)
-    for first in range(0, C, R):
-        answer = tl.load(rows(base, first, R, D)) + times_turned(base + S, w1, first, R, D, D, B, P)
-        tl.store(rows(y + (n * T + at) * D, first, R, D), answer)
+        _, _, _, u = hidden(by_turned(q, w2, D, D, P))
+        tl.store(rows(y + (n * T + at) * D, first, R, D), q + by_turned(u, w1, D, D, P))

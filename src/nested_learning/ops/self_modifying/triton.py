@@ -85,15 +85,17 @@ PROJECTIONS = ("k", "v", "q", "eta", "alpha")
 def constants(layout: Layout, width: int, products: str) -> dict[str, Any]:
     """Constants that both kernels are compiled with."""
     size = layout.chunk
-    wide = max(size, width) > 64  # larger tiles would not fit the registers
+    largest, exact = max(size, width), products == "tf32x3"
+    rows = min(64 if largest <= 64 and not exact else 32 if largest <= 64 else 16, size, width)
+    block = min(4 if exact else 6, size.bit_length() - 1)
     return {
         "M": len(layout.names),
         "C": size,
         "D": width,
-        "S": size * max(size, width),
+        "S": size * largest,
         "LOG": size.bit_length() - 1,
-        "R": min(16 if wide else 32, size, width),
-        "B": min(16 if wide else 32, size, width),
+        "R": rows,
+        "BLOCK": block,
         "P": products,
         "FULL": layout.full,
         "SLOW": layout.slow,
