@@ -220,6 +220,7 @@ def test_what_stands_around_the_kernel_of_the_linear_mixer(monkeypatch: pytest.M
         return torch.empty_like(added)
 
     monkeypatch.setattr(triton, "launch", launch)
+    monkeypatch.setattr(triton, "right", lambda *about: True)
     monkeypatch.setattr("nested_learning.layers.linear.use_triton", lambda device: device.type == "cuda")
     layer = made_on_cuda(lambda: MIXERS["linear"].build(small("linear", chunk_size=16)))
     y, state = layer(x(37))

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import triton.experimental.gluon.language  # noqa: F401  the interpreter imports it when the language is exchanged
 import triton.language as tl
 from triton import knobs
 from triton.runtime import interpreter
-from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 from triton.runtime.jit import JITFunction
 
 KERNELS = (
@@ -64,13 +65,25 @@ def _wrap(kernel: InterpretedFunction) -> None:
     kernel.run = wrapped
 
 
+def _dot(
+    self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, d: TensorHandle, *how: Any
+) -> TensorHandle:
+    """A B + D. Numbers in bfloat16 are kept as integers, and the interpreter would multiply these."""
+    left, right = (_float32(x) if x.dtype == tl.bfloat16 else x.data for x in (a, b))
+    return TensorHandle(np.matmul(left, right, dtype=d.data.dtype) + d.data, d.dtype.scalar)
+
+
+def _float32(x: TensorHandle) -> np.ndarray:
+    return (x.data.astype(np.uint32) << 16).view(np.float32)
+
+
 @contextmanager
 def _interpreted_language() -> Iterator[None]:
     """Functions such as `tl.sum` are kernels themselves, made for compiling when Triton was imported.
 
     Everything is put back afterwards: the interpreter leaves some of its own functions behind.
     """
-    places = (tl, tl.core, tl.standard, tl.core.tensor, tl.math, InterpretedFunction)
+    places = (tl, tl.core, tl.standard, tl.core.tensor, tl.math, InterpretedFunction, InterpreterBuilder)
     before = [dict(vars(place)) for place in places]
     for place in (tl, tl.standard):
         for name, value in list(vars(place).items()):
@@ -79,6 +92,7 @@ def _interpreted_language() -> Iterator[None]:
     exchanged = interpreter._patch_lang(tl.standard.zeros.fn)
     # Else the language would be exchanged at every call of a device function, which takes most of the time.
     InterpretedFunction.__call__ = lambda self, *args, **options: self.rewrite()(*args, **options)
+    InterpreterBuilder.create_dot = _dot
     try:
         yield
     finally:

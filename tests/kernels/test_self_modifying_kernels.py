@@ -67,7 +67,7 @@ def difference(
     """Largest difference of answers, weights and gradients from those of `chunk.py` in float64."""
     banks = kernels.banks_of(rule, size)
     inputs = kernels.example(banks, width, CPU, torch.float32, 1, chunks)
-    return max(kernels.differences(rule, banks, inputs).values())
+    return max(kernels.differences(rule, banks, inputs, "tf32x3").values())
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,20 @@ def test_weights_are_run_forward_again_from_every_stored_start(
     assert difference(kernels, SelfModRule(adaptive=("k",)), chunks=3) < EXACT
 
 
+@pytest.mark.parametrize("size", [16, pytest.param(64, marks=pytest.mark.thorough)])
+def test_products_in_bfloat16(kernels: ModuleType, size: int) -> None:
+    rule = SelfModRule(adaptive=("k", "eta"))
+    banks = kernels.banks_of(rule, size)
+    found = kernels.differences(rule, banks, kernels.example(banks, size, CPU, torch.float32, 1, 2), "bf16")
+    assert 1e-4 < max(found.values()) < 4e-2
+
+
 @pytest.mark.thorough
 def test_bfloat16_inputs(kernels: ModuleType) -> None:
     rule = SelfModRule(adaptive=("k", "eta"))
     banks = kernels.banks_of(rule, 16)
     inputs = kernels.example(banks, 16, CPU, torch.bfloat16, 1, 2)
-    assert max(kernels.differences(rule, banks, inputs).values()) < EXACT  # they are widened first
+    assert max(kernels.differences(rule, banks, inputs, "tf32x3").values()) < EXACT  # they are widened first
 
 
 @pytest.mark.thorough
@@ -124,7 +132,7 @@ def test_second_gradients(kernels: ModuleType) -> None:
         at = kernels.SelfModProgress(kernels.split(banks, w2, w1), None, 0)
         streams = kernels.Streams(*x, rates)
         if wide == torch.float32:
-            y, _ = kernels.read_and_write(rule, banks, at, streams)
+            y, _ = kernels.read_and_write(rule, banks, at, streams, "tf32x3")
         else:
             y, _ = kernels.chunk.read_and_write(rule, banks, "chunk", kernels.run_eager, at, streams)
         (first,) = torch.autograd.grad(y.square().sum(), rates, create_graph=True)
@@ -245,7 +253,9 @@ def test_compiled_kernels_do_not_spill(width: int, size: int, arch: int) -> None
     fixed = compiled.constants(layout, width, "tf32x3")
     for kernel, more in ((forward, {}), (backward, {"STOP": False})):
         constants = {**fixed, **more}
-        found = usage(kernel, signature(kernel, constants), constants, arch, compiled.warps(width))
+        found = usage(
+            kernel, signature(kernel, constants), constants, arch, compiled.warps(layout, width, "tf32x3")
+        )
         assert found.spilled == 0 and found.shared <= SHARED[arch], (kernel.fn.__name__, found)
 
 

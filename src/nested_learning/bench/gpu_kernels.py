@@ -20,13 +20,14 @@ from nested_learning.bench.gpu_settings import ARMS, PEERS, GpuSettings
 from nested_learning.bench.timing import Progress
 from nested_learning.ops import kernels
 
-TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
+TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
 """Largest relative difference from the token loop, by the type of the inputs.
 
 fp32: products run as three tf32 products each (tf32x3), which keep about 21 of 24 bits; the sums over a
 chunk, its triangular inverse and the chunks in a row lose one or two decimal digits more. In Triton's
 interpreter, whose products are those of fp32, the same kernels have to reach 1e-5. bf16: inputs have 8 bits,
-so one rounding alone is 4e-3, and several stand in a row.
+so one rounding alone is 4e-3, and several stand in a row; products are in bf16, too, where they are under
+autocast.
 """
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 USERS = {"delta_rule": ("linear",), "self_modifying": ("hope", "self_mod", "titans")}

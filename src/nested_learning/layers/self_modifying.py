@@ -34,7 +34,7 @@ from nested_learning.layers.streams import (
     split_rates,
     start_rates,
 )
-from nested_learning.ops.kernels import use_triton
+from nested_learning.ops.kernels import products_on, use_triton
 from nested_learning.ops.memory_mlp.chunk import Memories, WriteTokens
 from nested_learning.ops.scan import Piece, run_compiled, run_eager, scan
 from nested_learning.ops.self_modifying.chunk import (
@@ -159,26 +159,26 @@ class SelfModifyingTitans(nn.Module):
         mixed, conv = self.conv(self.project(x), None if state is None else state.conv)
         logits = split_rates(self.rates(x), self.heads)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        products = products_on(x.device)
         with torch.autocast(x.device.type, enabled=False):  # fast weights stay in float32
             k, v, q = l2_normalize(activate(split_heads(mixed, self.heads), self.around))
             at = self._start(batch) if state is None else self._unpack(state)
-            answers, at = self._read(Streams(k, v, q, logits), at)
+            answers, at = self._read(Streams(k, v, q, logits), at, products)
         y = merge_heads(torch.cat(answers, 1) if len(answers) > 1 else answers[0], batch).to(x.dtype)
         return self.out(gate_output(self.gate, self.norm(y).flatten(2), x)), self._pack(at, conv, batch)
 
-    def _read(self, x: Streams, at: SelfModProgress) -> tuple[list[Tensor], SelfModProgress]:
+    def _read(self, x: Streams, at: SelfModProgress, products: str) -> tuple[list[Tensor], SelfModProgress]:
         """Answers `[N, n, d]` to consecutive tokens: whole chunks by our kernels where they can."""
         tokens, first = x.k.shape[1], -at.position % self.chunk
         whole = (tokens - first) // self.chunk * self.chunk
         if whole > 0 and use_triton(x.k.device):
             from nested_learning.ops.self_modifying import triton  # needs the package triton
 
-            if triton.supports(self.config, self.layout, self.read, at) and triton.right(
-                self.config, self.layout, at
-            ):
+            rule = self.config, self.layout
+            if triton.supports(*rule, self.read, at) and triton.right(*rule, at, products):
                 before, chunks, after = x.split([first, whole, tokens - first - whole])
                 answers, at = self._scan(before, at) if first else ([], at)
-                answer, at = triton.read_and_write(self.config, self.layout, at, chunks)
+                answer, at = triton.read_and_write(*rule, at, chunks, products)
                 rest, at = self._scan(after, at) if after.k.shape[1] else ([], at)
                 return [*answers, answer, *rest], at
         return self._scan(x, at)

@@ -90,31 +90,39 @@ def why_no_triton(device: torch.device) -> str | None:
     return None
 
 
-BOUNDS = {"tf32x3": 1e-3, "tf32": 5e-2}
+BOUNDS = {"tf32x3": 1e-3, "tf32": 5e-2, "bf16": 1e-1}
 """Largest relative difference of a kernel from PyTorch in float64 with which it is used, by its products."""
 _right: dict[Hashable, bool] = {}
 
 
-def right(key: Hashable, differences: Callable[[], dict[str, float]]) -> bool:
+def right(key: Hashable, products: str, differences: Callable[[], dict[str, float]]) -> bool:
     """Whether a kernel gives what PyTorch gives on the card it is to run on; else PyTorch's path is taken.
 
-    It is tried at its first use, once for every `key`: what it is compiled for, and the device.
+    It is tried at its first use, once for every `key` (what it is compiled for, and the device) and precision
+    of `products`, in which `differences` compares it with float64.
 
     Raises:
         RuntimeError: `kernels = triton`, and it is wrong. Errors of a kernel itself are not caught.
     """
-    key = (key, precision())
+    key = (key, products)
     if key not in _right:
-        bound = BOUNDS[precision()]
         with torch.inference_mode(False), torch.enable_grad():
             found = differences()
-        wrong = {name: value for name, value in found.items() if not value <= bound}  # NaN too
+        wrong = {name: value for name, value in found.items() if not value <= BOUNDS[products]}  # NaN too
         _right[key] = not wrong
         if wrong:
             log.warning("wrong Triton kernels are left out, PyTorch is used: %s: off by %s", key, wrong)
     if not _right[key] and _choice == "triton":
         raise RuntimeError(f"kernels = triton: the kernels of {key} are wrong on this card")
     return _right[key]
+
+
+def products_on(device: torch.device) -> str:
+    """Precision of products of matrices that autocast would round: "bf16" inside it, else `precision`."""
+    kind = device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16:
+        return "bf16"
+    return precision()
 
 
 def precision() -> str:

@@ -29,6 +29,12 @@ def rows(matrix, first, R: tl.constexpr, S: tl.constexpr):
 
 
 @triton.jit
+def get(matrix, first, R: tl.constexpr, S: tl.constexpr):
+    """R rows of a matrix in memory from number `first`, in float32."""
+    return tl.load(rows(matrix, first, R, S)).to(tl.float32)
+
+
+@triton.jit
 def dot(a, b, total, P: tl.constexpr):
     """`total` + A B, in precision P: "bf16" rounds both factors first, others are `tl.dot`'s."""
     if P == "bf16":
@@ -97,7 +103,7 @@ def invert_unit_lower(strict, inverse, C: tl.constexpr, LOG: tl.constexpr, BLOCK
         for first in range(0, C, size):
             put(rows(inverse, first, size, C), tl.zeros([size, C], tl.float32))
     for first in range(0, C, size):
-        n = tl.load(strict + (first + i) * C + first + j)
+        n = tl.load(strict + (first + i) * C + first + j).to(tl.float32)
         x = tl.where(i == j, 1.0, 0.0) - tl.where((i >> 1) == (j >> 1), n, 0.0)  # blocks of 2
         for level in tl.static_range(1, BLOCK):
             below = ((i >> (level + 1)) == (j >> (level + 1))) & ((i >> level) != (j >> level))
@@ -116,5 +122,8 @@ def _join(strict, inverse, H: tl.constexpr, C: tl.constexpr, P: tl.constexpr):
         corner = (first + H) * C + first
         upper, lower = inverse + first * C + first, inverse + (first + H) * C + first + H
         place = corner + i * C + j
-        half = tl.dot(tl.load(strict + place), tl.load(upper + i * C + j), input_precision=P)
-        put(inverse + place, -tl.dot(tl.load(lower + i * C + j), half, input_precision=P))
+        first_half = tl.load(strict + place).to(tl.float32)
+        first_half = tl.dot(first_half, tl.load(upper + i * C + j).to(tl.float32), input_precision=P)
+        put(
+            inverse + place, -tl.dot(tl.load(lower + i * C + j).to(tl.float32), first_half, input_precision=P)
+        )

@@ -16,8 +16,6 @@ kernels does not depend on the number of chunks.
 
 Shapes: `N` sequences and heads, `M` chunks, `C` tokens of a chunk, `d` input width, `o` output width.
 Everything is computed in float32; only products may use TF32, where PyTorch's own may.
-
-So far the kernel has run in Triton's interpreter and was compiled for cards, but has not run on one.
 """
 
 from __future__ import annotations
@@ -289,7 +287,7 @@ def compare(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 def right(width: int, chunk: int, device: torch.device) -> bool:
     """Whether the kernel of heads and chunks of these sizes is right there, see `ops/kernels.py: right`."""
     key = ("delta_rule", width, chunk, device)
-    return kernels.right(key, lambda: differences(width, chunk, device, torch.float32))
+    return kernels.right(key, precision(), lambda: differences(width, chunk, device, torch.float32))
 
 
 def differences(width: int, chunk: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:

@@ -21,7 +21,7 @@ from nested_learning.ops.self_modifying.forward import (
     solve,
     unit,
 )
-from nested_learning.ops.tiles import by, by_turned, hidden, hidden_back, log_sigmoid, put, rows, turned
+from nested_learning.ops.tiles import by, by_turned, get, hidden, hidden_back, log_sigmoid, put, rows, turned
 
 
 @triton.jit
@@ -69,7 +69,7 @@ def _system_back(keys, solution, inverse, weights, out, systems, spare, grad_key
         left = tl.exp(end - tl.load(vectors + C + i))[:, None]
         grad = -left * by_turned(tl.load(rows(keys, first, R, D)), weights, D, D, P)
         put(rows(spare, first, R, D), grad)
-        put(vectors + 6 * C + i, tl.sum(grad * tl.load(rows(solution, first, R, D)), 1))
+        put(vectors + 6 * C + i, tl.sum(grad * get(solution, first, R, D), 1))
     at_left = tl.load(vectors + 6 * C + j)
     at_total = -at_left
     for first in range(0, C, R):
@@ -129,9 +129,9 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
         i = first + tl.arange(0, R)
         eta, kept = tl.load(vectors + i)[:, None], tl.exp(tl.load(vectors + 2 * C + i))[:, None]
         # through both right-hand sides, as far as the error of the hidden layer
-        z = tl.load(rows(base + 2 * S, first, R, D))
-        at_hidden = tl.load(rows(base + 7 * S, first, R, D))
-        grad_2 = tl.load(rows(base + 14 * S, first, R, D))
+        z = get(base + 2 * S, first, R, D)
+        at_hidden = get(base + 7 * S, first, R, D)
+        grad_2 = get(base + 14 * S, first, R, D)
         gate, s, r, u = hidden(z)
         slope = gate + s * (1 - gate)
         tangent = r * (at_hidden - u * tl.sum(u * at_hidden, 1)[:, None])
@@ -140,9 +140,9 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
         toward = eta * grad_2 * slope
         at_error_hidden = r * (toward - u * tl.sum(u * toward, 1)[:, None])
         put(rows(base + 13 * S, first, R, D), at_error_hidden)
-        error = tl.load(rows(base + 5 * S, first, R, D))
-        answer = tl.load(rows(base + 6 * S, first, R, D))
-        grad_1 = tl.load(rows(base + 15 * S, first, R, D))
+        error = get(base + 5 * S, first, R, D)
+        answer = get(base + 6 * S, first, R, D)
+        grad_1 = get(base + 15 * S, first, R, D)
         at_eta += tl.sum(grad_1 * (error + kept * answer), 1)
         at_before += tl.sum(eta * kept * grad_1 * answer, 1)
         _add(vectors + 3 * C + i, at_eta)
@@ -153,13 +153,13 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
         put(rows(base + 6 * S, first, R, D), at_answer)
         put(rows(base + 15 * S, first, R, D), at_error)
         # at the hidden layer
-        at_u = by(at_answer, w1, D, D, P) + tl.load(rows(base + 16 * S, first, R, D))
+        at_u = by(at_answer, w1, D, D, P) + get(base + 16 * S, first, R, D)
         at_z = eta * kept * grad_2 + _through_hidden(z, at_hidden, eta * grad_2, at_u)
         put(rows(base + 14 * S, first, R, D), at_z)
         _add(rows(grad_k, first, R, D), skip * at_error + by(at_z, w2, D, D, P))
         # at the values, through the targets
         at_u = -passed * own * by(at_error, w1, D, D, P)
-        at_z = hidden_back(by_turned(tl.load(rows(base + S, first, R, D)), w2, D, D, P), at_u)
+        at_z = hidden_back(by_turned(get(base + S, first, R, D), w2, D, D, P), at_u)
         put(rows(base + 7 * S, first, R, D), at_z)
         put(rows(grad_v, first, R, D), by(at_z, w2, D, D, P) - passed * skip * at_error)
     at_end = 0.0
@@ -308,7 +308,7 @@ def _project_back(x, rates, seen, w2, w1, parts_k, parts_v, parts_q, parts_r, gr
 @triton.jit(do_not_specialize=VARYING)
 def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w2, grad_w1, grad_x,
              grad_rates, grad_source, parts_k, parts_v, parts_q, parts_r, left_k, left_v, left_q, left_r,
-             scratch, N, T, at, limit, steps, write, project, M: tl.constexpr, C: tl.constexpr,
+             scratch, vectors, N, T, at, limit, steps, write, project, M: tl.constexpr, C: tl.constexpr,
              D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
              P: tl.constexpr, FULL: tl.constexpr, SLOW: tl.constexpr, IK: tl.constexpr, IV: tl.constexpr,
              IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr, OWN: tl.constexpr, STOP: tl.constexpr,
@@ -323,8 +323,7 @@ def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w
     """
     program = tl.program_id(0).to(tl.int64)
     n, m = program // M, program % M
-    base = scratch + program * (SLOTS * S + VECTORS * C)
-    vectors = base + SLOTS * S
+    base, vectors = scratch + program * SLOTS * S, vectors + program * VECTORS * C
     grad_w2, grad_w1 = grad_w2 + program * D * D, grad_w1 + program * D * D
     if project:
         after = at + write * C

@@ -26,7 +26,7 @@ from nested_learning.ops.tiles import (
 )
 
 SLOTS = tl.constexpr(17)  # matrices of scratch memory per program
-VECTORS = tl.constexpr(8)  # vectors of scratch memory per program
+VECTORS = tl.constexpr(8)  # vectors of it, always in float32
 STEPS_MOST = tl.constexpr(CLAMP)
 VARYING = ("N", "T", "at", "write", "project", "answer")
 """Arguments whose values do not ask for a compilation of their own: one takes a minute."""
@@ -165,8 +165,8 @@ def _finish(keys, scaled, weights, after, vectors, C: tl.constexpr, D: tl.conste
 
 
 @triton.jit(do_not_specialize=VARYING)
-def forward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, y, scratch, N, T, at, limit, steps, write,
-            project, answer, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
+def forward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, y, scratch, vectors, N, T, at, limit,
+            steps, write, project, answer, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
             LOG: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr,
             SLOW: tl.constexpr, IK: tl.constexpr, IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr,
             IA: tl.constexpr, OWN: tl.constexpr, RETAIN: tl.constexpr, CONTROL: tl.constexpr):  # fmt: skip
@@ -179,8 +179,7 @@ def forward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, y, scratch, N, 
     """
     program = tl.program_id(0).to(tl.int64)
     n, m = program // M, program % M
-    base = scratch + program * (SLOTS * S + VECTORS * C)
-    vectors = base + SLOTS * S
+    base, vectors = scratch + program * SLOTS * S, vectors + program * VECTORS * C
     w2, w1 = w2 + program * D * D, w1 + program * D * D
     w2_next, w1_next = w2_next + program * D * D, w1_next + program * D * D
     if write:

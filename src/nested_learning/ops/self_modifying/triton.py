@@ -13,8 +13,8 @@ between two of these are run forward again. So a chunk takes one launch forward 
 Memories of output width 1 (the rates) have second layers padded with rows of zeros, which stay zero.
 
 Shapes: `N` sequences times heads, `M` memories, `T` tokens, `C` tokens of a chunk, `D` width of a head.
-Everything is in float32; products are in the precision of `ops/kernels.py: precision`. So far the kernels
-have run in Triton's interpreter and were compiled for cards, but have not run on one.
+States, gradients and sums are in float32. Products are in the precision of `ops/kernels.py: products_on`;
+where that is bf16, so is the scratch memory of a launch.
 """
 
 from __future__ import annotations
@@ -84,17 +84,16 @@ PROJECTIONS = ("k", "v", "q", "eta", "alpha")
 
 def constants(layout: Layout, width: int, products: str) -> dict[str, Any]:
     """Constants that both kernels are compiled with."""
-    size = layout.chunk
-    largest, exact = max(size, width), products == "tf32x3"
-    rows = min(64 if largest <= 64 and not exact else 32 if largest <= 64 else 16, size, width)
-    block = min(4 if exact else 6, size.bit_length() - 1)
+    size, exact = layout.chunk, products == "tf32x3"
+    largest = max(size, width)
+    block = min(4 if exact or largest > 64 else 5, size.bit_length() - 1)
     return {
         "M": len(layout.names),
         "C": size,
         "D": width,
         "S": size * largest,
         "LOG": size.bit_length() - 1,
-        "R": rows,
+        "R": min(32 if largest <= 64 else 16, size, width),
         "BLOCK": block,
         "P": products,
         "FULL": layout.full,
@@ -106,9 +105,9 @@ def constants(layout: Layout, width: int, products: str) -> dict[str, Any]:
     }
 
 
-def warps(width: int) -> int:
-    """Warps of a program: as many as keep its rows of the widest tile in registers."""
-    return 4 if width <= 32 else 8
+def warps(layout: Layout, width: int, products: str) -> int:
+    """Warps of a program: as many as keep its rows of the widest matrix in registers."""
+    return 4 if max(layout.chunk, width) <= (32 if products == "tf32x3" else 64) else 8
 
 
 def supports(rule: SelfModRule, banks: tuple[Bank, ...], which: str, at: SelfModProgress) -> bool:
@@ -124,15 +123,16 @@ def supports(rule: SelfModRule, banks: tuple[Bank, ...], which: str, at: SelfMod
 
 @torch.compiler.disable
 def read_and_write(
-    rule: SelfModRule, banks: tuple[Bank, ...], at: SelfModProgress, x: Streams
+    rule: SelfModRule, banks: tuple[Bank, ...], at: SelfModProgress, x: Streams, products: str
 ) -> tuple[Tensor, SelfModProgress]:
     """Answers `[N, T, D]` to whole chunks of tokens from a boundary on, and where the sequences stand then.
 
-    The rule must be one that `supports` accepts. Gradients reach everything, second ones by `chunk.py`.
+    `products`: their precision, see `ops/kernels.py: products_on`. The rule must be one that `supports`
+    accepts. Gradients reach everything, second ones by `chunk.py`.
     """
     w2, w1 = join(at.banks)
     streams = torch.stack([x.k, x.v, x.q])
-    y, w2, w1 = _Scan.apply(rule, banks, streams, x.rates, w2, w1)  # type: ignore[no-untyped-call]
+    y, w2, w1 = _Scan.apply(rule, banks, products, streams, x.rates, w2, w1)  # type: ignore[no-untyped-call]
     return y, SelfModProgress(split(banks, w2, w1), None, 0)
 
 
@@ -160,11 +160,18 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rule: SelfModRule, banks: tuple[Bank, ...], x: Tensor, rates: Tensor, w2: Tensor, w1: Tensor
+        ctx: Any,
+        rule: SelfModRule,
+        banks: tuple[Bank, ...],
+        products: str,
+        x: Tensor,
+        rates: Tensor,
+        w2: Tensor,
+        w1: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        launches = Launches(Layout.of(rule, banks), x, rates)
+        launches = Launches(Layout.of(rule, banks), x, rates, products)
         y, starts, after = launches.read(w2.contiguous(), w1.contiguous())
-        ctx.rule, ctx.banks = rule, banks
+        ctx.rule, ctx.banks, ctx.products = rule, banks, products
         ctx.save_for_backward(x, rates, *(w for start in starts for w in start))
         return y, *after
 
@@ -172,9 +179,9 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, rates, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
-            return None, None, *_differentiable(ctx.rule, ctx.banks, (x, rates, *kept[:2]), grads)
-        launches = Launches(Layout.of(ctx.rule, ctx.banks), x, rates)
-        return None, None, *launches.back(list(zip(kept[::2], kept[1::2], strict=True)), *grads)
+            return None, None, None, *_differentiable(ctx.rule, ctx.banks, (x, rates, *kept[:2]), grads)
+        launches = Launches(Layout.of(ctx.rule, ctx.banks), x, rates, ctx.products)
+        return None, None, None, *launches.back(list(zip(kept[::2], kept[1::2], strict=True)), *grads)
 
 
 def _differentiable(
@@ -202,13 +209,14 @@ class Parts(NamedTuple):
 class Launches:
     """The launches over one run of whole chunks: streams `x [3, N, T, D]`, slow logits `rates [2, N, T]`."""
 
-    def __init__(self, layout: Layout, x: Tensor, rates: Tensor) -> None:
+    def __init__(self, layout: Layout, x: Tensor, rates: Tensor, products: str) -> None:
         self.layout, self.x, self.rates = layout, x.contiguous(), rates.contiguous()
         _, self.count, self.tokens, self.width = x.shape
-        self.fixed = constants(layout, self.width, precision())
+        self.fixed, self.warps = constants(layout, self.width, products), warps(layout, self.width, products)
         self.programs = self.count * len(layout.names)
-        numbers = SLOTS.value * self.fixed["S"] + VECTORS.value * layout.chunk
-        self.scratch = x.new_empty(self.programs * numbers)
+        narrow = torch.bfloat16 if products == "bf16" else torch.float32
+        self.scratch = x.new_empty(self.programs * SLOTS.value * self.fixed["S"], dtype=narrow)
+        self.vectors = x.new_empty(self.programs * VECTORS.value * layout.chunk)
 
     def read(self, w2: Tensor, w1: Tensor) -> tuple[Tensor, list[Weights], Weights]:
         """Answers `[N, T, D]`, the weights at every `EVERY`-th chunk's start, and those at the end."""
@@ -252,7 +260,7 @@ class Launches:
         answer: bool,
     ) -> None:
         numbers = (self.count, self.tokens, number * self.layout.chunk, self.layout.limit, self.layout.steps)
-        tensors = (self.x, self.rates, seen, new, *now, *after, y, self.scratch)
+        tensors = (self.x, self.rates, seen, new, *now, *after, y, self.scratch, self.vectors)
         self._launch(forward, *tensors, *numbers, int(write), int(project), int(answer))
 
     def back(
@@ -298,16 +306,15 @@ class Launches:
     ) -> None:
         weights, new = (now, seen) if after is None else after
         numbers = (self.count, self.tokens, number * self.layout.chunk, self.layout.limit, self.layout.steps)
-        tensors = (self.x, self.rates, seen, new, *now, *weights, *outputs, *parts, *left, self.scratch)
+        tensors = (self.x, self.rates, seen, new, *now, *weights, *outputs, *parts, *left)
         stop = self.layout.stop_gradient_targets
-        self._launch(backward, *tensors, *numbers, int(write), int(after is not None), STOP=stop)
+        flags = int(write), int(after is not None)
+        self._launch(backward, *tensors, self.scratch, self.vectors, *numbers, *flags, STOP=stop)
 
     def _launch(self, kernel: Any, *arguments: Any, **flags: bool) -> None:
         # Triton starts a kernel on the current device, whatever the device of its tensors.
         with torch.cuda.device_of(self.x):  # type: ignore[no-untyped-call]
-            kernel[(self.programs,)](
-                *arguments, **self.fixed, **flags, num_warps=warps(self.width), num_stages=1
-            )
+            kernel[(self.programs,)](*arguments, **self.fixed, **flags, num_warps=self.warps, num_stages=1)
 
     def _empty(self, *shape: int) -> Tensor:
         """A tensor for all memories, `[N, M, …]`."""
@@ -328,31 +335,35 @@ COMPARED = ((64, 64),)
 
 
 def compare(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """`differences` of self-modifying Titans and Titans, at several sizes; inputs are of type `dtype`."""
+    """`differences` of self-modifying Titans and Titans; inputs are of type `dtype`, and so are products."""
     found: dict[str, float] = {}
+    products = "bf16" if dtype == torch.bfloat16 else precision()
     for width, size in COMPARED:
         for name, adaptive in (("self_mod", ("k", "v", "eta", "alpha")), ("titans", ())):
             rule = SelfModRule(adaptive=adaptive, self_targets=bool(adaptive))
             banks = banks_of(rule, size)
             inputs = example(banks, width, device, dtype)
-            for what, value in differences(rule, banks, inputs).items():
+            for what, value in differences(rule, banks, inputs, products).items():
                 found[f"{name} {width} x {size}: {what}"] = value
     return found
 
 
-def right(rule: SelfModRule, banks: tuple[Bank, ...], at: SelfModProgress) -> bool:
+def right(rule: SelfModRule, banks: tuple[Bank, ...], at: SelfModProgress, products: str) -> bool:
     """Whether the kernels of such a layer are right where its weights are, see `ops/kernels.py: right`."""
     weights = at.banks[0].weights.w2
     device, width = weights.device, weights.shape[-1]
     return kernels.right(
         ("self_modifying", Layout.of(rule, banks), width, device),
-        lambda: differences(rule, banks, example(banks, width, device, torch.float32)),
+        products,
+        lambda: differences(rule, banks, example(banks, width, device, torch.float32), products),
     )
 
 
-def differences(rule: SelfModRule, banks: tuple[Bank, ...], inputs: list[Tensor]) -> dict[str, float]:
+def differences(
+    rule: SelfModRule, banks: tuple[Bank, ...], inputs: list[Tensor], products: str
+) -> dict[str, float]:
     """Largest relative differences of `RESULTS` from `chunk.py` in float64, which equals the token loop."""
-    ours, exact = (outcomes(rule, banks, inputs, on_kernels) for on_kernels in (True, False))
+    ours, exact = (outcomes(rule, banks, inputs, how) for how in (products, None))
     pairs = zip(RESULTS, ours, exact, strict=True)
     return {name: float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for name, a, b in pairs}
 
@@ -389,16 +400,17 @@ def example(
 
 
 def outcomes(
-    rule: SelfModRule, banks: tuple[Bank, ...], inputs: list[Tensor], on_kernels: bool
+    rule: SelfModRule, banks: tuple[Bank, ...], inputs: list[Tensor], products: str | None
 ) -> list[Tensor]:
-    """Answers, weights after, and gradients of a function of them, by the kernels or by `chunk.py`."""
-    wide = torch.float32 if on_kernels else torch.float64
+    """Answers, weights after, and gradients of a function of them, by the kernels with such products, or
+    (None) by `chunk.py` in float64."""
+    wide = torch.float64 if products is None else torch.float32
     x, rates, w2, w1 = own = [t.to(wide).detach().requires_grad_() for t in inputs]
     streams, at = Streams(x[0], x[1], x[2], rates), SelfModProgress(split(banks, w2, w1), None, 0)
-    if on_kernels:
-        y, after = read_and_write(rule, banks, at, streams)
-    else:
+    if products is None:
         y, after = chunk.read_and_write(rule, banks, "chunk", run_eager, at, streams)
+    else:
+        y, after = read_and_write(rule, banks, at, streams, products)
     results = [y, *join(after.banks)]
     loss = sum((t.double().square() * t.double().cos()).sum() for t in results)
     assert isinstance(loss, Tensor)
