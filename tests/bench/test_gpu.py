@@ -209,6 +209,15 @@ def test_models_at_their_best_come_first_and_long_sequences_last(monkeypatch: py
     assert [job.variant.how for job in made[end:] if job.part == "decode"] == ["torch", "torch"]
 
 
+def test_only_the_parts_asked_for_are_timed() -> None:
+    settings = smoke_settings()
+    settings.models, settings.parts = ("linear",), ("forward", "decode")
+    assert [(job.part, job.length) for job in jobs(settings, frozenset())] == [
+        *(("forward", length) for length in (64, 192) for _ in range(2)),
+        *(("decode", at) for at in (10, 40) for _ in range(2)),
+    ]
+
+
 def test_what_does_not_fit_is_skipped_and_measured_when_there_is_time(tmp_path: Path) -> None:
     settings = smoke_settings()
     settings.models, settings.lengths, settings.positions = ("linear",), (64,), (10,)

@@ -29,6 +29,7 @@ ARMS: dict[str, tuple[str, ...]] = {
 FLA = "fla"
 PEERS = {PEER: "titans", FLA: "linear"}
 """Models of other packages, each with the arm whose place its memory takes."""
+PARTS = ("train", "forward", "decode")
 OWN = "own"
 """In the place of "triton" or "torch": the kernels of a peer."""
 SMOKE_TRAINING = ("seq_len=192", "batch_size=2", "accumulation=1", "precision=fp32", "eval_batches=2")
@@ -42,6 +43,7 @@ class GpuSettings:
         config: an entry of `configs/`, whose model is measured and trained.
         overrides: changes to it, such as `("model.dim=64",)`.
         models: names of `ARMS` and `PEERS`, beside the Transformer.
+        parts: of `PARTS`, what is timed.
         lengths: tokens per sequence.
         tokens: per step, at every length; at least one sequence.
         positions: tokens read before decoding is timed. decode_tokens: decoded per timed run.
@@ -58,6 +60,7 @@ class GpuSettings:
     config: str = "pilot"
     overrides: tuple[str, ...] = ()
     models: tuple[str, ...] = ("hope", "self_mod", "titans", "linear", FLA, PEER)
+    parts: tuple[str, ...] = PARTS
     lengths: tuple[int, ...] = (2048, 8192, 32_768)
     tokens: int = 16_384
     positions: tuple[int, ...] = (100, 2048, 8192, 32_768)
@@ -78,6 +81,8 @@ class GpuSettings:
         one_of("bench.device", device.type, ("cpu", "cuda"))
         self.device = str(device)
         one_of("bench.precision", self.precision, PRECISIONS)
+        for part in self.parts:
+            one_of("bench.parts", part, PARTS)
         for model in self.models:
             one_of("bench.models", model, (*ARMS, *PEERS))
         counts = [(name, value) for name in ("lengths", "positions") for value in getattr(self, name)]

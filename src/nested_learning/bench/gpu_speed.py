@@ -99,10 +99,12 @@ def jobs(settings: GpuSettings, kernel_models: frozenset[str]) -> list[Job]:
             Job(part, length, variant)
             for length in settings.lengths
             for part in ("train", "forward")
+            if part in settings.parts
             for variant in group
         ]
         decoders = dict.fromkeys(decoded(variant) for variant in group if variant.name not in PEERS)
-        made += [Job("decode", at, variant) for at in settings.positions for variant in decoders]
+        positions = settings.positions if "decode" in settings.parts else ()
+        made += [Job("decode", at, variant) for at in positions for variant in decoders]
     return list(dict.fromkeys(made))
 
 

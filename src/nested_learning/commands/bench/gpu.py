@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nested_learning.bench.gpu import FILE, STAGES, run_gpu
-from nested_learning.bench.gpu_settings import ARMS, PEERS, GpuSettings, smoke_settings
+from nested_learning.bench.gpu_settings import ARMS, PARTS, PEERS, GpuSettings, smoke_settings
 from nested_learning.bench.settings import PRECISIONS
 from nested_learning.command import Parser
 from nested_learning.runtime import keep_freed_memory
@@ -42,6 +42,7 @@ def parser() -> Parser:
             help = f"{text}, default {getattr(defaults, name)}"
             add(f"--{name.replace('_', '-')}", type=int, nargs=nargs, default=missing, help=help)
     add("--models", nargs="+", choices=[*ARMS, *PEERS], default=missing, help="beside the Transformer")
+    add("--parts", nargs="+", choices=PARTS, default=missing, help="what is timed, default everything")
     add("--overrides", nargs="+", default=missing, help="of configs/pilot.yaml, such as model.num_layers=4")
     add("--precision", choices=PRECISIONS, default=missing)
     add("--device", default=missing, help="default auto")
