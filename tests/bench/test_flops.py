@@ -10,7 +10,7 @@ from nested_learning.layers.config import MemoryConfig
 from nested_learning.levels import LevelSpec
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.lm import HopeLM
-from nested_learning.ops.triangular import inverse_unit_lower
+from nested_learning.ops.triangular.inverse import inverse_unit_lower
 
 CHUNK = 32
 

@@ -40,7 +40,7 @@ from nested_learning.ops.delta_rule import naive as naive_delta_rule
 from nested_learning.ops.memory_mlp import naive as naive_memory_mlp
 from nested_learning.ops.newton_schulz import newton_schulz, newton_schulz_all
 from nested_learning.ops.self_modifying_linear import naive as naive_shared_gain
-from nested_learning.ops.triangular import inverse_unit_lower, solve_unit_lower
+from nested_learning.ops.triangular.inverse import inverse_unit_lower, solve_unit_lower
 
 pytestmark = pytest.mark.usefixtures("fake_cuda")
 WITH_MEMORIES = ("self_mod", "self_mod_linear", "titans", "linear")

@@ -23,6 +23,7 @@ KERNELS = (
     "nested_learning.ops.self_modifying.forward",
     "nested_learning.ops.self_modifying.backward",
     "nested_learning.ops.self_modifying.triton",
+    "nested_learning.ops.triangular.triton",
 )
 """Modules with kernels. `triton.jit` decides at their import whether the kernels are interpreted."""
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nested_learning.ops.delta_rule import chunk as delta_chunk
 from nested_learning.ops.delta_rule import naive as delta_naive
-from nested_learning.ops.triangular import inverse_unit_lower, solve_unit_lower
+from nested_learning.ops.triangular.inverse import inverse_unit_lower, solve_unit_lower
 
 READS = ("chunk", "before_write", "after_write")
 CHUNKS = (1, 2, 7, 64)

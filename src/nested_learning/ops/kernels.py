@@ -19,6 +19,7 @@ OLDEST = (8, 0)
 MODULES: tuple[str, ...] = (
     "nested_learning.ops.delta_rule.triton",
     "nested_learning.ops.self_modifying.triton",
+    "nested_learning.ops.triangular.triton",
 )
 """Modules with Triton kernels; each has a `KERNEL`, which checks it."""
 
@@ -77,6 +78,7 @@ def use_triton(device: torch.device) -> bool:
     return reason is None
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def why_no_triton(device: torch.device) -> str | None:
     """What Triton lacks to run on `device`, or None if it can."""
     if find_spec("triton") is None:

@@ -95,7 +95,7 @@ def invert_unit_lower(strict, inverse, C: tl.constexpr, LOG: tl.constexpr, BLOCK
                       P: tl.constexpr):  # fmt: skip
     """(I + N)⁻¹ into `inverse [C, C]`, for strictly lower triangular N at `strict [C, C]`, C = 2^LOG.
 
-    By halves, as `ops/triangular.py`: blocks of 2^BLOCK in registers, larger ones in memory.
+    By halves, as `ops/triangular/inverse.py`: blocks of 2^BLOCK in registers, larger ones in memory.
     """
     size: tl.constexpr = 1 << BLOCK
     i, j = tl.arange(0, size)[:, None], tl.arange(0, size)[None, :]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nested_learning.ops.triangular import solve_unit_lower
+from nested_learning.ops.triangular.inverse import solve_unit_lower
 
 
 class Decay(NamedTuple):

@@ -32,7 +32,7 @@ from nested_learning.ops import kernels
 from nested_learning.ops.delta_rule import naive
 from nested_learning.ops.delta_rule.chunk import LinearMemory, LinearPiece, Rates, make_rates
 from nested_learning.ops.kernels import Kernel, precision
-from nested_learning.ops.triangular import solve_unit_lower
+from nested_learning.ops.triangular.inverse import solve_unit_lower
 from nested_learning.ops.unit import l2_normalize
 
 MAX_WIDTH = 128

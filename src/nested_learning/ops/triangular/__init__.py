@@ -1,0 +1,1 @@
+"""Unit lower triangular systems."""
