@@ -41,7 +41,7 @@ def in_chunks(
         chunk = WriteTokens(*own)
         (at,) = forward(memories.weights, chunk.k)
         residuals = tuple(chunk.k[:, None] - v[number] for v in wanted)
-        written = write(rule, memories, at, residuals, chunk.rates())
+        written = write(rule, memories, at, residuals, chunk.prepare(rule.delta))
         if which == "chunk":
             found = read(memories.weights, queries)
         else:
@@ -107,7 +107,7 @@ def test_output_widths_stand_beside_one_another() -> None:
         memories = Memories(weights, None, None)
         residuals = tuple(-v for v in targets)
         (at,) = forward(weights, k)
-        return finish(write(WriteRule(), memories, at, residuals, tokens.rates()), memories).weights
+        return finish(write(WriteRule(), memories, at, residuals, tokens.prepare(True)), memories).weights
 
     together = after(Stack(w2, (wide, narrow)), targets)
     for i, group, place in ((0, 0, 0), (1, 0, 1), (2, 1, 0)):
@@ -147,7 +147,7 @@ def test_gradient_of_the_write_by_finite_differences() -> None:
             memories,
             forward(stacks[0], k)[0],
             (-v,),
-            WriteTokens(k, k, eta, alpha.log(), beta.log()).rates(),
+            WriteTokens(k, k, eta, alpha.log(), beta.log()).prepare(True),
         )
         after = finish(written, memories)
         return after.weights.w2, *after.weights.w1, after.momentum.w2, *after.momentum.w1

@@ -28,9 +28,11 @@ NO_KERNEL = frozenset(
     [
         *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_"),
         *("_unsafe_view", "lift_fresh", "_local_scalar_dense", "promote_types"),
+        "inverse_unit_lower",
     ]
 )
-"""Operations that make room or change a shape, beside those that the dispatcher knows as views."""
+"""Operations that make room or change a shape, beside those that the dispatcher knows as views; and ours,
+whose Triton kernel is counted by its own name."""
 STARTS = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaLaunchCooperativeKernel")
 """Calls of the host that start a kernel or a graph; their variants begin with these names."""
 

@@ -151,9 +151,10 @@ class FastLevel(nn.Module):
         at = self._unpack(state)
         lengths = segments(tokens, state.position, self.chunk_size)
         ends = self._ends(lengths, state.position)
-        pieces = map(LevelPiece, torch.split(queries, lengths, 1), written.split(lengths), ends)
         how = (self.config, self.shared)
         with torch.autocast(x.device.type, enabled=False):  # fast weights stay in float32
+            ready = written.prepare_chunks(self.config.delta, lengths, self.chunk_size)
+            pieces = map(LevelPiece, torch.split(queries, lengths, 1), written.split(lengths), ends, ready)
             answers, at = scan(answer_and_write, how, at, [self._run(piece) for piece in pieces])
         y = torch.cat(answers, 1)
         after = FastLevelState(
@@ -178,8 +179,7 @@ class FastLevel(nn.Module):
         return ends
 
     def _run(self, piece: LevelPiece) -> Piece:
-        whole = piece.queries.shape[1] == self.chunk_size
-        return Piece(piece, self.compiled and whole, self.config.keep_every is not None)
+        return Piece(piece, self.compiled and piece.ready is not None, self.config.keep_every is not None)
 
     def _check_state(self, state: FastLevelState, x: Tensor) -> None:
         check_kind(state, FastLevelState, "FastLevel")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nested_learning.ops.delta_rule.chunk import Prepared
 from nested_learning.ops.memory_mlp.chunk import (
     Memories,
     Pass,
@@ -38,11 +39,13 @@ class LevelPiece(NamedTuple):
         queries: inputs of unit norm `[B, n, D]`.
         tokens: what they write.
         ends: what happens after them: a "write", a "reset" to the initial state, or nothing (None).
+        ready: what their write needs beside errors, where they are the whole chunk.
     """
 
     queries: Tensor
     tokens: WriteTokens
     ends: str | None
+    ready: Prepared | None = None
 
 
 def answer_and_write(
@@ -58,10 +61,10 @@ def answer_and_write(
         piece: the tokens.
     """
     memory, pending, start = at
-    queries, new, ends = piece
-    if ends == "write" and pending is None:
-        answer, at_keys = _read_both(memory, queries, new.k, shared)
-        return answer, LevelProgress(_written(rule, memory, at_keys, new), None, start)
+    queries, new, ends, ready = piece
+    if ends == "write" and ready is not None:
+        answer, at_keys = _read_both(memory, queries, ready.keys, shared)
+        return answer, LevelProgress(_written(rule, memory, at_keys, new.v, ready), None, start)
     answer = read(memory.weights, queries)[0].squeeze(1)
     if ends == "reset":
         return answer, LevelProgress(start, None, start)
@@ -69,7 +72,8 @@ def answer_and_write(
     if ends is None:
         return answer, LevelProgress(memory, pending, start)
     (at_keys,) = forward(memory.weights, pending.k)
-    return answer, LevelProgress(_written(rule, memory, at_keys, pending), None, start)
+    ready = pending.prepare(rule.delta)
+    return answer, LevelProgress(_written(rule, memory, at_keys, pending.v, ready), None, start)
 
 
 def _read_both(memory: Memories, queries: Tensor, keys: Tensor, shared: str | None) -> tuple[Tensor, Pass]:
@@ -85,6 +89,6 @@ def _read_both(memory: Memories, queries: Tensor, keys: Tensor, shared: str | No
     return at.tokens(1, count + 1).answers[0].squeeze(1), at.tokens(0, count)
 
 
-def _written(rule: WriteRule, memory: Memories, at: Pass, tokens: WriteTokens) -> Memories:
+def _written(rule: WriteRule, memory: Memories, at: Pass, values: Tensor, ready: Prepared) -> Memories:
     # P = 0, so the residual is −v: the residual connection is outside the level
-    return finish(write(rule, memory, at, (-tokens.v.unsqueeze(1),), tokens.rates()), memory)
+    return finish(write(rule, memory, at, (-values.unsqueeze(1),), ready), memory)

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nested_learning.ops.triangular.inverse import solve_unit_lower
+from nested_learning.ops.scan import put_together, take_apart
+from nested_learning.ops.triangular.inverse import inverse_unit_lower
 
 
 class Decay(NamedTuple):
@@ -30,15 +31,26 @@ class Decay(NamedTuple):
 
     inside: Tensor  # [N, C, C] from after token s to after token t, lower triangular
     start: Tensor  # [N, C]    from the start of the chunk to after token t
+    end: Tensor  # [N, C]    from after token s to the end of the chunk
+    whole: Tensor  # [N]       from the start of the chunk to its end
 
-    def before(self, first: float) -> Decay:
-        """The same up to before token t: strictly lower triangular. `first`: value at the first token."""
-        inside = F.pad(self.inside, (0, 0, 1, 0))[..., :-1, :]
-        return Decay(inside, F.pad(self.start, (1, 0), value=first)[..., :-1])
+    @staticmethod
+    def of(inside: Tensor, start: Tensor) -> Decay:
+        """With the products up to the end, which are the last rows."""
+        return Decay(inside, start, inside[..., -1, :], start[..., -1])
 
-    def last(self, count: int) -> Decay:
-        """The rows of the last `count` tokens."""
-        return Decay(self.inside[..., -count:, :], self.start[..., -count:])
+
+class Before(NamedTuple):
+    """The same up to before token t."""
+
+    inside: Tensor  # [N, C, C] strictly lower triangular
+    start: Tensor  # [N, C]
+
+    @staticmethod
+    def of(after: Decay, first: float) -> Before:
+        """The rows of one token earlier. `first`: what reaches the first token from the chunk's start."""
+        inside = F.pad(after.inside, (0, 0, 1, 0))[..., :-1, :]
+        return Before(inside, F.pad(after.start, (1, 0), value=first)[..., :-1])
 
 
 class Rates(NamedTuple):
@@ -46,13 +58,19 @@ class Rates(NamedTuple):
 
     eta: Tensor  # [N, C]
     a: Decay
+    a_before: Before
+    erasing: Tensor  # diag(η) a⁻ [N, C, C]
     b: Decay | None = None  # None without momentum
     c: Decay | None = None
+    c_before: Before | None = None
 
     def map_over_memories(self) -> Rates:
         """The same rates with a dimension for several memories: `[N, 1, …]`."""
-        decays = (d and Decay(d.inside.unsqueeze(-3), d.start.unsqueeze(-2)) for d in self[1:])
-        return Rates(self.eta.unsqueeze(-2), *decays)  # type: ignore[arg-type]
+        wide = self.eta.dim() - 1
+        tensors: list[Tensor] = []
+        frame = take_apart(self, tensors)
+        rates: Rates = put_together(frame, iter([t.unsqueeze(wide) for t in tensors]))
+        return rates
 
 
 def _products(log_factor: Tensor) -> Decay:
@@ -60,16 +78,37 @@ def _products(log_factor: Tensor) -> Decay:
     size = total.shape[-1]
     future = torch.ones(size, size, dtype=torch.bool, device=total.device).triu(1)
     inside = (total[..., :, None] - total[..., None, :]).masked_fill(future, -torch.inf).exp()
-    return Decay(inside, total.exp())
+    return Decay.of(inside, total.exp())
 
 
 def make_rates(eta: Tensor, log_alpha: Tensor, log_beta: Tensor | None = None) -> Rates:
     """Rates of one chunk from η, log α and log β (None = no momentum), each `[N, C]`."""
     a = _products(log_alpha)
+    a_before = Before.of(a, 1.0)
+    erasing = eta[..., None] * a_before.inside
     if log_beta is None:
-        return Rates(eta, a)
+        return Rates(eta, a, a_before, erasing)
     b = _products(log_beta)
-    return Rates(eta, a, b, Decay(a.inside @ b.inside, (a.inside @ b.start[..., None])[..., 0]))
+    c = Decay.of(a.inside @ b.inside, (a.inside @ b.start[..., None])[..., 0])
+    return Rates(eta, a, a_before, erasing, b, c, Before.of(c, 0.0))
+
+
+class Prepared(NamedTuple):
+    """What of the write of a chunk depends on its keys and rates only, not on the memory."""
+
+    rates: Rates
+    keys: Tensor  # [N, C, d]
+    solver: Tensor | None  # (I + diag(η)(a⁻ ∘ KKᵀ))⁻¹ diag(η) [N, C, C]; None without the delta term
+    moved: Tensor | None  # c⁻ ∘ KKᵀ [N, C, C]; None without the delta term or momentum
+
+
+def prepare(rates: Rates, keys: Tensor, *, delta: bool = True) -> Prepared:
+    """For a chunk, or for many at once: keys `[N, C, d]`. `delta`: whether the delta term erases."""
+    if not delta:
+        return Prepared(rates, keys, None, None)
+    gram = keys @ keys.mT
+    solver = inverse_unit_lower(rates.erasing * gram) * rates.eta[..., None, :]
+    return Prepared(rates, keys, solver, None if rates.c_before is None else rates.c_before.inside * gram)
 
 
 class Applied(NamedTuple):
@@ -96,29 +135,23 @@ class Written(NamedTuple):
     error: Tensor | None  # Ê [N, C, o]; None where U has absorbed it
 
 
-def delta_write(rates: Rates, keys: Tensor, error: Tensor, start: Applied, *, delta: bool = True) -> Written:
+def delta_write(ready: Prepared, error: Tensor, start: Applied) -> Written:
     """Solve for the write of one chunk.
 
     Args:
-        rates: step sizes and decays of the chunk.
-        keys: inputs of the memory `[N, C, d]`.
+        ready: what is known before.
         error: gradient of the inner loss at the memory's output `[N, C, o]`.
         start: the matrices of the chunk's start applied to the keys.
-        delta: whether the delta term erases.
     """
-    eta = rates.eta[..., None]
-    scaled = eta * error
-    if not delta:
-        return Written(rates, keys, None, scaled)
-    a = rates.a.before(1.0)
-    seen = _from_start(a.start, start)
-    gram = keys @ keys.mT
-    rhs = scaled + eta * seen
-    if rates.c is not None and start.momentum is not None:
-        c = rates.c.before(0.0)
-        rhs = eta * (seen + c.start[..., None] * start.momentum - (c.inside * gram) @ scaled)
-    solved = solve_unit_lower(eta * a.inside * gram, rhs)
-    return Written(rates, keys, solved, None if rates.c is None else scaled)
+    rates, keys, solver, moved = ready
+    if solver is None:
+        return Written(rates, keys, None, rates.eta[..., None] * error)
+    seen = _from_start(rates.a_before.start, start)
+    if rates.c_before is None or start.momentum is None or moved is None:
+        return Written(rates, keys, solver @ (error + seen), None)
+    scaled = rates.eta[..., None] * error
+    seen = seen + rates.c_before.start[..., None] * start.momentum - moved @ scaled
+    return Written(rates, keys, solver @ seen, scaled)
 
 
 def _from_start(a0: Tensor, start: Applied) -> Tensor:
@@ -134,18 +167,18 @@ def finish(
     rates, keys = written.rates, written.keys
     decay = rates.a if rates.c is None else rates.c
     parts = ((rates.a, written.solved), (decay, written.error))
-    change = sum(d.inside[..., -1, :, None] * part for d, part in parts if part is not None)
+    change = sum(d.end[..., None] * part for d, part in parts if part is not None)
     assert isinstance(change, Tensor)
-    a0 = rates.a.start[..., -1, None, None]
+    a0 = rates.a.whole[..., None, None]
     after = a0 * weights - change.mT @ keys
     if initial is not None:
         after = after + (1 - a0) * initial
     if rates.b is None or rates.c is None:
         return after, None
     assert momentum is not None and written.error is not None
-    after = after + rates.c.start[..., -1, None, None] * momentum
-    added = (rates.b.inside[..., -1, :, None] * written.error).mT @ keys
-    return after, rates.b.start[..., -1, None, None] * momentum - added
+    after = after + rates.c.whole[..., None, None] * momentum
+    added = (rates.b.end[..., None] * written.error).mT @ keys
+    return after, rates.b.whole[..., None, None] * momentum - added
 
 
 def read_inside(written: Written, queries: Tensor, start: Applied, read: str) -> Tensor:
@@ -158,18 +191,16 @@ def read_inside(written: Written, queries: Tensor, start: Applied, read: str) ->
     rates, count = written.rates, queries.shape[-2]
     similarity = queries @ written.keys.mT  # [N, Q, C]
 
-    def at(decay: Decay, first: float) -> Decay:
-        return (decay.before(first) if read == "before_write" else decay).last(count)
-
-    a = at(rates.a, 1.0)
-    answer = _from_start(a.start, start)
+    earlier = read == "before_write"
+    a, a0, *_ = rates.a_before if earlier else rates.a
+    answer = _from_start(a0[..., -count:], start)
     if written.solved is not None:
-        answer = answer - (a.inside * similarity) @ written.solved
+        answer = answer - (a[..., -count:, :] * similarity) @ written.solved
     if written.error is not None:
-        c = a if rates.c is None else at(rates.c, 0.0)
-        answer = answer - (c.inside * similarity) @ written.error
+        c, c0, *_ = (rates.c_before if earlier else rates.c) or (a, a0)
+        answer = answer - (c[..., -count:, :] * similarity) @ written.error
         if start.momentum is not None:
-            answer = answer + c.start[..., None] * start.momentum
+            answer = answer + c0[..., -count:, None] * start.momentum
     return answer
 
 
@@ -248,7 +279,8 @@ def read_and_write(
     queries, keys, values, eta, log_alpha, log_beta = piece
     start = Applied(*apply(keys, *at))
     error = start.weights - values if objective == "l2" else -values
-    written = delta_write(make_rates(eta, log_alpha, log_beta), keys, error, start, delta=delta)
+    ready = prepare(make_rates(eta, log_alpha, log_beta), keys, delta=delta)
+    written = delta_write(ready, error, start)
     asked = Applied(*apply(queries, *at))
     answer = asked.weights if read == "chunk" else read_inside(written, queries, asked, read)
     return answer, LinearMemory(*finish(written, *at), at.initial)

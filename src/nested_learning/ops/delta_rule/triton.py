@@ -31,8 +31,8 @@ from torch.nn import functional as F
 from nested_learning.ops import kernels
 from nested_learning.ops.delta_rule import naive
 from nested_learning.ops.delta_rule.chunk import LinearMemory, LinearPiece, Rates, make_rates
+from nested_learning.ops.delta_rule.chunk import prepare as prepare_write
 from nested_learning.ops.kernels import Kernel, precision
-from nested_learning.ops.triangular.inverse import solve_unit_lower
 from nested_learning.ops.unit import l2_normalize
 
 MAX_WIDTH = 128
@@ -59,7 +59,7 @@ def read_and_write(chunk_size: int, at: LinearMemory, piece: LinearPiece) -> tup
     chunks = cut(piece, chunk_size)
     ready = prepare(chunks)
     added = torch.cat([at.weights.float().unsqueeze(1), ready.added], 1)
-    states = _States.apply(ready.rates.a.start[..., -1], ready.turn, added, False)  # type: ignore[no-untyped-call]
+    states = _States.apply(ready.rates.a.whole, ready.turn, added, False)  # type: ignore[no-untyped-call]
     starts, last = torch.split(states, [ready.turn.shape[1], 1], 1)
     y = answer(ready, chunks, starts).flatten(1, 2)[:, :count]
     return y, LinearMemory(last.squeeze(1).clone())  # a view would keep W of all chunks in memory
@@ -91,13 +91,13 @@ class Prepared(NamedTuple):
 
 def prepare(tokens: LinearPiece) -> Prepared:
     """Everything of all chunks that does not depend on W."""
-    k, v, eta = tokens.k, tokens.v, tokens.eta[..., None]
+    k, v = tokens.k, tokens.v
     rates = make_rates(tokens.eta, tokens.log_alpha)
-    before = rates.a.before(1.0)
-    rhs = eta * torch.cat([v, -before.start[..., None] * k], -1)
-    solved = solve_unit_lower(eta * before.inside * (k @ k.mT), rhs)
-    written, seen = torch.split(solved, [v.shape[-1], k.shape[-1]], -1)
-    kept = rates.a.inside[..., -1, :, None] * k
+    rhs = torch.cat([v, -rates.a_before.start[..., None] * k], -1)
+    solver = prepare_write(rates, k).solver
+    assert solver is not None
+    written, seen = torch.split(solver @ rhs, [v.shape[-1], k.shape[-1]], -1)
+    kept = rates.a.end[..., None] * k
     return Prepared(rates, written, seen, seen.mT @ kept, written.mT @ kept)
 
 

@@ -25,14 +25,16 @@ from nested_learning.checks import one_of, positive, within
 from nested_learning.ops.delta_rule.chunk import (
     Applied,
     LinearMemory,
-    Rates,
+    Prepared,
     Written,
     apply,
     delta_write,
     make_rates,
+    prepare,
     read_inside,
 )
 from nested_learning.ops.delta_rule.chunk import finish as delta_finish
+from nested_learning.ops.scan import put_together, take_apart
 
 EPS = 1.0  # in the norm of the hidden layer: keeps the slope of σ̂ below 1.1, so that no error is amplified
 CLAMP = 2 * (1 - 1e-6)  # largest η / α: below 2 by more than float32 rounds
@@ -157,9 +159,22 @@ class WriteTokens(NamedTuple):
         pieces = [torch.split(t, lengths, 1) for t in self if t is not None]
         return [WriteTokens(*tensors) for tensors in zip(*pieces, strict=True)]
 
-    def rates(self) -> Rates:
-        """Step sizes and decays, for a write over all these tokens."""
-        return make_rates(self.eta, self.log_alpha, self.log_beta)
+    def prepare(self, delta: bool) -> Prepared:
+        """What a write over all these tokens needs beside errors. `delta`: whether the delta term erases."""
+        return prepare(make_rates(self.eta, self.log_alpha, self.log_beta), self.k, delta=delta)
+
+    def prepare_chunks(self, delta: bool, lengths: list[int], size: int) -> list[Prepared | None]:
+        """The same for their runs of these lengths that are whole chunks of `size` tokens, all computed at
+        once. None for the other runs; they may only be the first and the last."""
+        whole = [length == size for length in lengths]
+        if not any(whole):
+            return [None] * len(lengths)
+        tokens = slice(0 if whole[0] else lengths[0], None if whole[-1] else -lengths[-1])
+        chunks = (None if t is None else t[:, tokens].reshape(len(t), -1, size, *t.shape[2:]) for t in self)
+        tensors: list[Tensor] = []
+        frame = take_apart(WriteTokens(*chunks).prepare(delta), tensors)  # type: ignore[arg-type]
+        rows = zip(*(t.unbind(1) for t in tensors), strict=True)
+        return [put_together(frame, iter(next(rows))) if is_whole else None for is_whole in whole]
 
 
 class Memories(NamedTuple):
@@ -258,7 +273,7 @@ class StackWritten(NamedTuple):
 
 
 def write(
-    rule: WriteRule, memories: Memories, at: Pass, residuals: tuple[Tensor, ...], rates: Rates
+    rule: WriteRule, memories: Memories, at: Pass, residuals: tuple[Tensor, ...], ready: Prepared
 ) -> StackWritten:
     """Solve for the write of one chunk, which takes every memory M(k) towards its v̂.
 
@@ -267,7 +282,7 @@ def write(
         memories: at the chunk's start.
         at: their forward pass at the keys, which have unit norm.
         residuals: P k − v̂ of every memory, `[N, m, C, o]` for every output width.
-        rates: step sizes and decays `[N, C]`.
+        ready: what is known of the write before: keys, rates, the triangular system of the first layers.
     """
     w1 = memories.weights.w1
     errors = tuple(rule.errors(r + a) for r, a in zip(residuals, at.answers, strict=True))
@@ -275,12 +290,12 @@ def write(
     error = _to_rows(at.hidden.backward(at_hidden))
     _, momentum, initial = _first_layers(memories)
     start = Applied(_to_rows(at.hidden.z), *apply(at.x, momentum, initial))
-    first = delta_write(rates, at.x, error, start, delta=rule.delta)
-    wide, second = rates.map_over_memories(), []
+    first = delta_write(ready, error, start)
+    wide, second = ready.rates.map_over_memories(), []
     for i, u in enumerate(torch.split(at.hidden.u, [w.shape[1] for w in w1], 1)):
         _, momentum, initial = _second_layers(memories, i)
         start = Applied(at.answers[i], *apply(u, momentum, initial))
-        second.append(delta_write(wide, u, errors[i], start, delta=rule.delta))
+        second.append(delta_write(prepare(wide, u, delta=rule.delta), errors[i], start))
     return StackWritten(first, tuple(second))
 
 

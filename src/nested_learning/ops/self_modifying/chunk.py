@@ -222,7 +222,7 @@ def _solve(rule: SelfModRule, bank: Bank, memories: Memories, tokens: WriteToken
         (at,) = forward(weights, tokens.k)
         if first < count:
             own = read(weights.select(first, count), tokens.v)
-    return write(rule, memories, at, _residuals(rule, bank, own, tokens), tokens.rates())
+    return write(rule, memories, at, _residuals(rule, bank, own, tokens), tokens.prepare(rule.delta))
 
 
 def _residuals(

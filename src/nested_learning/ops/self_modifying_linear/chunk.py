@@ -120,7 +120,7 @@ def write(rule: SelfModRule, gain: LinearMemory, tokens: WriteTokens, q: Tensor)
     resting = gain.initial is not None  # the identity: it answers with its input
     (moved_k,), (moved_q,) = apply(tokens.k, gain.momentum), apply(q, gain.momentum)
     start = Applied(at_k, moved_k, tokens.k if resting else None)
-    written = delta_write(tokens.rates(), tokens.k, at_k - at_v, start, delta=rule.delta)
+    written = delta_write(tokens.prepare(rule.delta), at_k - at_v, start)
     return written, Applied(at_q, moved_q, q if resting else None)
 
 

@@ -26,11 +26,6 @@ def inverse_unit_lower(strict: Tensor) -> Tensor:
     return inverse
 
 
-def solve_unit_lower(strict: Tensor, rhs: Tensor) -> Tensor:
-    """Solve (I + N) X = R for strictly lower triangular `N [..., C, C]` and `R [..., C, n]`."""
-    return inverse_unit_lower(strict) @ rhs
-
-
 class _Inverse(torch.autograd.Function):
     """X = (I + N)⁻¹ with dN = −Xᵀ dX Xᵀ, below the diagonal."""
 
