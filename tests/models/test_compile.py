@@ -74,4 +74,4 @@ def test_torch_compile_as_people_write_it_does_not_unroll_the_loop_over_chunks(m
         graphs.append(counter.frame_count)
         operations.append(counter.op_count)
     assert graphs[0] == graphs[1]
-    assert operations[1] < 1.1 * operations[0]
+    assert operations[1] - operations[0] < 30 * 3  # what cuts three more chunks out; to write one takes more
