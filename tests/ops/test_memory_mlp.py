@@ -40,8 +40,8 @@ def in_chunks(
     for number, (queries, *own) in enumerate(zip(*pieces, strict=True)):
         chunk = WriteTokens(*own)
         (at,) = forward(memories.weights, chunk.k)
-        residuals = tuple(chunk.k[:, None] - v[number] for v in wanted)
-        written = write(rule, memories, at, residuals, chunk.prepare(rule.delta))
+        targets = tuple(v[number] - chunk.k[:, None] for v in wanted)
+        written = write(rule, memories, at, targets, chunk.prepare(rule.delta))
         if which == "chunk":
             found = read(memories.weights, queries)
         else:
@@ -105,9 +105,8 @@ def test_output_widths_stand_beside_one_another() -> None:
 
     def after(weights: Stack, targets: Outputs) -> Stack:
         memories = Memories(weights, None, None)
-        residuals = tuple(-v for v in targets)
         (at,) = forward(weights, k)
-        return finish(write(WriteRule(), memories, at, residuals, tokens.prepare(True)), memories).weights
+        return finish(write(WriteRule(), memories, at, targets, tokens.prepare(True)), memories).weights
 
     together = after(Stack(w2, (wide, narrow)), targets)
     for i, group, place in ((0, 0, 0), (1, 0, 1), (2, 1, 0)):
@@ -146,7 +145,7 @@ def test_gradient_of_the_write_by_finite_differences() -> None:
             WriteRule(momentum=True),
             memories,
             forward(stacks[0], k)[0],
-            (-v,),
+            (v,),
             WriteTokens(k, k, eta, alpha.log(), beta.log()).prepare(True),
         )
         after = finish(written, memories)

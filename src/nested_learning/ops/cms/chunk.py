@@ -90,5 +90,5 @@ def _read_both(memory: Memories, queries: Tensor, keys: Tensor, shared: str | No
 
 
 def _written(rule: WriteRule, memory: Memories, at: Pass, values: Tensor, ready: Prepared) -> Memories:
-    # P = 0, so the residual is −v: the residual connection is outside the level
-    return finish(write(rule, memory, at, (-values.unsqueeze(1),), ready), memory)
+    # P = 0: the residual connection is outside the level
+    return finish(write(rule, memory, at, (values.unsqueeze(1),), ready), memory)

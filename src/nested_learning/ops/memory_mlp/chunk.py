@@ -222,6 +222,11 @@ class Pass(NamedTuple):
         return Pass(self.x[:, first:last], at, tuple(a[:, :, first:last] for a in self.answers))
 
 
+def concatenate(tensors: Sequence[Tensor]) -> Tensor:
+    """Along dimension 1; a single one is not copied."""
+    return torch.cat(list(tensors), 1) if len(tensors) > 1 else tensors[0]
+
+
 def _second(u: Tensor, w1: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """W₁u for every output width, from `u [N, M, C, h]`."""
     parts = torch.split(u, [w.shape[1] for w in w1], 1)
@@ -231,7 +236,7 @@ def _second(u: Tensor, w1: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def forward(weights: Stack, *inputs: Tensor) -> list[Pass]:
     """All memories at inputs `[N, C, d]`, their first layers in one product."""
     sizes = [x.shape[1] for x in inputs]
-    z = torch.cat(inputs, 1) @ weights.w2.flatten(1, 2).mT
+    z = concatenate(inputs) @ weights.w2.flatten(1, 2).mT
     passes = []
     for x, part in zip(inputs, torch.split(z, sizes, 1), strict=True):
         at = hidden(_to_memories(part, weights.w2.shape[1]))
@@ -273,7 +278,7 @@ class StackWritten(NamedTuple):
 
 
 def write(
-    rule: WriteRule, memories: Memories, at: Pass, residuals: tuple[Tensor, ...], ready: Prepared
+    rule: WriteRule, memories: Memories, at: Pass, targets: tuple[Tensor, ...], ready: Prepared
 ) -> StackWritten:
     """Solve for the write of one chunk, which takes every memory M(k) towards its v̂.
 
@@ -281,12 +286,12 @@ def write(
         rule: the options.
         memories: at the chunk's start.
         at: their forward pass at the keys, which have unit norm.
-        residuals: P k − v̂ of every memory, `[N, m, C, o]` for every output width.
+        targets: v̂ − P k of every memory, `[N, m, C, o]` for every output width.
         ready: what is known of the write before: keys, rates, the triangular system of the first layers.
     """
     w1 = memories.weights.w1
-    errors = tuple(rule.errors(r + a) for r, a in zip(residuals, at.answers, strict=True))
-    at_hidden = torch.cat([e @ w for e, w in zip(errors, w1, strict=True)], 1)  # W₁ᵀe
+    errors = tuple(rule.errors(a - t) for a, t in zip(at.answers, targets, strict=True))
+    at_hidden = concatenate([e @ w for e, w in zip(errors, w1, strict=True)])  # W₁ᵀe
     error = _to_rows(at.hidden.backward(at_hidden))
     _, momentum, initial = _first_layers(memories)
     start = Applied(_to_rows(at.hidden.z), *apply(at.x, momentum, initial))

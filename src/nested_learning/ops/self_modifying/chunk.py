@@ -27,6 +27,7 @@ from nested_learning.ops.memory_mlp.chunk import (
     WriteTokens,
     answer_inside,
     chunk_limit,
+    concatenate,
     finish,
     forward,
     read,
@@ -151,7 +152,7 @@ def read_and_write(
             ends = position % bank.chunk == 0
             asked = None
             if bank.names[0] == MEMORY and (ends or number == len(parts) - 1):
-                asked, queries = torch.cat(queries, 1) if len(queries) > 1 else queries[0], []
+                asked, queries = concatenate(queries), []
             if ends or asked is not None:
                 tokens = pending.last((position - 1) % bank.chunk + 1).with_steps(bank.steps)
                 whole = ends and (asked is None or asked.shape[1] == bank.chunk)
@@ -162,9 +163,7 @@ def read_and_write(
         banks = tuple(after)
         if position == longest:
             position, pending = 0, None
-    return torch.cat(answers, 1) if len(answers) > 1 else answers[0], SelfModProgress(
-        banks, pending, position
-    )
+    return concatenate(answers), SelfModProgress(banks, pending, position)
 
 
 def _project(
@@ -222,25 +221,25 @@ def _solve(rule: SelfModRule, bank: Bank, memories: Memories, tokens: WriteToken
         (at,) = forward(weights, tokens.k)
         if first < count:
             own = read(weights.select(first, count), tokens.v)
-    return write(rule, memories, at, _residuals(rule, bank, own, tokens), tokens.prepare(rule.delta))
+    return write(rule, memories, at, _targets(rule, bank, own, tokens), tokens.prepare(rule.delta))
 
 
-def _residuals(
+def _targets(
     rule: SelfModRule, bank: Bank, own: tuple[Tensor, ...], tokens: WriteTokens
 ) -> tuple[Tensor, ...]:
-    """P k − v̂ of every memory, by output width; `own`: M(v) of those that make their own targets."""
-    residuals, rates = [], len(bank.names) - bank.full
+    """v̂ − P k of every memory, by output width; `own`: M(v) of those that make their own targets."""
+    targets, rates = [], len(bank.names) - bank.full
     if bank.full:
         value = tokens.v.unsqueeze(1)
         target = value + own[0][:, : bank.full] if rule.self_targets else value
-        residuals.append(tokens.k.unsqueeze(1) - (target.detach() if rule.stop_gradient_targets else target))
+        targets.append((target.detach() if rule.stop_gradient_targets else target) - tokens.k.unsqueeze(1))
     if rates:
         target = own[-1][:, -rates:]
-        residuals.append(-(target.detach() if rule.stop_gradient_targets else target))
-    if len(residuals) == 2 and tokens.k.shape[-1] == 1:  # heads as wide as a rate: one output width
-        full = residuals[0].expand(-1, bank.full, -1, -1)
-        return (torch.cat([full, residuals[1]], 1),)
-    return tuple(residuals)
+        targets.append(target.detach() if rule.stop_gradient_targets else target)
+    if len(targets) == 2 and tokens.k.shape[-1] == 1:  # heads as wide as a rate: one output width
+        full = targets[0].expand(-1, bank.full, -1, -1)
+        return (torch.cat([full, targets[1]], 1),)
+    return tuple(targets)
 
 
 def _answer(
