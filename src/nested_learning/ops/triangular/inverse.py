@@ -66,6 +66,8 @@ def by_halves(strict: Tensor) -> Tensor:
     product. The smallest blocks are inverted by doubling, (I − X)⁻¹ = (I + X)(I + X²)(I + X⁴)…
     """
     batch, size, _ = strict.shape
+    if size == 1:
+        return torch.ones_like(strict)
     width = min(BASE, size)
     while width < size:
         width *= 2
