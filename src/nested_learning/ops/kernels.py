@@ -106,16 +106,21 @@ def right(key: Hashable, products: str, differences: Callable[[], dict[str, floa
     Raises:
         RuntimeError: `kernels = triton`, and it is wrong. Errors of a kernel itself are not caught.
     """
-    key = (key, products)
+    found: bool = _tried((key, products), BOUNDS[products], differences)
+    if not found and _choice == "triton":
+        raise RuntimeError(f"kernels = triton: the kernels of {key} are wrong on this card")
+    return found
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _tried(key: Hashable, bound: float, differences: Callable[[], dict[str, float]]) -> bool:
     if key not in _right:
         with torch.inference_mode(False), torch.enable_grad():
             found = differences()
-        wrong = {name: value for name, value in found.items() if not value <= BOUNDS[products]}  # NaN too
+        wrong = {name: value for name, value in found.items() if not value <= bound}  # NaN too
         _right[key] = not wrong
         if wrong:
             log.warning("wrong Triton kernels are left out, PyTorch is used: %s: off by %s", key, wrong)
-    if not _right[key] and _choice == "triton":
-        raise RuntimeError(f"kernels = triton: the kernels of {key} are wrong on this card")
     return _right[key]
 
 
