@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +23,6 @@ MODULES: tuple[str, ...] = (
 )
 """Modules with Triton kernels; each has a `KERNEL`, which checks it."""
 
-log = logging.getLogger(__name__)
 _choice = "auto"
 
 
@@ -120,7 +119,8 @@ def _tried(key: Hashable, bound: float, differences: Callable[[], dict[str, floa
         wrong = {name: value for name, value in found.items() if not value <= bound}  # NaN too
         _right[key] = not wrong
         if wrong:
-            log.warning("wrong Triton kernels are left out, PyTorch is used: %s: off by %s", key, wrong)
+            text = f"wrong Triton kernels are left out, PyTorch is used: {key}: off by {wrong}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)  # runs with Hydra show no lines of loggers
     return _right[key]
 
 
