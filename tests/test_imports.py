@@ -14,7 +14,19 @@ import nested_learning
 NAME = "nested_learning"
 SOURCE = Path(nested_learning.__file__).parent
 FLOORS = (
-    {"aliases", "checks", "extras", "graphs", "hub", "lock", "log_lines", "report", "runtime", "yaml_files"},
+    {
+        "aliases",
+        "checks",
+        "extras",
+        "graphs",
+        "html",
+        "hub",
+        "lock",
+        "log_lines",
+        "report",
+        "runtime",
+        "yaml_files",
+    },
     {"state", "levels"},
     {"ops", "data"},
     {"layers", "optim"},
