@@ -5,15 +5,14 @@ The shapes of a state repeat every `HopeConfig.cycle` tokens: pending tokens pil
 So every token of such a cycle (its *phase*) has a graph of its own. All of them read and write the same
 buffers, one for every tensor of a state and as large as it gets: together they hold one state.
 
-The graphs have run in tests that replace their capture, but not on a card.
-
 Shapes: B batch, V vocabulary.
 """
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -25,7 +24,6 @@ from nested_learning.state import ModelState
 
 LONGEST = 512
 """Phases of a cycle, at most: every one of them has a graph."""
-log = logging.getLogger(__name__)
 
 
 class Decoder:
@@ -49,12 +47,13 @@ class Decoder:
         self.steps: dict[int, Callable[[], Tensor]] = {}  # by phase: graphs
         self.capturing = True
         self.state: ModelState | None = None  # while there are no buffers
-        self.phase, self.token, self.logits = 0, torch.empty(0), torch.empty(0)
+        self.position, self.phase = 0, 0
+        self.token, self.logits = torch.empty(0), torch.empty(0)
         self.pool: Any = None
 
     def start(self, state: ModelState, token: Tensor) -> None:
         """Go on from `state`; `token [B, 1]`: an example."""
-        self.phase = state.position % self.cycle
+        self.position, self.phase = state.position, state.position % self.cycle
         if self.token.shape != token.shape:
             self.token = token.clone()
         if self.buffers:
@@ -65,6 +64,7 @@ class Decoder:
     def __call__(self, token: Tensor) -> Tensor:
         """Logits `[B, 1, V]` after `token [B, 1]`. The next call may write into the same tensor."""
         now, self.phase = self.phase, (self.phase + 1) % self.cycle
+        self.position += 1
         if self.state is not None:
             self.frames[now] = self.state.map(lambda t: torch.empty_like(t, device="meta"))
             if len(self.frames) < self.cycle:
@@ -75,6 +75,11 @@ class Decoder:
         if now not in self.steps:
             self.steps[now] = self._capture(now)
         return self.steps[now]()
+
+    def now(self) -> ModelState:
+        """The state after all tokens so far, a copy where it is in the buffers."""
+        state = self.state or self.held(self.phase).map(Tensor.clone)
+        return replace(state, position=self.position)
 
     def held(self, phase: int) -> ModelState:
         """The state in the buffers, as it is before the step of a phase."""
@@ -119,7 +124,7 @@ class Decoder:
         try:
             replay = capture(step, self.token.device, warm_up, self.pool)
         except RuntimeError as error:
-            log.warning("no CUDA graphs from here on: %s", error)
+            warnings.warn(f"no CUDA graphs from here on: {error}", RuntimeWarning, stacklevel=2)
             self.capturing = False
             warm_up()  # for its buffer, if the first capture failed before
             return step

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable
+from collections.abc import Collection, Sequence
+from typing import Unpack, overload
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.layers.checks import check_kind
 from nested_learning.layers.cms import CMS
 from nested_learning.layers.documents import Documents, locate_documents
@@ -17,14 +17,13 @@ from nested_learning.layers.norm import RMSNorm
 from nested_learning.models.block import HopeBlock
 from nested_learning.models.config import HopeConfig
 from nested_learning.models.decode import decoder_of, why_no_decoder
-from nested_learning.models.sampling import check_count, check_sampling, sample_token
-from nested_learning.models.tokens import check_prompt, check_range, check_tokens
+from nested_learning.models.generation import PREFILL, EagerReader, Reader, Rows
+from nested_learning.models.sampling import Sampler, SamplerOptions, check_count
+from nested_learning.models.text import Continuation, TextStream, continue_texts, prompt_tokens, text_list
+from nested_learning.models.tokens import check_range, check_tokens, prompt_rows
 from nested_learning.state import LayerState, ModelState
 
-log = logging.getLogger(__name__)
 INIT_STD = 0.02
-PREFILL = 2048
-"""Tokens of a prompt that are read at a time."""
 
 
 class HopeLM(nn.Module):
@@ -137,74 +136,167 @@ class HopeLM(nn.Module):
             raise
         return x
 
-    @torch.no_grad()
+    @overload
     def generate(
         self,
         tokens: Tensor,
+        max_new_tokens: int,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        seed: int | None = ...,
+        prefill: int = ...,
+        *,
+        eos: Collection[int] = ...,
+        state: ModelState | None = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def generate(
+        self,
+        tokens: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        seed: int | None = ...,
+        prefill: int = ...,
+        *,
+        eos: Collection[int] = ...,
+        state: ModelState | None = ...,
+    ) -> list[list[int]]: ...
+
+    def generate(
+        self,
+        tokens: Tensor | Sequence[Sequence[int]],
         max_new_tokens: int,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
         prefill: int = PREFILL,
-    ) -> Tensor:
-        """Continue `tokens [B, T]` by sampling: `[B, T + max_new_tokens]`.
+        *,
+        eos: Collection[int] = (),
+        state: ModelState | None = None,
+    ) -> Tensor | list[list[int]]:
+        """Continue prompts by sampling, one token at a time on a carried state.
 
-        One token at a time on a carried state, whose size does not grow with the context for memory mixers.
+        The state of memory mixers does not grow with the context.
 
         Args:
-            max_new_tokens: 0 gives the prompt back.
+            tokens: prompts of one length, `[B, T]`, or lists of tokens of any lengths. Every row is read and
+                continued as if alone.
+            max_new_tokens: of every row; 0 gives the prompts back.
             temperature: 0 takes the likeliest token.
             top_k, top_p: sample only from the k likeliest tokens (all, if there are fewer), or from the
                 smallest set of mass p.
-            seed: of the sampling; None draws from torch's global generator.
+            seed: row i is drawn with seed + i; None draws from torch's global generator.
             prefill: tokens of the prompt that are read at a time, at most (rounded down to a multiple of
                 `config.alignment`, if it is no less). They bound the memory that a long prompt takes.
+            eos: tokens that end a row. With some of them the host waits for every token.
+            state: what was read before, a row for each prompt; None = start of a context.
+
+        Returns:
+            Of a tensor `[B, T + max_new_tokens]`; a row that has ended repeats the token that ended it. Of
+            lists a list of tokens for every row, prompt included, up to and with the token that ended it.
 
         Raises:
-            TypeError: tokens that are no tensor of integers.
+            TypeError: tokens that are no integers.
             ValueError: naming the argument out of range.
         """
-        check_prompt(tokens, self.config.vocab_size)
-        check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
-        check_count("prefill", prefill, 1)
-        generator = None if seed is None else torch.Generator(tokens.device).manual_seed(seed)
-        count = tokens.shape[1]
-        state: ModelState | None = None
-        spare = tokens.new_zeros(len(tokens), max_new_tokens, dtype=torch.int64)
-        whole = torch.cat([tokens, spare], 1)
-        if not max_new_tokens:
-            return whole
-        aligned = prefill // self.config.alignment * self.config.alignment  # whole chunks stay whole
-        for part in torch.split(tokens, aligned or prefill, 1):
-            logits, state = self(part, state)
-        assert state is not None
-        read = self.reader(state, tokens[:, -1:])
-        del state  # its memory is free as soon as the reader has a newer one
-        for place in range(count, count + max_new_tokens):
-            whole[:, place] = sample_token(logits[:, -1].float(), temperature, top_k, top_p, generator)
-            if place + 1 < count + max_new_tokens:
-                logits = read(whole[:, place : place + 1])
-        return whole
+        rows = self.rows_of(
+            tokens,
+            Sampler(
+                max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+            ),
+            prefill,
+            state,
+        )
+        for draw in rows.draws():
+            if eos:
+                for row, token in zip(draw.rows, draw.tokens.tolist(), strict=True):
+                    if token in eos:
+                        rows.stop(row)
+                        rows.tokens[row, rows.place :] = token
+        if isinstance(tokens, Tensor):
+            return rows.tokens
+        return [rows.text(row) for row in range(len(tokens))]
 
-    def reader(self, state: ModelState, example: Tensor) -> Callable[[Tensor], Tensor]:
-        """A function from one token more `[B, 1]` to the logits after it `[B, 1, V]`, going on from `state`.
+    def rows_of(
+        self,
+        prompts: Tensor | Sequence[Sequence[int]],
+        sampler: Sampler,
+        prefill: int = PREFILL,
+        state: ModelState | None = None,
+    ) -> Rows:
+        """The rows of a batch before anything is drawn; the arguments are those of `generate`."""
+        check_count("prefill", prefill, 1)
+        lengths, whole = prompt_rows(
+            prompts, sampler.max_new_tokens, self.config.vocab_size, self.embedding.weight.device
+        )
+        if state is not None:
+            self._layers(state)
+        aligned = prefill // self.config.alignment * self.config.alignment  # whole chunks stay whole
+        return Rows(self, whole, lengths, sampler, state, aligned or prefill)
+
+    def generate_text(
+        self,
+        prompts: Sequence[str],
+        tokenizer: Tokenizer,
+        *,
+        stop: Sequence[str] = (),
+        state: ModelState | None = None,
+        **sampler: Unpack[SamplerOptions],
+    ) -> list[str]:
+        """Continuations of texts, each as if alone.
+
+        Args:
+            tokenizer: of the model. Its token for the end of a text ends a row.
+            stop: strings that end a row; they are not part of the result.
+            state: what was read before, a row for each prompt.
+            sampler: see `Sampler`: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`.
+
+        Raises:
+            TypeError: a prompt that is no string.
+            ValueError: naming the argument out of range.
+        """
+        how = Sampler(**sampler)
+        tokens = [prompt_tokens(tokenizer, prompt, state is None) for prompt in text_list(prompts)]
+        texts = [Continuation(tokenizer, row, stop, how.max_new_tokens) for row in tokens]
+        continue_texts(self.rows_of(tokens, how, state=state), texts)
+        return [one.text for one in texts]
+
+    def stream(
+        self,
+        prompt: str,
+        tokenizer: Tokenizer,
+        *,
+        stop: Sequence[str] = (),
+        state: ModelState | None = None,
+        **sampler: Unpack[SamplerOptions],
+    ) -> TextStream:
+        """The continuation of a text in pieces, as they come; the arguments are those of `generate_text`.
+
+        Example:
+            >>> stream = model.stream("Call me", tokenizer, max_new_tokens=50, temperature=0.8)
+            >>> for piece in stream:
+            ...     print(piece, end="", flush=True)
+            >>> more = model.stream(" And then", tokenizer, state=stream.state())
+        """
+        how = Sampler(**sampler)
+        tokens = prompt_tokens(tokenizer, prompt, state is None)
+        text = Continuation(tokenizer, tokens, stop, how.max_new_tokens)
+        return TextStream(self.rows_of([tokens], how, state=state), text)
+
+    def reader(self, state: ModelState, example: Tensor) -> Reader:
+        """What reads one token `[B, 1]` more at each call, going on from `state`.
 
         On CUDA it reads in graphs where it can (`models/decode.py`), and the next call may write into the
         same logits. `example`: a token. Called without gradients.
         """
         cycle = self.config.cycle
-        reason = why_no_decoder(self, self.config.mixer, cycle, example.device)
-        if reason is None:
-            decoder = decoder_of(self, cycle, example)
-            decoder.start(state, example)
-            return decoder
-        log.debug("no CUDA graphs: %s", reason)
-
-        def read(token: Tensor) -> Tensor:
-            nonlocal state
-            logits: Tensor
-            logits, state = self(token, state)
-            return logits
-
-        return read
+        if why_no_decoder(self, self.config.mixer, cycle, example.device) is not None:
+            return EagerReader(self, state)
+        decoder = decoder_of(self, cycle, example)
+        decoder.start(state, example)
+        return decoder

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -37,10 +40,64 @@ def sample_token(
     _check_limits(top_k, top_p)
     if temperature == 0:
         return logits.argmax(dim=-1)
+    probabilities = _probabilities(logits, temperature, top_k, top_p)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+
+
+def _probabilities(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+    """`[B, V]`, of `logits [B, V]`; `temperature` is above 0."""
     logits = logits.float()
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # no overflow at a tiny temperature
-    probabilities = truncate(logits, top_k, top_p).softmax(dim=-1)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    return truncate(logits, top_k, top_p).softmax(dim=-1)
+
+
+class SamplerOptions(TypedDict, total=False):
+    """The arguments of `Sampler`, for functions that hand them on."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampler:
+    """How a text is continued; see `sample_token`.
+
+    Args:
+        max_new_tokens: the most tokens that are drawn for a row.
+        temperature, top_k, top_p: which tokens may come.
+        seed: row i draws from a generator of its own with seed + i, so that what is drawn for it does not
+            depend on the other rows; None = all rows from torch's global generator.
+
+    Raises:
+        ValueError: naming the argument out of range.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p, self.seed)
+
+    def generators(self, rows: int, device: torch.device) -> list[torch.Generator | None]:
+        """The generator of every row."""
+        if self.seed is None:
+            return [None] * rows
+        seeds = [(self.seed + row) % 2**64 for row in range(rows)]
+        return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def draw(self, logits: Tensor, generators: Sequence[torch.Generator | None]) -> Tensor:
+        """A token `[n]` for every row of `logits [n, V]`, from its own generator."""
+        if self.temperature == 0 or self.seed is None or len(generators) == 1:
+            return sample_token(logits, self.temperature, self.top_k, self.top_p, generators[0])
+        rows = _probabilities(logits, self.temperature, self.top_k, self.top_p)
+        pairs = zip(rows, generators, strict=True)
+        return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in pairs])
 
 
 def truncate(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
