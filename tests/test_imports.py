@@ -35,7 +35,7 @@ FLOORS = (
     {"train"},
     {"config_errors"},
     {"config", "command"},
-    {"torchrun", "eval", "bench"},
+    {"torchrun", "chat", "eval", "bench"},
     {"reproduce"},
     {"commands"},
     {"__init__"},

@@ -97,8 +97,8 @@ class Rows:
         self.read = self.place = 0  # places that the state has seen, and the one that is drawn
 
     def stop(self, row: int) -> None:
-        """End a row after the token that was drawn last."""
-        self.ends[row] = min(self.ends[row], self.place + 1)
+        """End a row after the token that was drawn last, or after its prompt."""
+        self.ends[row] = min(self.ends[row], max(self.place + 1, self.lengths[row]))
 
     def text(self, row: int) -> list[int]:
         """Prompt and continuation of a row, as far as they are."""
@@ -141,7 +141,8 @@ class Rows:
             if len({*places}) > 1:
                 raise ValueError(f"rows of {sorted({*places})} tokens have no state in common")
         rows = list(range(len(self.lengths)))
-        self._read_to(self.ends[0], rows)
+        if self.ends[0] > self.read:
+            self._read_to(self.ends[0], rows)
         assert self.state is not None
         return self.state
 

@@ -181,6 +181,11 @@ class TextStream(Iterator[str]):
             pass
         return self._rows.finish()
 
+    def stop(self) -> ModelState:
+        """End the text where it is; the state after that."""
+        self._rows.stop(0)
+        return self.state()
+
     def _run(self) -> Iterator[str]:
         for draw in self._rows.draws():
             piece = self._text.add(int(draw.tokens[0]))
