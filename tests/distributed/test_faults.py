@@ -79,6 +79,7 @@ def test_a_killed_rank_ends_the_others_and_is_named(tmp_path):
     assert "rank 1 does not answer: it was killed or hangs" in output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_torchrun_starts_again_from_the_last_checkpoint(tmp_path):
     more = {"train.steps": 30, "train.save_every": 3, "train.eval_every": 30}

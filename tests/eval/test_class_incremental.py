@@ -235,7 +235,7 @@ def test_examples_in_the_context_are_balanced_and_fit(loaded, tasks) -> None:
     assert learner._state.position == len(text.encode())
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_memory_is_kept_from_task_to_task_only_without_reset(loaded, tasks) -> None:
     def memory(reset: bool, *order: ClassTask):
         adapt = AdaptConfig(lr=0.5, reset=reset, chunk_size=32)
@@ -286,7 +286,7 @@ def test_an_oracle_is_right_and_one_that_forgets_is_half_right(tasks) -> None:
     assert named["all tasks", "latest forgetting"].value == 1.0
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_whole_evaluation_resumes(loaded, tasks, tmp_path) -> None:
     output, log = tmp_path / "c.json", tmp_path / "c.samples.jsonl"
     learning = Memorize(adapt=AdaptConfig(chunk_size=32))

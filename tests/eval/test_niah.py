@@ -184,7 +184,7 @@ def test_arms_with_memorize(loaded, tmp_path) -> None:
     assert (tmp_path / "g.adapted.png").exists()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_what_was_learned_is_carried_over_a_kill(loaded, tmp_path) -> None:
     loaded = replace(loaded, model=copy.deepcopy(loaded.model))
     with torch.no_grad():

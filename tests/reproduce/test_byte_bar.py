@@ -192,7 +192,7 @@ def test_processes_take_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == ["cuda:0", "cuda:1", "cuda:0"]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_thousandth_of_the_size_runs_from_text_to_cards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
