@@ -35,7 +35,7 @@ FLOORS = (
     {"train"},
     {"config_errors"},
     {"config", "command"},
-    {"torchrun", "chat", "eval", "bench"},
+    {"torchrun", "chat", "eval", "bench", "hf"},
     {"reproduce"},
     {"commands"},
     {"__init__"},
