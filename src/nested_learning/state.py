@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import register_pytree_node
+from torch.utils._pytree import GetAttrKey, register_pytree_node
 
 FORMAT, VERSION = "nested_learning.state", 2  # of files
 DEFINING = ("nested_learning.models.lm", "nested_learning.models.pretrained")
@@ -99,12 +99,30 @@ def _unpack(value: Any) -> Any:
     return value
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a field is a number, a name, or a tuple of these."""
+    if isinstance(value, tuple):
+        return bool(value) and all(map(_is_plain, value))
+    return isinstance(value, (int, str))
+
+
 def _flatten(state: State) -> tuple[list[Any], tuple[Any, ...]]:
     """The fields that can hold tensors; their names and the other fields, as the structure of a pytree."""
     values = [(f.name, getattr(state, f.name)) for f in dataclasses.fields(state)]
-    inner = [(name, value) for name, value in values if not isinstance(value, (int, str))]
-    plain = tuple((name, value) for name, value in values if isinstance(value, (int, str)))
+    inner = [(name, value) for name, value in values if not _is_plain(value)]
+    plain = tuple((name, value) for name, value in values if _is_plain(value))
     return [value for _, value in inner], (tuple(name for name, _ in inner), plain)
+
+
+def _flatten_with_keys(state: State) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+    """The same with the name of every field, as `torch.export` wants it."""
+    values, context = _flatten(state)
+    return list(zip(map(GetAttrKey, context[0]), values, strict=True)), context
+
+
+def _load_context(saved: Any) -> Any:
+    """The structure of a pytree, from JSON, which knows no tuples."""
+    return tuple(map(_load_context, saved)) if isinstance(saved, list) else saved
 
 
 def _unflatten(kind: type[State], values: Iterable[Any], context: tuple[Any, ...]) -> State:
@@ -124,7 +142,16 @@ class State:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         State.kinds[cls.__name__] = cls
-        register_pytree_node(cls, _flatten, partial(_unflatten, cls))
+        register_pytree_node(
+            cls,
+            _flatten,
+            partial(_unflatten, cls),
+            flatten_with_keys_fn=_flatten_with_keys,
+            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+            to_dumpable_context=list,
+            from_dumpable_context=_load_context,
+        )
+        torch.serialization.add_safe_globals([cls])  # plain fields: reading one back runs none of our code
 
     def map(self, fn: TensorFn) -> Self:
         """The same state with `fn` applied to every tensor in it."""

@@ -60,7 +60,7 @@ def test_a_saved_model_comes_back(mixer: str, tie_embeddings: bool, tmp_path: Pa
     assert type(back) is HopeForCausalLM and back.model.config == model.model.config
     ours, _ = model.model(tokens())
     found = back(tokens())
-    assert torch.equal(found.logits, ours)
+    torch.testing.assert_close(found.logits, ours, rtol=0, atol=1e-12)
     assert AutoConfig.from_pretrained(tmp_path).hope_config == model.model.config
     assert (tmp_path / "model.safetensors").is_file() and "library_name" in (
         tmp_path / "README.md"
@@ -89,7 +89,8 @@ def test_beams_reorder_states(mixer: str) -> None:
     options = {"max_new_tokens": 9, "num_beams": 3, "do_sample": False}
     found = model.generate(tokens(), **options)
     assert torch.equal(found, model.generate(tokens(), use_cache=False, **options))
-    assert not torch.equal(found, model.generate(tokens(), max_new_tokens=9, do_sample=False))
+    greedy = model.generate(tokens(), max_new_tokens=9, do_sample=False)
+    assert mixer == "attention" or not torch.equal(found, greedy)
 
 
 def test_sampling_is_that_of_transformers() -> None:
@@ -255,3 +256,22 @@ def test_trainer_runs_an_epoch_and_the_loss_falls(exported: Path, tmp_path: Path
     trainer.save_model(str(tmp_path / "trained"))
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "trained")
     assert torch.equal(back(**batch).logits, model(**batch).logits)
+
+
+def test_lm_eval_scores_the_folder_as_we_score_the_checkpoint(
+    exported: Path, loaded: Loaded, tmp_path: Path
+) -> None:
+    """lm-eval's own adapter of transformers on the folder, and ours on the checkpoint."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from nested_learning.eval.lm import NestedLM
+
+    folder = export_folder(exported, tmp_path / "hf")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2, device="cpu", max_length=64)
+    ours = NestedLM(loaded.model, loaded.tokenizer, batch_size=2, max_length=64)
+    pairs = [("The quick brown", " fox"), ("How many dogs", " are there?"), ("One dog ", "sleeps all day.")]
+    requests = [Instance("loglikelihood", {}, pair, n) for n, pair in enumerate(pairs)]
+    for a, b in zip(theirs.loglikelihood(requests), ours.loglikelihood(requests), strict=True):
+        assert b[0] == pytest.approx(a[0], rel=1e-5) and b[1] == a[1]

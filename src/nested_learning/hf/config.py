@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -22,6 +22,7 @@ class HopeForCausalLMConfig(PreTrainedConfig):  # type: ignore[misc]
     """
 
     model_type = "hope"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     def __init__(
         self,
@@ -32,7 +33,6 @@ class HopeForCausalLMConfig(PreTrainedConfig):  # type: ignore[misc]
         self.hope = _plain(hope)
         self.training = training or {}
         own = self.hope_config
-        options.setdefault("use_cache", True)
         options.setdefault("tie_word_embeddings", own.tie_embeddings)
         self.vocab_size, self.hidden_size = own.vocab_size, own.dim
         self.num_hidden_layers, self.num_attention_heads = own.num_layers, own.num_heads

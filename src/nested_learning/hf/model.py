@@ -114,12 +114,12 @@ class HopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             )
         return super()._prepare_cache_for_generation(generation_config, *arguments, **options)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **options: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """See transformers. Only new tokens are read. Raises ValueError for prompts with padding."""
-        mask = options.get("attention_mask")
+        mask = kwargs.get("attention_mask")
         if mask is not None and not bool((mask != 0).all()):
             raise ValueError(f"attention_mask holds padding; {RAGGED}")
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **options)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
         return {**inputs, "attention_mask": None, "position_ids": None}
 
     def forward(
@@ -140,7 +140,7 @@ class HopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             attention_mask: `[B, T]` or longer; 0 only at the end of rows, where padding reaches no token
                 before it. Such a call gives no cache.
             labels: `[B, T]`, shifted here; −100 is not counted.
-            use_cache: give the state back; None = as configured, and not while training.
+            use_cache: give the state back; None = but not in training mode.
             logits_to_keep: compute logits of the last so many tokens, or of these, only; 0 = of all.
             num_items_in_batch: divides the summed loss; None = the number of labels.
 
@@ -155,7 +155,7 @@ class HopeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         padded = attention_mask is not None and _ends_in_padding(attention_mask[:, -input_ids.shape[1] :])
         if padded and past_key_values is not None:
             raise ValueError(f"attention_mask holds padding beside a cache; {RAGGED}")
-        cached = not self.training and self.config.use_cache if use_cache is None else use_cache
+        cached = not self.training if use_cache is None else use_cache
         before = None if past_key_values is None else _state_of(past_key_values)
         logits, state = self.model(input_ids, before)
         loss = None

@@ -27,7 +27,6 @@ class Piece(NamedTuple):
     recompute: bool = False
 
 
-@torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
 def scan(step: Step, how: tuple[Any, ...], carried: Any, pieces: Sequence[Piece]) -> tuple[list[Tensor], Any]:
     """Run `y, carried = step(*how, carried, x)` over the pieces of a sequence.
 
@@ -43,6 +42,15 @@ def scan(step: Step, how: tuple[Any, ...], carried: Any, pieces: Sequence[Piece]
     Returns:
         every piece's y, and the state after the last.
     """
+    if torch.compiler.is_exporting():  # torch.export refuses what is marked, and unrolls the loop
+        return _scan(step, how, carried, pieces)
+    found: tuple[list[Tensor], Any] = _scan_in_python(step, how, carried, pieces)
+    return found
+
+
+def _scan(
+    step: Step, how: tuple[Any, ...], carried: Any, pieces: Sequence[Piece]
+) -> tuple[list[Tensor], Any]:
     answers = []
     for piece in pieces:
         run = run_compiled if piece.compiled else run_eager
@@ -54,6 +62,9 @@ def scan(step: Step, how: tuple[Any, ...], carried: Any, pieces: Sequence[Piece]
             y, carried = run(step, how, carried, piece.x)
         answers.append(y)
     return answers, carried
+
+
+_scan_in_python = torch.compiler.disable(_scan, recursive=False)  # type: ignore[no-untyped-call]
 
 
 def run_eager(step: Step, how: tuple[Any, ...], carried: Any, x: Any) -> tuple[Any, Any]:
