@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nested_learning.runtime import set_seed
     from nested_learning.train.checkpoint import load_checkpoint
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "config": ("load_config",),

@@ -18,6 +18,7 @@ from nested_learning.aliases import our_arguments, our_path
 from nested_learning.checks import did_you_mean
 from nested_learning.config_errors import composing, one_line, plain_values
 from nested_learning.data.config import DataConfig
+from nested_learning.home import config_folder
 from nested_learning.train.config import RunConfig, run_config
 from nested_learning.yaml_files import check_yaml, load_yaml
 
@@ -77,7 +78,7 @@ def load_config(path_or_name: str | Path, overrides: list[str] | None = None) ->
 def _locate(path_or_name: str | Path) -> tuple[Path, str]:
     """Folder of the configurations, and the name of one relative to it."""
     path = Path(our_path(path_or_name))
-    homes = [Path(), Path("configs"), Path(__file__).resolve().parents[2] / "configs"]
+    homes = [Path(), Path("configs"), config_folder()]
     for home in homes:
         file = (home / path.with_suffix(".yaml")).resolve()
         if file.is_file():

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from nested_learning.command import Parser
 from nested_learning.config import load_config
+from nested_learning.home import config_folder
 from nested_learning.levels import LevelSpec
 from nested_learning.models.bill import Bill
 from nested_learning.report import new_figure
@@ -56,7 +57,7 @@ def main() -> int:
 
 def shipped() -> list[tuple[str, str, list[str]]]:
     """Every entry of `configs/`, and every experiment on top of `pilot_smoke`: (title, name, overrides)."""
-    folders = (Path("configs"), Path(__file__).resolve().parents[3] / "configs")
+    folders = (Path("configs"), config_folder())
     root = next((folder for folder in folders if (folder / "base.yaml").is_file()), None)
     if root is None:
         raise FileNotFoundError("no folder configs/ here; run the command in the repository")

@@ -33,6 +33,7 @@ class Group:
 
 
 COMMANDS: dict[str, str | Group] = {
+    "train": "nested_learning.commands.train_here",
     "doctor": "nested_learning.commands.doctor",
     "audit": "nested_learning.commands.audit",
     "plan": "nested_learning.commands.plan",

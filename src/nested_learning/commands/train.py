@@ -39,16 +39,20 @@ class JobFailed(Exception):
         self.status = status
 
 
-def run_training(main: Callable[[], None]) -> NoReturn:
+def run_training(main: Callable[[], None], configs: Path | None = None) -> NoReturn:
     """Run the `main` that Hydra has made of a task, and exit as `run_command` says.
 
     Hydra raises its errors instead of printing them, so that they are told like all others. The status of a
     sweep is that of its first job that failed. `HYDRA_FULL_ERROR=1` means the same as `--debug`.
+
+    Args:
+        configs: the folder of the configurations; None = `configs` beside the script of `main`.
     """
+    folder = configs or Path(getfile(unwrap(main))).resolve().parent / "configs"
 
     def compose_and_run() -> int:
         sys.argv[1:] = our_arguments(sys.argv[1:])
-        overrides = check_command_line(sys.argv[1:], Path(getfile(unwrap(main))).resolve().parent)
+        overrides = check_command_line(sys.argv[1:], folder)
         # Hydra wants the overrides in a row; a person may put options between them.
         sys.argv[1:] = [*(word for word in sys.argv[1:] if word not in overrides), *overrides]
         try:
@@ -64,12 +68,12 @@ def run_training(main: Callable[[], None]) -> NoReturn:
         run_script(compose_and_run)
 
 
-def check_command_line(arguments: Sequence[str], home: Path) -> list[str]:
+def check_command_line(arguments: Sequence[str], configs: Path) -> list[str]:
     """The overrides on a command line that Hydra will read.
 
     Args:
         arguments: the command line, without the name of the script.
-        home: the folder of the script, which holds `configs/`.
+        configs: the folder of the configurations.
 
     Raises:
         ValueError: an option that Hydra does not have, `--config-name` of no configuration, a YAML file that
@@ -79,7 +83,7 @@ def check_command_line(arguments: Sequence[str], home: Path) -> list[str]:
     parser.error = refuse  # type: ignore[method-assign]
     options, unknown = parser.parse_known_intermixed_args(arguments)
     check_known(unknown, [*parser._option_string_actions, DEBUG])
-    folders = [home / (options.config_path or "configs")]
+    folders = [configs.parent / options.config_path if options.config_path else configs]
     if options.config_dir is not None:
         folders.insert(0, Path(options.config_dir).resolve())
         if not folders[0].is_dir():
