@@ -37,6 +37,7 @@ FLOORS = (
     {"config", "command"},
     {"torchrun", "eval", "bench"},
     {"reproduce"},
+    {"reporting"},
     {"commands"},
     {"__init__"},
 )
