@@ -44,7 +44,7 @@ def panels_figure(record: RunRecord) -> Any:
         points = record.series(key)
         _line(axes, points, None, color="C0", linewidth=1.2)
         axes.set_title(title if points else f"{title}: not recorded", fontsize="medium")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * max((value for _, value in points), default=1) or 1)
         axes.set_xlabel("step")
         _clear_axes(axes)
     return figure
@@ -95,11 +95,11 @@ def comparison_figure(runs: Mapping[str, RunRecord]) -> Any:
     figure = _clear(new_figure(10, 4.2))
     all_axes = figure.subplots(1, 3, sharey=True)
     for number, (label, record) in enumerate(runs.items()):
-        colour = f"C{number}"
+        style: dict[str, Any] = {"color": f"C{number}", "marker": "o", "markersize": 3}
         losses, valid = record.series("loss"), record.series("valid_loss")
-        _line(all_axes[0], valid, label, color=colour, marker="o", markersize=3)
-        _line(all_axes[1], over_time(valid, training_seconds(record.rows)), label, color=colour, marker="o")
-        _line(all_axes[2], smooth(losses, smoothing_window(losses)), label, color=colour)
+        _line(all_axes[0], valid, label, **style)
+        _line(all_axes[1], over_time(valid, training_seconds(record.rows)), label, **style)
+        _line(all_axes[2], smooth(losses, smoothing_window(losses)), label, color=f"C{number}")
     titles = ("validation loss", "validation loss", "training loss, smoothed")
     xlabels = ("step", "minutes of training", "step")
     for axes, title, xlabel in zip(all_axes, titles, xlabels, strict=True):

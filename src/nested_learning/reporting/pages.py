@@ -160,8 +160,8 @@ def _calendar(record: RunRecord) -> list[str | Markup]:
     figure, sequences = figures.calendar_picture(record)
     caption = (
         f"When which level is written, over {sequences} training sequences of "
-        f"{record.config.train.seq_len} tokens, by plan (nl audit counts what really happens). A reset is a return "
-        "to the initial weights, a step one of the optimizer."
+        f"{record.config.train.seq_len} tokens, by plan (nl audit counts what really happens). A reset is a "
+        "return to the initial weights, a step one of the optimizer."
     )
     return [picture(figure, caption)]
 

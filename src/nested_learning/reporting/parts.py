@@ -15,7 +15,7 @@ dl.tiles div { background: var(--tint); border-radius: 6px; padding: .5rem .8rem
 dl.tiles dt { color: var(--soft); font-size: .85rem }
 dl.tiles dd { margin: 0; font-size: 1.15rem; overflow-wrap: anywhere }
 dl.tiles dd small { display: block; font-size: .8rem; line-height: 1.3 }
-td { max-width: 30rem; overflow-wrap: anywhere }
+td { max-width: 30rem; overflow-wrap: break-word }
 details { margin: .6rem 0 } summary { cursor: pointer; color: var(--soft) }
 ul.plain { padding-left: 1.1rem; margin: .3rem 0 }
 blockquote { margin: .3rem 0 1rem; padding: .3rem .9rem; border-left: 3px solid var(--line);
