@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import quote
 
 from nested_learning.eval.results import interval
-from nested_learning.html import Markup, page, picture, table
+from nested_learning.html import Markup, page, picture, preformatted, table
 from nested_learning.reporting import figures
 from nested_learning.reporting.configuration import changed, describe_level, differing
 from nested_learning.reporting.evaluations import Found
@@ -60,7 +60,7 @@ def run_page(record: RunRecord, evaluations: Sequence[Found], samples: Sequence[
     sections.append(("Calendar of levels", _calendar(record)))
     sections.append(("Samples over time", _samples(record, samples)))
     sections.append(("Evaluations", _evaluations(record, evaluations)))
-    sections.append(("Commands to try next", [bullets(next_commands(record))]))
+    sections.append(("Commands to try next", [next_commands(record)]))
     sections.append(("Configuration", _configuration(record)))
     return page(f"Run {record.name}", f"{WORDS[record.status]} {record.path}", sections, STYLE)
 
@@ -188,8 +188,8 @@ def _samples(record: RunRecord, samples: Sequence[Sample] | None) -> list[str | 
 def _evaluations(record: RunRecord, evaluations: Sequence[Found]) -> list[str | Markup]:
     if not evaluations:
         return [
-            "No result file of nl eval names a checkpoint of this run. Looked in the run directory, "
-            "outputs/eval and results."
+            "No result file of nl eval names a checkpoint of this run. Looked in the run directory, and in "
+            "outputs/eval and results of the folder where the report was made."
         ]
     rows = [
         [
@@ -210,11 +210,11 @@ def _evaluations(record: RunRecord, evaluations: Sequence[Found]) -> list[str | 
     return [table(header, rows), bullets([str(found.path) for found in evaluations])]
 
 
-def next_commands(record: RunRecord) -> list[str]:
-    """Commands that go on from here, as they can be typed."""
+def next_commands(record: RunRecord) -> str | Markup:
+    """Commands that go on from here, as they can be typed, a line each."""
     path = quote(str(record.path))
     if not record.checkpoints:
-        return ["There is no checkpoint yet: run the command that started the run again."]
+        return "There is no checkpoint yet: run the command that started the run again."
     named = f"{path}:best" if record.best is not None else path
     commands = [
         f"uv run nl eval long-perplexity --checkpoint {named}",
@@ -225,7 +225,7 @@ def next_commands(record: RunRecord) -> list[str]:
     ]
     if record.status not in (FINISHED, RUNNING) and record.written:
         commands.insert(0, f"uv run python train.py --config-dir {path} --config-name config")
-    return commands
+    return preformatted("\n".join(commands))
 
 
 def _configuration(record: RunRecord) -> list[str | Markup]:
