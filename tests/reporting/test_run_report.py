@@ -172,3 +172,14 @@ def test_wrong_folders_are_told_in_one_line(tmp_path: Path, capsys: pytest.Captu
     assert nl.main(["report", str(tmp_path / "longr")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "--output must end in .html, got page.pdf" in lines[0]
+
+
+def test_a_broken_off_run_is_resumed_by_what_started_it(tmp_path: Path) -> None:
+    config = run_of(tmp_path, "my run")
+    assert "There is no checkpoint yet" in run_report(config.run_dir, samples=False)
+    (config.run_dir / "checkpoints" / "step_00000020").mkdir(parents=True)
+    options = f"--config-dir '{config.run_dir}' --config-name config"
+    assert f"uv run python train.py {options}" in unescape(run_report(config.run_dir, samples=False))
+    write_lines(config.run_dir / "starts.jsonl", [{"step": 0, "strategy": "ddp", "devices": 2}])
+    page = unescape(run_report(config.run_dir, samples=False))
+    assert f"uv run torchrun --nproc-per-node 2 train_dist.py {options}" in page

@@ -34,6 +34,9 @@ from nested_learning.reporting.run import FINISHED, RUNNING, RunRecord
 from nested_learning.reporting.samples import Sample
 
 Section = tuple[str, list[str | Markup]]
+SCRIPTS = {"ddp": "train_dist.py", "fsdp": "train_fsdp.py", "deepspeed": "train_deepspeed.py"}
+QUIET = "hydra.run.dir=. hydra.output_subdir=null hydra/job_logging=disabled"
+"""Overrides with which Hydra writes no files of its own, as in `configs/base.yaml`."""
 MOST_RUNS = 200  # of an experiment in its table of runs
 WORDS = {
     FINISHED: "The run is finished.",
@@ -224,8 +227,17 @@ def next_commands(record: RunRecord) -> str | Markup:
         "'data.files=[my.txt]'",
     ]
     if record.status not in (FINISHED, RUNNING) and record.written:
-        commands.insert(0, f"uv run python train.py --config-dir {path} --config-name config")
+        commands.insert(0, f"{_launcher(record)} --config-dir {path} --config-name config {QUIET}")
     return preformatted("\n".join(commands))
+
+
+def _launcher(record: RunRecord) -> str:
+    """What started the run last; `train.py` if that is not recorded."""
+    start = record.starts[-1] if record.starts else {}
+    script = SCRIPTS.get(start.get("strategy", ""), "train.py")
+    if script == "train.py":
+        return f"uv run python {script}"
+    return f"uv run torchrun --nproc-per-node {start.get('devices', 1)} {script}"
 
 
 def _configuration(record: RunRecord) -> list[str | Markup]:
