@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ Section = tuple[str, list[str | Markup]]
 SCRIPTS = {"ddp": "train_dist.py", "fsdp": "train_fsdp.py", "deepspeed": "train_deepspeed.py"}
 QUIET = "hydra.run.dir=. hydra.output_subdir=null hydra/job_logging=disabled"
 """Overrides with which Hydra writes no files of its own, as in `configs/base.yaml`."""
+SHORT, LONG = 32, 80  # characters of a setting in a legend, and in a table
 MOST_RUNS = 200  # of an experiment in its table of runs
 WORDS = {
     FINISHED: "The run is finished.",
@@ -339,13 +341,13 @@ def _experiment_curves(record: ExperimentRecord, named: Sequence[Mapping[str, st
 
 
 def _telling(named: Sequence[Mapping[str, str]]) -> list[str]:
-    """At most two settings by which to colour curves: not the seed, and with few values."""
+    """At most two settings by which to colour curves: not the seed, and with few short values."""
     values: dict[str, Counter[str]] = {}
     for names in named:
         for name, value in names.items():
             values.setdefault(name, Counter())[value] += 1
-    fit = [name for name, seen in values.items() if 1 < len(seen) <= 10 and name != "seed"]
-    return fit[:2]
+    fit = [name for name, seen in values.items() if 1 < len(seen) <= 10 and max(map(len, seen)) <= SHORT]
+    return [name for name in fit if name != "seed"][:2]
 
 
 def _experiment_runs(record: ExperimentRecord, named: Sequence[Mapping[str, str]]) -> list[str | Markup]:
@@ -357,7 +359,7 @@ def _experiment_runs(record: ExperimentRecord, named: Sequence[Mapping[str, str]
     rows = [
         [
             run["task"],
-            *(names.get(name, "") for name in settings),
+            *(textwrap.shorten(names.get(name, ""), LONG, placeholder=" …") for name in settings),
             *(f"{values[name]:.6g}" if name in values else "" for name in numbers),
         ]
         for run, names, values in zip(record.runs, named, results, strict=True)
