@@ -38,7 +38,7 @@ Section = tuple[str, list[str | Markup]]
 SCRIPTS = {"ddp": "train_dist.py", "fsdp": "train_fsdp.py", "deepspeed": "train_deepspeed.py"}
 QUIET = "hydra.run.dir=. hydra.output_subdir=null hydra/job_logging=disabled"
 """Overrides with which Hydra writes no files of its own, as in `configs/base.yaml`."""
-SHORT, LONG = 32, 80  # characters of a setting in a legend, and in a table
+SHORT, LONG = 32, 40  # characters of a setting in a legend, and in a table
 MOST_RUNS = 200  # of an experiment in its table of runs
 WORDS = {
     FINISHED: "The run is finished.",
