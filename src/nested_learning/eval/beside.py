@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from nested_learning.eval.arms import BASELINE
 from nested_learning.eval.compare import check_settings, show
@@ -57,7 +58,7 @@ def read_matrices(paths: Sequence[str | Path]) -> list[LossMatrix]:
     for path, result in zip(paths, results, strict=True):
         if result.evaluation != "continual" or len(result.checkpoint) < 2:
             raise ValueError(f"{path} must hold a result of nl eval continual with two checkpoints or more")
-    check_settings(results)
+    check_settings([replace(result, settings=_without_paths(result)) for result in results])
     made = [_matrix(name, result) for name, result in zip(names, results, strict=True)]
     for matrix in made:
         if matrix.checkpoints != made[0].checkpoints:
@@ -67,6 +68,11 @@ def read_matrices(paths: Sequence[str | Path]) -> list[LossMatrix]:
                 "outputs/MODEL/base"
             )
     return made
+
+
+def _without_paths(result: EvaluationResult) -> dict[str, Any]:
+    """The settings with the names of the texts, whose hashes say what was in their files."""
+    return {**result.settings, "segments": [segment["name"] for segment in result.settings["segments"]]}
 
 
 def _matrix(name: str, result: EvaluationResult) -> LossMatrix:
