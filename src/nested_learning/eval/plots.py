@@ -89,18 +89,19 @@ def draw_matrices(
         axes.set_title(title, fontsize="medium")
         axes.set_xticks(range(len(texts)), list(texts))
         axes.set_yticks(range(len(checkpoints)), [f"after {name}" for name in checkpoints])
-        axes.set_xlabel("loss on (nats per token)")
+        axes.set_xlabel("loss on")
     for axes in maps[1:]:
         axes.set_yticklabels([])
     width = 0.8 / len(changes)
     for i, (title, heights) in enumerate(changes.items()):
         places = [j + width * (i - (len(changes) - 1) / 2) for j in range(len(texts))]
         drawn = bars.bar(places, heights, width * 0.95, label=title)
-        bars.bar_label(drawn, fmt="%+.2f", fontsize="small")
+        bars.bar_label(drawn, fmt="%+.2f", padding=2, fontsize="small")
     bars.axhline(0, color="black", linewidth=0.8)
     bars.margins(y=0.15)
     bars.set_xticks(range(len(texts)), list(texts))
-    bars.set_title("change, last less first: above 0 = forgotten", fontsize="medium")
+    bars.set(ylabel="nats per token")
+    bars.set_title("change: above 0 = forgotten, below = learned", fontsize="medium")
     bars.legend(fontsize="small")
     figure.savefig(path, dpi=110)
 
