@@ -37,6 +37,7 @@ FLOORS = (
     {"config", "command"},
     {"torchrun", "chat", "eval", "bench", "hf"},
     {"reproduce"},
+    {"reporting"},
     {"commands"},
     {"__init__"},
 )

@@ -47,6 +47,19 @@ def locked(path: Path, what: str) -> Iterator[None]:
         file.close()
 
 
+def in_use(path: Path) -> bool:
+    """Whether a process of this machine, or of one that shares the folder, holds the lock file at `path`.
+
+    The lock is asked for and given back at once, shared. False where the file system has no locks.
+    """
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in BUSY
+    return False
+
+
 def acquire(path: Path, what: str, forked: bool = True) -> BinaryIO:
     """The lock file, locked until it is closed or the process ends; see `locked`.
 

@@ -76,7 +76,7 @@ def test_a_run_leaves_everything_behind(tmp_path, capsys):
     result = launch(config)
     assert result.step == 12 and not result.interrupted
     assert {p.name for p in config.run_dir.iterdir()} == {
-        *("config.yaml", "metrics.jsonl", "loss.png", "sample.txt", "checkpoints")
+        *("config.yaml", "starts.jsonl", "metrics.jsonl", "loss.png", "sample.txt", "checkpoints")
     }
     assert (config.run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert (config.run_dir / "sample.txt").read_text().startswith("The ")

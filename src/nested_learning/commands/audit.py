@@ -20,10 +20,8 @@ from nested_learning.config import load_config
 from nested_learning.home import config_folder
 from nested_learning.levels import LevelSpec
 from nested_learning.models.bill import Bill
-from nested_learning.report import new_figure
 from nested_learning.train.audit import Audit, audit
-
-COLOURS = {"update": "C0", "reset": "C3", "step": "C2"}
+from nested_learning.train.plots import calendar_figure
 
 
 def parser() -> Parser:
@@ -119,17 +117,6 @@ def _describe_bill(bills: Sequence[Bill]) -> list[str]:
 def draw(result: Audit, path: Path) -> None:
     """The calendar as a PNG: a row per level, a mark per event."""
     levels = [level.name for level in result.config.model.levels]
-    figure = new_figure(9, 1.2 + 0.5 * len(levels))
-    axes = figure.add_subplot()
-    for kind, colour in COLOURS.items():
-        marked = [(e.token, levels.index(e.level)) for e in result.events if e.kind == kind]
-        if marked:
-            xs, ys = zip(*marked, strict=True)
-            axes.scatter(xs, ys, marker="|", s=160, color=colour, label=kind)
-    axes.set_yticks(range(len(levels)), levels)
-    axes.set(xlabel="tokens", title=f"{result.title}: updates of the levels", ylim=(-0.6, len(levels) - 0.4))
-    axes.set_xlim(left=0)
-    axes.invert_yaxis()
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    figure = calendar_figure(levels, result.events, f"{result.title}: updates of the levels")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

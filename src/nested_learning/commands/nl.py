@@ -41,6 +41,7 @@ COMMANDS: dict[str, str | Group] = {
     "export": "nested_learning.commands.export",
     "generate": "nested_learning.commands.generate",
     "chat": "nested_learning.commands.chat",
+    "report": "nested_learning.commands.report",
     "reproduce": "nested_learning.commands.reproduce",
     "data": Group("Prepare and check training data", data.COMMANDS),
     "eval": Group("Evaluate checkpoints, and compare their results", evaluation.EVALUATIONS),

@@ -120,7 +120,7 @@ def compare(results: Sequence[EvaluationResult]) -> str:
     """
     if not results:
         raise ValueError("no results to compare")
-    _check_settings(results)
+    check_settings(results)
     columns = column_names(results)
     cells: dict[Key, dict[str, str]] = {}
     for result, column in zip(results, columns, strict=True):
@@ -166,8 +166,12 @@ def column_names(results: Sequence[EvaluationResult]) -> list[str]:
     ]
 
 
-def _check_settings(results: Sequence[EvaluationResult]) -> None:
-    """Raise ValueError if results of one evaluation have different settings."""
+def check_settings(results: Sequence[EvaluationResult]) -> None:
+    """Refuse results whose numbers cannot be compared.
+
+    Raises:
+        ValueError: two results of one evaluation with different settings.
+    """
     first: dict[str, EvaluationResult] = {}
     for result in results:
         other = first.setdefault(result.evaluation, result)

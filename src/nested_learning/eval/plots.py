@@ -60,10 +60,7 @@ def plot_forgetting(
     left, right = figure.subplots(1, 2)
     image = left.imshow(matrix, cmap="viridis", aspect="auto")
     middle = (image.norm.vmin + image.norm.vmax) / 2
-    for i, row in enumerate(matrix):
-        for j, value in enumerate(row):
-            colour = "white" if value < middle else "black"
-            left.text(j, i, f"{value:.3f}", ha="center", va="center", color=colour, size="small")
+    _numbers(left, matrix, middle)
     left.set_xticks(range(len(segments)), list(segments), rotation=20)
     left.set_yticks(range(len(checkpoints)), list(checkpoints))
     left.set(xlabel="scored on", ylabel="checkpoint")
@@ -71,6 +68,50 @@ def plot_forgetting(
     right.set(xlabel="checkpoint", ylabel=label)
     right.legend(fontsize="small")
     figure.savefig(path, dpi=120)
+
+
+def draw_matrices(
+    panels: Mapping[str, Sequence[Sequence[float]]],
+    changes: Mapping[str, Sequence[float]],
+    checkpoints: Sequence[str],
+    texts: Sequence[str],
+    path: Path,
+) -> None:
+    """Draw `panels[model][checkpoint][text]` as maps on one scale, and `changes[model][text]` as bars."""
+    size = 1.2 + 0.9 * len(texts)
+    figure = new_figure(size * (len(panels) + 1.4), 1.8 + 0.5 * max(3, len(checkpoints)))
+    widths = [1.0] * len(panels) + [1.4]
+    *maps, bars = figure.subplots(1, len(panels) + 1, width_ratios=widths)
+    values = [value for matrix in panels.values() for row in matrix for value in row]
+    for axes, (title, matrix) in zip(maps, panels.items(), strict=True):
+        axes.imshow(matrix, vmin=min(values), vmax=max(values), cmap="viridis", aspect="auto")
+        _numbers(axes, matrix, (min(values) + max(values)) / 2)
+        axes.set_title(title, fontsize="medium")
+        axes.set_xticks(range(len(texts)), list(texts))
+        axes.set_yticks(range(len(checkpoints)), [f"after {name}" for name in checkpoints])
+        axes.set_xlabel("loss on")
+    for axes in maps[1:]:
+        axes.set_yticklabels([])
+    width = 0.8 / len(changes)
+    for i, (title, heights) in enumerate(changes.items()):
+        places = [j + width * (i - (len(changes) - 1) / 2) for j in range(len(texts))]
+        drawn = bars.bar(places, heights, width * 0.95, label=title)
+        bars.bar_label(drawn, fmt="%+.2f", padding=2, fontsize="small")
+    bars.axhline(0, color="black", linewidth=0.8)
+    bars.margins(y=0.15)
+    bars.set_xticks(range(len(texts)), list(texts))
+    bars.set(ylabel="nats per token")
+    bars.set_title("change: above 0 = forgotten, below = learned", fontsize="medium")
+    bars.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def _numbers(axes: Any, matrix: Sequence[Sequence[float]], middle: float) -> None:
+    """Write the values into a map: white on the dark half of its scale."""
+    for i, row in enumerate(matrix):
+        for j, value in enumerate(row):
+            colour = "white" if value < middle else "black"
+            axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=colour, size="small")
 
 
 def draw_forgetting(

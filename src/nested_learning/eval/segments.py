@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,22 @@ class Segments:
         if not names or len(set(names)) < len(names):
             raise ValueError(f"{path} must hold segments of different names, got {names}")
         return made
+
+    @classmethod
+    def named(cls, pairs: Sequence[str], valid_fraction: float) -> Segments:
+        """Segments of one file, folder or pattern each, given as "NAME=FILE".
+
+        Raises:
+            ValueError: a pair without name or file, or two of one name.
+        """
+        parts = [pair.partition("=") for pair in pairs]
+        if wrong := [pair for pair, (name, _, file) in zip(pairs, parts, strict=True) if not (name and file)]:
+            raise ValueError(f"texts must be given as NAME=FILE, got {wrong[0]!r}")
+        names = [name for name, _, _ in parts]
+        if len(set(names)) < len(names):
+            raise ValueError(f"texts must have different names, got {names}")
+        entries = tuple(Segment(name=name, files=(file,)) for name, _, file in parts)
+        return cls(segments=entries, valid_fraction=valid_fraction)
 
 
 def _with_tuple(entry: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from nested_learning.train.config import RunConfig, run_config
 from nested_learning.train.memory import check_memory
 from nested_learning.train.origin import Origin, find_origin
 from nested_learning.train.plots import plot_losses
+from nested_learning.train.starts import record_start
 from nested_learning.train.strategy import Strategy, build_strategy
 from nested_learning.train.trainer import Trainer, TrainResult
 from nested_learning.train.trial import describe_trial, fit_trial, names_no_data, with_sample
@@ -39,7 +40,8 @@ from nested_learning.train.trial import describe_trial, fit_trial, names_no_data
 def launch(config: RunConfig, strategy: str = "single") -> TrainResult:
     """Train as `config` says and report.
 
-    Writes to `config.run_dir`: `config.yaml`, `metrics.jsonl`, `checkpoints/`, `loss.png`, `sample.txt`.
+    Writes to `config.run_dir`: `config.yaml`, `starts.jsonl`, `metrics.jsonl`, `checkpoints/`, `loss.png` and
+    `sample.txt`.
 
     Args:
         config: the run.
@@ -102,6 +104,7 @@ def run_in_folder(
     lines = describe(config, model, corpus, strategy)
     trainer = Trainer(config, model, corpus, strategy, resume)
     strategy.on_main(lambda: begin(config, trainer.store, resume))
+    strategy.on_main(lambda: record_start(config.run_dir, trainer.step, strategy, resume is not None))
     say(lines)
     say(describe_steps(config, strategy.device, trainer.eager, trainer.ungraphed))
     if trainer.unwatched:

@@ -1,12 +1,16 @@
-"""The picture of a run."""
+"""The pictures of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from nested_learning.levels import Event
 from nested_learning.report import new_figure
 from nested_learning.train.metrics import read_metrics
+
+EVENT_COLOURS = {"update": "C0", "reset": "C3", "step": "C2"}
 
 
 def plot_losses(metrics: Path, output: Path, unigram_entropy: float) -> None:
@@ -48,3 +52,26 @@ def plot_jobs(runs: Mapping[str, Path], output: Path) -> None:
         axes.set(xlabel="step", ylabel="validation loss (nats per token)")
         axes.legend()
         figure.savefig(output, dpi=120)
+
+
+def calendar_figure(levels: Sequence[str], events: Sequence[Event], title: str) -> Any:
+    """When which level is written, as a matplotlib figure: a row per level, a mark per event.
+
+    Args:
+        levels: their names, from the top.
+        events: of a calendar; see `levels.calendar`.
+        title: above the figure.
+    """
+    figure = new_figure(9, 1.2 + 0.5 * len(levels))
+    axes = figure.add_subplot()
+    for kind, colour in EVENT_COLOURS.items():
+        marked = [(e.token, levels.index(e.level)) for e in events if e.kind == kind]
+        if marked:
+            xs, ys = zip(*marked, strict=True)
+            axes.scatter(xs, ys, marker="|", s=160, color=colour, label=kind)
+    axes.set_yticks(range(len(levels)), levels)
+    axes.set(xlabel="tokens", title=title, ylim=(-0.6, len(levels) - 0.4))
+    axes.set_xlim(left=0)
+    axes.invert_yaxis()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    return figure

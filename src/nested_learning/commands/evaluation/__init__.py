@@ -7,6 +7,7 @@ EVALUATIONS = {
     "niah": "nested_learning.commands.evaluation.niah",
     "passkey": "nested_learning.commands.evaluation.passkey",
     "continual": "nested_learning.commands.evaluation.continual",
+    "forgetting": "nested_learning.commands.evaluation.forgetting",
     "class-incremental": "nested_learning.commands.evaluation.class_incremental",
     "second-reading": "nested_learning.commands.evaluation.second_reading",
     "compare": "nested_learning.commands.evaluation.compare",

@@ -3,6 +3,8 @@ r"""What a model forgot: losses of checkpoints on segments of text, backward tra
 uv run nl eval continual --checkpoints after_a after_b after_c after_d \
     --segments-yaml configs/data/continual_segments_sample.yaml --batch-size 4 --max-batches 10
 
+uv run nl eval continual --checkpoints outputs/base outputs/mine --texts novel=bundled:novel.txt mine=my.txt
+
 With as many checkpoints as segments, checkpoint i is the one after learning segment i. Beside the result
 stand a log, from which an interrupted evaluation is resumed, and the matrix of losses as PNG.
 """
@@ -29,6 +31,8 @@ def parser() -> Parser:
     add("--checkpoints", "--checkpoint", dest="checkpoints", nargs="+", required=True, help=help_text)
     shared.add_model_options(made)
     add("--segments-yaml", type=Path, default=DEFAULT_SEGMENTS, help="texts (default %(default)s)")
+    texts = "texts instead of that file; of each is scored what the first checkpoint's training held out"
+    add("--texts", nargs="+", metavar="NAME=FILE", help=texts)
     add("--seq-len", type=int, help="tokens of a window (default: as in training)")
     add("--batch-size", type=int, default=default.batch_size, help="windows at once (default %(default)s)")
     add("--max-batches", type=int, default=default.max_batches, help="per segment (default %(default)s)")
@@ -44,16 +48,18 @@ def main() -> None:
         "tokenizer_path": options.tokenizer_path,
         "device": options.device,
     }
+    first = loading.load(options.checkpoints[0], **load_options)
     settings = ContinualSettings(
         checkpoints=options.checkpoints,
-        segments=Segments.read(options.segments_yaml),
+        segments=Segments.named(options.texts, first.config.data.valid_fraction)
+        if options.texts
+        else Segments.read(options.segments_yaml),
         windows=Windows(
             seq_len=options.seq_len, batch_size=options.batch_size, max_batches=options.max_batches
         ),
         load_options=load_options,
         memorize=shared.memorize_from(options),
     )
-    first = loading.load(options.checkpoints[0], **load_options)
     output = first.output("continual", options.output)
     evaluate(Continual(first, settings), output, options.fresh)
     shared.print_result(output)
