@@ -19,7 +19,9 @@ FLOORS = (
         "checks",
         "extras",
         "graphs",
+        "home",
         "html",
+        "progress",
         "hub",
         "lock",
         "log_lines",
@@ -39,7 +41,7 @@ FLOORS = (
     {"reproduce"},
     {"reporting"},
     {"commands"},
-    {"__init__"},
+    {"__init__", "__main__"},
 )
 """The packages and modules at the root, from the ground up. Each imports from lower floors only."""
 

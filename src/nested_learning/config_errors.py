@@ -47,8 +47,10 @@ def one_line(error: BaseException) -> str:
             return unknown_key(key, cause.object_type, key.rpartition(".")[0])
         return unknown_key(key, RunConfig)
     if isinstance(error, MissingConfigException):
-        near = did_you_mean(Path(error.missing_cfg_file or "").name, error.options or [])
-        return f"there is no configuration {error.missing_cfg_file!r}{near}"
+        known = sorted(Path(option).name for option in error.options or [])
+        near = did_you_mean(Path(error.missing_cfg_file or "").name, known)
+        there = f"; there are {', '.join(known)}" if known else ""
+        return f"there is no configuration {error.missing_cfg_file!r}{near}{there}"
     where = next((w for e in (error, cause) for w in (_place(e),) if w), "")
     wrong = re.search(
         r"Value '(.*)' of type '\w+' could not be converted to (Float|Integer)", str(cause or error)

@@ -31,3 +31,8 @@ def config_file(path: str | Path) -> Path:
     if path.parts[:1] == ("configs",) and (own := config_folder().joinpath(*path.parts[1:])).is_file():
         return own
     raise FileNotFoundError(f"there is no file {path}")
+
+
+def in_a_clone() -> bool:
+    """Whether the package is used from a clone of its repository, where commands begin with `uv run`."""
+    return (PACKAGE.parents[1] / "pyproject.toml").is_file()

@@ -1,6 +1,7 @@
 """Versions, device, packages, bundled text and speed of this machine.
 
 uv run nl doctor
+uv run nl doctor --json
 
 With a CUDA card also what that is and can do, which kernels are used there, and whether each of them compiles
 and computes what its token loop does.
@@ -12,11 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from nested_learning.bench.card import report
 from nested_learning.command import Parser
 from nested_learning.data.corpus import bundled_files, default_cache_dir
 from nested_learning.extras import DISTRIBUTION, EXTRAS, own_version
+from nested_learning.home import config_folder
 from nested_learning.runtime import pick_device
 
 REQUIRED = (
@@ -35,29 +39,78 @@ REQUIRED = (
 DISTRIBUTIONS = {"hydra": "hydra-core"}
 
 
+@dataclass(kw_only=True)
+class Findings:
+    """What was found out about this machine; `problems` are what is needed and missing or damaged."""
+
+    distribution: str
+    version: str
+    python: str
+    torch: str
+    device: str
+    packages: dict[str, str] = field(default_factory=dict)
+    optional: dict[str, bool] = field(default_factory=dict)
+    text: str = ""
+    configurations: str = ""
+    cache: str = ""
+    matmul_gflops: float = 0.0
+    card: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
 def main() -> int:
     """Print what matters about this machine and return 1 if something needed is missing or damaged."""
-    Parser(description=__doc__).parse_args()
-    problems: list[str] = []
-    print(f"{DISTRIBUTION} {own_version()}, Python {platform.python_version()}, torch {torch.__version__}")
-    print(f"device    {describe_device()}")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print it as one JSON object")
+    options = parser.parse_args()
+    found = examine()
+    print(json.dumps(asdict(found), indent=2) if options.json else show(found))
+    return 1 if found.problems else 0
+
+
+def examine() -> Findings:
+    """Look at packages, files and devices."""
+    found = Findings(
+        distribution=DISTRIBUTION,
+        version=own_version(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        device=describe_device(),
+    )
     for name in REQUIRED:
-        line, ok = check_import(name)
-        print(f"package   {line}")
-        problems += [] if ok else [line]
-    for name, extra in EXTRAS.items():
-        found = importlib.util.find_spec(name) is not None
-        print(f"optional  {name}: " + ("installed" if found else f"not installed (extra {extra!r})"))
+        found.packages[name], ok = check_import(name)
+        found.problems += [] if ok else [f"{name}: {found.packages[name]}"]
+    found.optional = {name: importlib.util.find_spec(name) is not None for name in EXTRAS}
     wrong = check_text(bundled_files())
-    problems += wrong
-    print("text      " + ("; ".join(wrong) or f"{len(bundled_files())} bundled files, SHA-256 right"))
-    print(f"cache     {default_cache_dir()}")
-    print(f"matmul    {matmul_rate():.0f} GFLOP/s (float32, 1024 x 1024 x 1024)")
-    lines, wrong = report(pick_device("auto"))
-    problems += wrong
-    print("\n".join(lines))
-    print("\n".join(["", "problems:", *problems]) if problems else "\nall good")
-    return 1 if problems else 0
+    found.text = "; ".join(wrong) or f"{len(bundled_files())} bundled files, SHA-256 right"
+    found.problems += wrong
+    try:
+        found.configurations = str(config_folder())
+    except FileNotFoundError as error:
+        found.problems.append(str(error))
+    found.cache = str(default_cache_dir())
+    found.matmul_gflops = round(matmul_rate(), 1)
+    found.card, wrong = report(pick_device("auto"))
+    found.problems += wrong
+    return found
+
+
+def show(found: Findings) -> str:
+    """The same for people."""
+    lines = [f"{found.distribution} {found.version}, Python {found.python}, torch {found.torch}"]
+    lines.append(f"device    {found.device}")
+    lines += [f"package   {name} {version}" for name, version in found.packages.items()]
+    for name, there in found.optional.items():
+        lines.append(
+            f"optional  {name}: " + ("installed" if there else f"not installed (extra {EXTRAS[name]!r})")
+        )
+    lines.append(f"text      {found.text}")
+    lines.append(f"configs   {found.configurations or 'missing'}")
+    lines.append(f"cache     {found.cache}")
+    lines.append(f"matmul    {found.matmul_gflops:.0f} GFLOP/s (float32, 1024 x 1024 x 1024)")
+    lines += found.card
+    lines += ["", "problems:", *found.problems] if found.problems else ["", "all good"]
+    return "\n".join(lines)
 
 
 def describe_device() -> str:
@@ -69,12 +122,12 @@ def describe_device() -> str:
 
 
 def check_import(name: str) -> tuple[str, bool]:
-    """Import a package: a line about it, and whether it worked."""
+    """Import a package: its version, or why not; and whether it worked."""
     try:
         importlib.import_module(name)
     except ImportError as error:
-        return f"{name}: {error}", False
-    return f"{name} {metadata.version(DISTRIBUTIONS.get(name, name))}", True
+        return str(error), False
+    return metadata.version(DISTRIBUTIONS.get(name, name)), True
 
 
 def check_text(files: Sequence[Path]) -> list[str]:

@@ -3,7 +3,7 @@
 nl train                                          the default, on the bundled text, in outputs/pilot_smoke
 nl train --config-name pilot optim.lr=1e-3        another configuration, other values
 nl train -m seed=0,1,2                            a sweep
-nl train --cfg job                                print the configuration; for Hydra's other options --hydra-help
+nl train --cfg job                                print the configuration; --hydra-help: Hydra's options
 torchrun --nproc-per-node 2 -m nested_learning train --launcher fsdp
 
 With --launcher (single, ddp, fsdp or deepspeed) it is what train.py, train_dist.py, train_fsdp.py and

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from nested_learning.adapt.paths import Adaptable
 from nested_learning.data.tokenizer import Tokenizer
@@ -26,6 +25,7 @@ from nested_learning.eval.tokenizers import HuggingFaceTokenizer
 from nested_learning.extras import MissingExtraError
 from nested_learning.lock import LOCK, locked
 from nested_learning.log_lines import Row
+from nested_learning.progress import progress_bar
 
 try:
     from lm_eval.api.model import LM
@@ -89,7 +89,7 @@ class NestedLM(LM):  # type: ignore[misc]
     ) -> list[T]:
         """Answers in the order of the requests; each is put into lm-eval's cache at once."""
         answers: dict[int, T] = {}
-        with tqdm(total=len(arguments), desc=method, disable=True if disable_tqdm else None) as bar:
+        with progress_bar(total=len(arguments), desc=method, shown=not disable_tqdm) as bar:
             for i, answer in found:
                 answers[i] = answer
                 self.cache_hook.add_partial(method, arguments[i], answer)

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TextIO, TypeVar
 
 from nested_learning.lock import LOCK, locked
 from nested_learning.log_lines import Row, read_log
+from nested_learning.progress import progress_bar
 from nested_learning.train.checkpoint import write_atomic
 
 Sample = TypeVar("Sample")
@@ -77,10 +78,8 @@ def score_samples(
 
 def _score_missing(log_path: Path, samples: Samples[Sample], done: dict[str, Row], description: str) -> None:
     """Score the batches of which `done` lacks a sample, and replay the others."""
-    from tqdm import tqdm
-
     finished = sum(key in done for key, _ in samples.items)
-    bar = tqdm(total=len(samples.items), initial=finished, desc=description, unit="sample", disable=None)
+    bar = progress_bar(total=len(samples.items), initial=finished, desc=description, unit="sample")
     with bar, log_path.open("a", encoding="utf-8") as log:
         for first in range(0, len(samples.items), samples.at_once):
             batch = samples.items[first : first + samples.at_once]

@@ -20,6 +20,7 @@ import torch
 
 from nested_learning.lock import LOCK, locked
 from nested_learning.log_lines import read_log
+from nested_learning.progress import progress_bar
 from nested_learning.runtime import keep_freed_memory, pick_device
 from nested_learning.train.checkpoint import write_atomic
 from nested_learning.train.plain_loop import use_device
@@ -90,14 +91,12 @@ def locked_results(path: Path) -> AbstractContextManager[None]:
 
 
 def _run_missing(runs: Sequence[Run], path: Path, workers: int, progress: bool, where: Where) -> list[Result]:
-    from tqdm import tqdm
-
     done = read_results(path)
     todo = list({run_key(run): run for run in runs if run_key(run) not in done}.values())
     if todo and progress:
         print(f"{len(todo)} runs to do, {len(done)} kept in {path}")
     total = sum(run.steps for run in todo)
-    with tqdm(total=total, unit="step", disable=not progress or not todo) as bar:
+    with progress_bar(total=total, unit="step", shown=progress and bool(todo)) as bar:
         execute = _one_by_one(todo, bar, where) if workers == 1 else _in_processes(todo, workers, bar, where)
         for run, result in execute:
             _append(path, run, result)

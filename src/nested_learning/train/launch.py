@@ -33,6 +33,7 @@ from nested_learning.train.origin import Origin, find_origin
 from nested_learning.train.plots import plot_losses
 from nested_learning.train.starts import record_start
 from nested_learning.train.strategy import Strategy, build_strategy
+from nested_learning.train.summary import summary
 from nested_learning.train.trainer import Trainer, TrainResult
 from nested_learning.train.trial import describe_trial, fit_trial, names_no_data, with_sample
 
@@ -237,6 +238,7 @@ def finish(config: RunConfig, model: HopeLM, corpus: Corpus, result: TrainResult
         print(f"no plot: {type(error).__name__}: {error}", file=sys.stderr)
     if result.interrupted:
         print(f"interrupted and saved at step {result.step}; run the same command to continue")
+        print(summary(config, result))
         return
     if result.valid_loss is not None and result.bits_per_byte is not None:
         unigram_bits = corpus.unigram_entropy / math.log(2) / corpus.bytes_per_token
@@ -253,6 +255,7 @@ def finish(config: RunConfig, model: HopeLM, corpus: Corpus, result: TrainResult
         except OSError as error:
             print(f"no sample.txt: {error}", file=sys.stderr)
     print(f"results in {folder.resolve()}")
+    print(summary(config, result))
 
 
 def write_sample(config: RunConfig, model: HopeLM, tokenizer: Tokenizer) -> str:

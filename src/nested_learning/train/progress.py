@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
-from tqdm import tqdm
+from nested_learning.progress import progress_bar
 
 
 class Clock:
@@ -39,16 +39,16 @@ class Clock:
 
 
 class Progress:
-    """A progress bar with loss, tokens per second, memory and time left. Silent where it is not shown.
+    """A progress bar with loss, tokens per second, memory and time left; lines now and then in a log file.
 
     If the terminal is closed, the bar becomes silent and the run continues.
     """
 
     def __init__(self, steps: int, done: int, shown: bool) -> None:
-        self.bar: Any = tqdm(
+        self.bar: Any = progress_bar(
             total=steps,
             initial=done,
-            disable=not shown,
+            shown=shown,
             unit="step",
             dynamic_ncols=True,
             bar_format="{l_bar}{bar}| {n:.5g}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",

@@ -6,6 +6,7 @@ Shapes: a batch is tokens `[B, T+1]` int64; inputs and targets by `split_batch`.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class TrainResult:
         bits_per_byte: the same loss in bits per byte of text.
         interrupted: whether a signal stopped the run, so that it can be resumed.
         run_dir: its directory.
+        tokens, seconds: read by this start of the run, and the time it took, with validation and saving.
     """
 
     step: int
@@ -53,6 +55,8 @@ class TrainResult:
     bits_per_byte: float | None
     interrupted: bool
     run_dir: Path
+    tokens: int = 0
+    seconds: float = 0.0
 
 
 class Trainer:
@@ -126,7 +130,7 @@ class Trainer:
         self.graphs = None if self.ungraphed else MicroSteps(model, self._micro_step, self._tell)
         self.guard = UpdateGuard(self.optimizer, self.device)
         self.first_step = self.step
-        self.clock = Clock(self.step)
+        self.clock, self.began = Clock(self.step), time.monotonic()
         self.recent: dict[int, Tensor] = {}  # batches since the guard was last read
         self.signals = StopSignals(strategy.world_size == 1)
         self.progress = Progress(train.steps, self.step, shown=False)
@@ -143,7 +147,7 @@ class Trainer:
         """
         train = self.config.train
         self.writer = build_writer(self.config, self.step, self.strategy.is_main)
-        self.clock = Clock(self.step)  # set-up is not training time
+        self.clock, self.began = Clock(self.step), time.monotonic()  # set-up is not training time
         shown = self.config.logging.progress and self.strategy.is_main
         self.progress = progress = Progress(train.steps, self.step, shown)
         update = self.update
@@ -353,6 +357,8 @@ class Trainer:
             bits_per_byte=self.validated.get("valid_bits_per_byte"),
             interrupted=interrupted,
             run_dir=self.config.run_dir,
+            tokens=(self.step - self.first_step) * self.config.train.batch_size * self.config.train.seq_len,
+            seconds=time.monotonic() - self.began,
         )
 
     def _stop_nonfinite(self) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from nested_learning.data.config import DedupConfig, MixtureConfig, SourceConfig
 from nested_learning.data.corpus import file_sha256
@@ -52,6 +51,7 @@ from nested_learning.data.shards import (
 )
 from nested_learning.data.tokenizer import Tokenizer, encode_document, load_tokenizer, token_dtype
 from nested_learning.extras import DISTRIBUTION
+from nested_learning.progress import progress_bar
 
 PROVENANCE = "provenance.json"
 BLOCK_CHARS = 1 << 19
@@ -189,13 +189,13 @@ def _process_source(
     state = (job.tokenizer.state(), source, job.mixture.dedup, job.mixture.seed)
     blocks = read_blocks(source, progress)
     total = source_bytes(source)
-    bar = tqdm(
+    bar = progress_bar(
         total=total,
         initial=progress.consumed,
         unit="B",
         unit_scale=True,
         desc=source.name,
-        disable=None if job.progress else True,
+        shown=job.progress,
     )
     pending, since = 0, time.monotonic()
     try:

@@ -7,14 +7,13 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tqdm import tqdm
-
 from nested_learning.data.config import MixtureConfig, SourceConfig
 from nested_learning.data.pipeline.dedup import document_digest
 from nested_learning.data.pipeline.filters import rejection
 from nested_learning.data.pipeline.process import split_of
 from nested_learning.data.pipeline.sources import Document, UnusableSourceError, read_source
 from nested_learning.data.pipeline.tally import Tally
+from nested_learning.progress import progress_bar
 
 HUB_FACTOR = 4
 """A hub data set is read up to this many times the characters wanted from it; local files to their end."""
@@ -99,12 +98,12 @@ def _usable(
     tally = Tally()
     most = HUB_FACTOR * sample.wanted if source.kind == "hub" else None
     seen = 0
-    records = tqdm(
+    records = progress_bar(
         read_source(source),
         desc=f"sampling {source.name}",
         unit="doc",
         total=source.limit,
-        disable=None if progress else True,
+        shown=progress,
     )
     for number, item in enumerate(records):
         if (source.limit is not None and number >= source.limit) or (most is not None and seen >= most):

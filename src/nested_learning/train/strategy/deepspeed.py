@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nested_learning.extras import MissingExtraError
+from nested_learning.home import config_file
 from nested_learning.train.checkpoint.errors import CheckpointError, cause
 from nested_learning.train.checkpoint.tensors import WRAPPER, write_tensors
 from nested_learning.train.compiling import settle
@@ -212,12 +213,10 @@ def read_settings(config: RunConfig, world_size: int) -> dict[str, Any]:
     """DeepSpeed's configuration: the JSON file, completed by the values of the run's configuration.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, here or in the package.
         ValueError: the file sets one of those values, or has no valid stage of ZeRO.
     """
-    path = Path(config.parallel.deepspeed)
-    if not path.is_file():
-        raise FileNotFoundError(f"parallel.deepspeed: there is no file {path}")
+    path = config_file(config.parallel.deepspeed)
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     for key in settings.keys() & OWN.keys():
         raise ValueError(f"{path} must not set {key!r}; {OWN[key]} decides it for every launcher")
