@@ -1,4 +1,5 @@
-"""The exact versions in pyproject.toml (`constraint-dependencies`) and requirements.txt, made again by uv:
+"""The exact versions in pyproject.toml (`constraint-dependencies`) and requirements.txt, made again by uv, and
+with hashes of every file in scripts/locked_requirements.txt:
 
 uv run python scripts/pins.py              # after a change of dependencies; keeps the other versions
 uv run python scripts/pins.py --upgrade    # the newest versions of everything
@@ -14,7 +15,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PINS = re.compile(r"(?<=^constraint-dependencies = \[\n).*?(?=^\]$)", re.MULTILINE | re.DOTALL)
+LOCKED = Path("scripts") / "locked_requirements.txt"
+LOCKED_HEAD = """\
+# Exact versions and hashes of the package and all that it needs, for every platform. Made by scripts/pins.py.
+# pip install --require-hashes -r scripts/locked_requirements.txt && pip install --no-deps dist/*.whl
+"""
 EXPORT = ("--all-extras", "--all-groups", "--no-hashes", "--no-annotate", "--no-header", "--no-emit-project")
+LOCKED_EXPORT = ("--no-dev", "--no-annotate", "--no-header", "--no-emit-project")
 
 
 def with_pins(project: str, pins: Sequence[str]) -> str:
@@ -72,6 +79,14 @@ def make_pins(folder: Path, upgrade: bool) -> None:
     finally:
         project.write_text(after, encoding="utf-8")
     requirements.write_text(versions, encoding="utf-8")
+    write_locked(folder)
+
+
+def write_locked(folder: Path) -> None:
+    """Write the packages that ours needs, with a hash of every file that their versions came in."""
+    locked = uv("export", "--quiet", *LOCKED_EXPORT, folder=folder)
+    (folder / LOCKED).parent.mkdir(exist_ok=True)
+    (folder / LOCKED).write_text(LOCKED_HEAD + locked, encoding="utf-8")
 
 
 def main() -> None:

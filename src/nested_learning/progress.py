@@ -11,8 +11,8 @@ from tqdm.std import tqdm
 
 EVERY = 30.0
 """Seconds between two lines."""
-LINE = "{desc}{percentage:3.0f}% {n}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-LINE_WITHOUT_END = "{desc}{n} [{elapsed}, {rate_fmt}{postfix}]"
+LINE = "{desc} {percentage:3.0f}% {n}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+LINE_WITHOUT_END = "{desc} {n} [{elapsed}, {rate_fmt}{postfix}]"
 
 
 class Lines(tqdm):  # type: ignore[misc]
@@ -41,7 +41,7 @@ class Lines(tqdm):  # type: ignore[misc]
         now = time.monotonic()
         if not self.disable and now - self.told >= EVERY:
             self.told = now
-            self.sp(str(self))
+            self.sp(str(self).strip())
 
     def clear(self, *arguments: Any, **options: Any) -> None:
         """Nothing: a line that is written stays."""
@@ -55,7 +55,7 @@ class Lines(tqdm):  # type: ignore[misc]
             self.disable: bool = True
             self._decr_instances(self)
             if self.n:
-                self.sp(str(self))
+                self.sp(str(self).strip())
 
 
 def progress_bar(*arguments: Any, shown: bool = True, **options: Any) -> Any:

@@ -1,4 +1,5 @@
 import importlib.util
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -41,6 +42,9 @@ def fake_uv(folder, calls, fails=False):
         calls.append((command, tomllib.loads(text)["tool"]["uv"]["constraint-dependencies"]))
         if fails:
             raise subprocess.CalledProcessError(1, "uv")
+        if command == "export" and "--no-hashes" not in arguments:
+            calls.pop()
+            return "a==2.0 --hash=sha256:0\n"
         return "".join(f"{pin}\n" for pin in NEW)
 
     return uv
@@ -62,6 +66,7 @@ def test_both_files_get_the_versions_of_uv_and_nothing_else_changes(folder, monk
         "own==7",
         "-e .",
     ]
+    assert (folder / pins.LOCKED).read_text() == pins.LOCKED_HEAD + "a==2.0 --hash=sha256:0\n"
     kept = ["a==1.0", "old==3"]
     assert calls == ([("lock", []), ("export", [])] if upgrade else [("export", kept)])
 
@@ -94,3 +99,16 @@ def test_the_pins_of_this_repository_cover_what_it_depends_on():
     assert {requirement.split(">=")[0] for group in groups for requirement in group} <= pinned
     requirements = (ROOT / "requirements.txt").read_text()
     assert pins.with_versions(requirements, listed) == requirements
+
+
+def test_the_locked_versions_are_the_pinned_ones_and_name_no_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    text = (ROOT / pins.LOCKED).read_text()
+    lines = [line.removesuffix(" \\") for line in text.splitlines() if line[0] not in " #"]
+    assert {line.split(" ;")[0] for line in lines} <= {
+        pin.split(" ;")[0] for pin in project["tool"]["uv"]["constraint-dependencies"]
+    }
+    needed = {requirement.split(">=")[0] for requirement in project["project"]["dependencies"]}
+    assert needed <= {pins.name_of(line) for line in lines}
+    hashes = re.findall(r"--hash=sha256:[0-9a-f]{64}", text)
+    assert len(hashes) > len(lines) > 50 and "://" not in text
