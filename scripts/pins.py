@@ -1,5 +1,5 @@
-"""The exact versions in pyproject.toml (`constraint-dependencies`) and requirements.txt, made again by uv, and
-with hashes of every file in scripts/locked_requirements.txt:
+"""The exact versions in pyproject.toml (`constraint-dependencies`) and requirements.txt, made again by uv.
+scripts/locked_requirements.txt has them with hashes.
 
 uv run python scripts/pins.py              # after a change of dependencies; keeps the other versions
 uv run python scripts/pins.py --upgrade    # the newest versions of everything

@@ -29,24 +29,24 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_log_file_gets_a_line_now_and_then(clock: Clock) -> None:
-    """300 updates in 100 seconds: the first line, one every 30 seconds, and the last."""
+    """400 updates in 100 seconds: the first line, one every 30 seconds, and the last."""
     file = io.StringIO()
-    bar = Lines(total=300, desc="reading", unit="step", file=file, mininterval=0)
-    for number in range(300):
-        clock.now += 1 / 3
+    bar = Lines(total=400, desc="reading", unit="step", file=file, mininterval=0)
+    for number in range(400):
+        clock.now += 1 / 4
         bar.update()
         bar.set_postfix_str(f"loss {number}")
     bar.close()
     lines = file.getvalue().splitlines()
     assert "\r" not in file.getvalue()
     assert [line.split("[")[0] for line in lines] == [
-        "reading   0% 0/300 ",
-        "reading  30% 90/300 ",
-        "reading  60% 180/300 ",
-        "reading  90% 270/300 ",
-        "reading 100% 300/300 ",
+        "reading   0% 0/400 ",
+        "reading  30% 120/400 ",
+        "reading  60% 240/400 ",
+        "reading  90% 360/400 ",
+        "reading 100% 400/400 ",
     ]
-    assert lines[-1].endswith("loss 299]")
+    assert lines[-1].endswith("loss 399]")
 
 
 def test_lines_that_are_printed_beside_it_stay(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from nested_learning.train.checkpoint import load_checkpoint
 
 TINY = [
     *("data=bytes", "name=tiny", "train.steps=3", "train.eval_every=3", "train.batch_size=2"),
-    *("train.seq_len=32", "train.eval_batches=1", "model.dim=16", "model.num_heads=2", "model.num_layers=1"),
+    *("train.seq_len=64", "train.eval_batches=1", "model.dim=16", "model.num_heads=2", "model.num_layers=1"),
     *("train.sample_tokens=4", "train.device=cpu"),
 ]
 
@@ -41,7 +41,7 @@ def test_it_trains_and_says_what_to_try_next(capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     _, _, config = load_checkpoint("outputs/tiny")
     assert config.train.steps == 3
-    assert f"{3 * 2 * 32:,} tokens in 0:0" in printed
+    assert f"{3 * 2 * 64:,} tokens in 0:0" in printed
     assert "outputs/tiny: checkpoints, metrics.jsonl, loss.png, sample.txt" in printed
     assert "nl generate outputs/tiny --prompt 'Call me'" in printed
 

@@ -48,8 +48,9 @@ def take_launcher(arguments: list[str]) -> str:
 def main() -> None:
     """Train as the command line says, and exit."""
     if {"-h", "--help"} & {*sys.argv[1:]}:
-        Parser(description=__doc__, usage="nl train [--config-name NAME] [field=value ...]").print_help()
-        return
+        Parser(description=__doc__, usage="nl train [--config-name NAME] [field=value ...]").parse_args(
+            ["-h"]
+        )
     arguments = sys.argv[1:]
     launcher = take_launcher(arguments)
     sys.argv[1:] = arguments

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -55,8 +55,8 @@ class TrainResult:
     bits_per_byte: float | None
     interrupted: bool
     run_dir: Path
-    tokens: int = 0
-    seconds: float = 0.0
+    tokens: int = field(default=0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
 
 
 class Trainer:

@@ -19,10 +19,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from nested_learning.checks import positive
 from nested_learning.command import Parser
+from nested_learning.progress import progress_bar
 
 
 def main() -> None:
@@ -88,7 +87,7 @@ def write_corpus(path: Path, texts: Iterator[str], most: int) -> int:
     import pyarrow.parquet as pq
 
     size, kept = 0, []
-    with tqdm(total=most, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
+    with progress_bar(total=most, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
         for text in texts:
             if text.strip():
                 kept.append(text)
