@@ -22,7 +22,7 @@ PAGES = sorted(
 HOMES = (ROOT, ROOT / "src" / "nested_learning", ROOT / "docs", ROOT / "src")
 MADE = ("outputs/", "results/", "dist/", "runs/", "logs/")  # written by commands, not kept in the repository
 FENCED = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NOT_OURS = {"--config-name", "--nproc-per-node", "--extra"}  # Hydra's, torchrun's, uv's
+NOT_OURS = {"--config-name", "--config-dir", "--nproc-per-node", "--extra"}  # Hydra's, torchrun's, uv's
 
 
 # What stands in a page

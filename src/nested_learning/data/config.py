@@ -160,7 +160,12 @@ class MixtureConfig:
 
 @dataclass(kw_only=True, slots=True)
 class Stage:
-    """A stage of a length curriculum: until `until_step` sequences have `seq_len` tokens."""
+    """A stage of a length curriculum.
+
+    Args:
+        until_step: the stage ends at this step.
+        seq_len: tokens of its sequences.
+    """
 
     until_step: int
     seq_len: int

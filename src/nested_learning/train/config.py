@@ -168,7 +168,19 @@ class LoggingConfig:
 @dataclass(kw_only=True, slots=True)
 class RunConfig:
     """Everything that decides a run. In files, `model.vocab_size` and `model.seq_len` follow
-    `data.tokenizer.vocab_size` and `train.seq_len`."""
+    `data.tokenizer.vocab_size` and `train.seq_len`.
+
+    Args:
+        name: of the run; its directory is `train.output_dir`/`name`.
+        seed: of the initial weights, of the order of the data and of the sample at the end.
+        model: the architecture.
+        data: texts, tokenizer and how rows are made of them.
+        optim: the optimizer and its schedule.
+        train: length of the run, batches, validation, checkpoints, precision.
+        parallel: what the launchers for several devices share.
+        adapt: how a model learns at test time, and with `train.inner=online` in training.
+        logging: where numbers go.
+    """
 
     name: str = "run"
     seed: int = 0

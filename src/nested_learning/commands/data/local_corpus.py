@@ -87,7 +87,7 @@ def write_corpus(path: Path, texts: Iterator[str], most: int) -> int:
     import pyarrow.parquet as pq
 
     size, kept = 0, []
-    with progress_bar(total=most, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
+    with progress_bar(total=most, unit="B", unit_scale=True, desc=path.name) as bar:
         for text in texts:
             if text.strip():
                 kept.append(text)
