@@ -31,7 +31,7 @@ FLOORS = (
     {"ops", "data"},
     {"layers", "optim"},
     {"models"},
-    {"adapt"},
+    {"adapt", "inspection"},
     {"train"},
     {"config_errors"},
     {"config", "command"},

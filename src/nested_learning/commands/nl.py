@@ -38,6 +38,7 @@ COMMANDS: dict[str, str | Group] = {
     "plan": "nested_learning.commands.plan",
     "verify-checkpoint": "nested_learning.commands.verify_checkpoint",
     "export": "nested_learning.commands.export",
+    "inspect": "nested_learning.commands.inspect",
     "reproduce": "nested_learning.commands.reproduce",
     "data": Group("Prepare and check training data", data.COMMANDS),
     "eval": Group("Evaluate checkpoints, and compare their results", evaluation.EVALUATIONS),
