@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from nested_learning.inspection.measures import effective_rank, joint_norm
 from nested_learning.inspection.observe import WATCHES, Seen, observe
 from nested_learning.inspection.trace import Inspection, MemoryTrace
+from nested_learning.layers.config import ADAPTIVE
 from nested_learning.layers.self_modifying import SelfModifyingTitans
 from nested_learning.models.lm import HopeLM
 from nested_learning.models.tokens import check_prompt
+from nested_learning.ops.self_modifying.chunk import MEMORY
 
 KINDS = tuple(WATCHES)
 
@@ -80,7 +82,8 @@ def chunks_of(layer: Any) -> dict[str, int]:
         return dict(layer.chunks)
     names = getattr(layer, "memories", None)
     if names is not None:
-        return {name.removeprefix("initial_"): layer.chunk_size for name in names}
+        held = {name.removeprefix("initial_") for name in names}
+        return {name: layer.chunk_size for name in (MEMORY, *ADAPTIVE) if name in held}
     return {f"level:{layer.spec.name}" if hasattr(layer, "spec") else "linear": layer.chunk_size}
 
 
