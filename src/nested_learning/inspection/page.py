@@ -15,7 +15,7 @@ from nested_learning.html import Markup, page, picture, table
 from nested_learning.inspection.trace import TOKEN_VALUES, Inspection, MemoryTrace
 from nested_learning.report import new_figure
 
-MOST = 6  # tokens named per memory
+MOST = 4  # tokens named per memory
 AROUND = 12  # characters of context on either side of a named token
 SHARES = (0.02, 0.98)  # of the values, where the colours begin and end
 NAMES = {"surprise": "surprise", "eta": "η", "alpha": "α", "contribution": "contribution"}
@@ -206,7 +206,8 @@ def curves(memories: Sequence[MemoryTrace], block: int) -> list[str | Markup]:
         picture(
             figure,
             f"Block {block}, over the tokens read when a memory was written. Effective rank: solid W1 or W, "
-            "dashed W2, mean over heads. η, α and surprise are means over the chunk.",
+            "dashed W2, mean over heads. η, α and surprise are means over the chunk; memories that are written "
+            "together share η and α, so that their lines coincide.",
             dpi=100,
         )
     ]
