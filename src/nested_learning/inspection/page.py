@@ -206,8 +206,9 @@ def curves(memories: Sequence[MemoryTrace], block: int) -> list[str | Markup]:
         picture(
             figure,
             f"Block {block}, over the tokens read when a memory was written. Effective rank: solid W1 or W, "
-            "dashed W2, mean over heads. η, α and surprise are means over the chunk; memories that are written "
-            "together share η and α, so that their lines coincide.",
+            "dashed W2, mean over heads. η, α and surprise are means over the chunk; memories that are "
+            "written together share η and α, so that their lines coincide. A memory that starts at zero has "
+            "its drift as it is.",
             dpi=100,
         )
     ]
