@@ -159,25 +159,28 @@ def test_linear_memories_are_those_of_the_token_loop(name: str, monkeypatch) -> 
         assert_same(last["W"], finals[memory][0][0], LENGTH)
 
 
-@pytest.mark.parametrize("name", ["linear", "linear_no_delta"])
+@pytest.mark.parametrize("name", ["linear", "linear_no_delta", "linear_momentum"])
 def test_a_matrix_is_that_of_the_token_loop(name: str) -> None:
     layer, x = make(name)
     (seen,) = look(layer, x).values()
-    every = [torch.zeros(HEADS, DIM // HEADS, DIM // HEADS, dtype=x.dtype)]
-    every += [naive_linear.naive_linear(layer, x[:, : t + 1])[1][0][0] for t in range(TOKENS)]
-    logits = (x[0] @ layer.rates.weight.T + layer.rates.bias).view(TOKENS, 2, HEADS)
-    eta, alpha = torch.sigmoid(logits).unbind(1)  # [T, H]
-    eta = controlled(layer.config, eta, alpha)
+    empty = torch.zeros(HEADS, DIM // HEADS, DIM // HEADS, dtype=x.dtype)
+    every = [(empty, empty)]  # W and S after every token
+    for t in range(TOKENS):
+        _, finals = naive_linear.naive_linear(layer, x[:, : t + 1])
+        every.append((finals[0][0], finals[1][0] if layer.config.momentum else empty))
+    rates = torch.sigmoid(x[0] @ layer.rates.weight.T + layer.rates.bias).view(TOKENS, -1, HEADS)
+    alpha, beta = rates[:, 1], rates[:, -1]
+    eta = controlled(layer.config, rates[:, 0], alpha)
     assert_same(joined(seen, "eta"), eta.T, LENGTH)
     assert_same(joined(seen, "alpha"), alpha.T, LENGTH)
     for one, last in zip(seen, (4, 8, 12, 14), strict=True):
-        assert_same(one.after["W"], every[last], LENGTH)
-    pairs = zip(every, every[1:], alpha, eta, strict=False)
-    steps = [((now - a[:, None, None] * w).norm(dim=(-2, -1)) / e) for w, now, a, e in pairs]
-    (keys, _, _), _ = slow_streams(
-        layer, x
-    )  # that of a token is (W k − v) kᵀ, and k is a little shorter than 1
-    assert_same(joined(seen, "surprise"), torch.stack(steps, -1) / unit(keys)[0].norm(dim=-1).T, LENGTH)
+        assert_same(one.after["W"], every[last][0], LENGTH)
+    (keys, _, _), _ = slow_streams(layer, x)  # a token adds η (W k − v) kᵀ, and k is a little shorter than 1
+    lengths = unit(keys)[0].norm(dim=-1)
+    for t, ((before, moments), (after, _)) in enumerate(pairwise(every)):
+        kept = alpha[t, :, None, None] * before + beta[t, :, None, None] * moments
+        expected = (after - kept).norm(dim=(-2, -1)) / eta[t] / lengths[t]
+        assert_same(joined(seen, "surprise")[:, t], expected, LENGTH)
 
 
 @pytest.mark.parametrize("name", ["level", "level_same"])

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -24,9 +25,12 @@ from nested_learning.models.lm import HopeLM
 WILD = 'a <b>&amp;</b> </script> "ä"\n</span>'
 
 
+NAME = "a/%b</script>"
+
+
 def make_page() -> tuple[Inspection, list[str], str]:
     torch.manual_seed(0)
-    levels = (LevelSpec(name="<fast>", chunk_size=8), LevelSpec())
+    levels = (LevelSpec(name=NAME, chunk_size=8), LevelSpec())
     model = HopeLM(HopeConfig(vocab_size=257, dim=16, num_layers=1, num_heads=2, chunk_size=4, levels=levels))
     tokenizer = ByteTokenizer()
     ids = [tokenizer.eos_id, *tokenizer.encode(WILD)]
@@ -181,6 +185,9 @@ def test_a_browser_colours_the_text_by_what_is_chosen(made, tmp_path: Path) -> N
         return Text(done.stdout.removeprefix("<!DOCTYPE html>"))
 
     assert opened("loss").shares() == pytest.approx(shares_of_scale(inspection.loss)[0], abs=0.02)
+    level = inspection[f"0.level:{NAME}"]
+    read = opened(quote(level.key, safe="") + "/contribution")
+    assert read.shares() == pytest.approx(shares_of_scale(level.per_token("contribution"))[0], abs=0.02)
     memory = inspection["0.k"]
     read = opened("0.k/surprise/7")
     assert read.shares() == pytest.approx(shares_of_scale(memory.per_token("surprise"))[0], abs=0.02)

@@ -44,7 +44,7 @@ function tell(i) {
 }
 
 function follow() {
-  const [memory, value, place] = decodeURIComponent(location.hash.slice(1)).split("/");
+  const [memory, value, place] = location.hash.slice(1).split("/").map(decodeURIComponent);
   if (memory !== "loss" && !(memory in data.memories)) return;
   find("memory").value = memory;
   radios.forEach((radio) => { radio.checked = radio.value === (value || "contribution"); });
@@ -60,7 +60,7 @@ function follow() {
 
 function choose() {
   const { memory, value } = chosen();
-  history.replaceState(null, "", "#" + (memory === "loss" ? "loss" : `${memory}/${value}`));
+  history.replaceState(null, "", "#" + (memory === "loss" ? "loss" : `${encodeURIComponent(memory)}/${value}`));
   colour();
 }
 

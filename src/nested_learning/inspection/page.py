@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from torch import Tensor
 
@@ -142,6 +143,7 @@ def memory_table(memories: Sequence[MemoryTrace]) -> Markup:
 
 def memory_row(memory: MemoryTrace) -> list[str | Markup]:
     """The line of one memory: means over its text."""
+    key = quote(memory.key, safe="")
     norms, drift = memory.per_write_and_start("norm"), memory.per_write_and_start("drift")
     change = memory.per_write("relative_change")
     change = change[change.isfinite()]
@@ -151,7 +153,7 @@ def memory_row(memory: MemoryTrace) -> list[str | Markup]:
     drifted = f"{float(drift[-1] / norms[0]):.2%}" if norms[0] > 0 else "from zero"
     writes = f"{len(memory.ends)}" + (f" ({sum(memory.resets)} resets)" if any(memory.resets) else "")
     return [
-        Markup(f'<a href="#{escape(memory.key)}/contribution">{escape(memory.label)}</a>'),
+        Markup(f'<a href="#{key}/contribution">{escape(memory.label)}</a>'),
         str(memory.chunk),
         writes,
         f"{memory.per_token('surprise').mean():.3g}",
@@ -169,11 +171,10 @@ def most_table(inspection: Inspection, texts: Sequence[str]) -> Markup:
     rows: list[list[str | Markup]] = []
     for memory in inspection.memories:
         values = memory.per_token("contribution")
-        places = memory.most_moving(MOST)
+        places, key = memory.most_moving(MOST), quote(memory.key, safe="")
         cells = [
             Markup(
-                f'<a class="place" href="#{escape(memory.key)}/contribution/{t}">{values[t]:.3g}</a> '
-                f"{in_context(texts, t)}"
+                f'<a class="place" href="#{key}/contribution/{t}">{values[t]:.3g}</a> {in_context(texts, t)}'
             )
             for t in places
         ]
