@@ -115,7 +115,8 @@ def traces_of(block: int, layer: nn.Module, x: Tensor) -> Iterator[MemoryTrace]:
 def make_trace(block: int, name: str, chunk: int, seen: list[Seen]) -> MemoryTrace:
     """The numbers of one memory from all that was seen of it."""
     written = [one for one in seen if one.after is not None]
-    states = [seen[0].before, *(one.after for one in written if one.after is not None)]
+    held = [seen[0].before, *(one.after for one in written if one.after is not None)]
+    states = [{m: now[m].cpu() for m in now} for now in held]  # float64, which not every device has
     start = states[0]
     ends, read = [], 0
     for one in written:

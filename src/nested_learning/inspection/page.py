@@ -57,9 +57,8 @@ MOST_LEAD = (
 
 def heat_map(inspection: Inspection, texts: Sequence[str]) -> Markup:
     """The text, the choice of what colours it, and the numbers behind."""
-    data = json.dumps(token_data(inspection), separators=(",", ":"), ensure_ascii=False).replace(
-        "<", "\\u003c"
-    )
+    plain = json.dumps(token_data(inspection), separators=(",", ":"), ensure_ascii=False)
+    data = plain.replace("<", "\\u003c")  # a name such as </script> ends nothing
     loss = shares_of_scale(inspection.loss)[0]
     spans = "".join(span(i, word, loss[i]) for i, word in enumerate(texts))
     return Markup(
