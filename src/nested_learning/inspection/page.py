@@ -197,6 +197,7 @@ def curves(memories: Sequence[MemoryTrace], block: int) -> list[str | Markup]:
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, fontsize="medium")
         axes.grid(alpha=0.25)
+        axes.ticklabel_format(useOffset=False)
     for axes in panels[3:]:
         axes.set_xlabel("tokens read")
     for number, memory in enumerate(memories):
