@@ -33,7 +33,7 @@ FLOORS = (
     {"ops", "data"},
     {"layers", "optim"},
     {"models"},
-    {"adapt"},
+    {"adapt", "inspection"},
     {"train"},
     {"config_errors"},
     {"config", "command"},

@@ -42,6 +42,7 @@ COMMANDS: dict[str, str | Group] = {
     "generate": "nested_learning.commands.generate",
     "chat": "nested_learning.commands.chat",
     "report": "nested_learning.commands.report",
+    "inspect": "nested_learning.commands.inspect",
     "reproduce": "nested_learning.commands.reproduce",
     "data": Group("Prepare and check training data", data.COMMANDS),
     "eval": Group("Evaluate checkpoints, and compare their results", evaluation.EVALUATIONS),

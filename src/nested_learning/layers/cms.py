@@ -147,8 +147,8 @@ class FastLevel(nn.Module):
         else:
             self._check_state(state, x)
         queries = l2_normalize(x.to(torch.promote_types(x.dtype, torch.float32)))
-        written, last = self._tokens(x, queries, state.last)
-        at = self._unpack(state)
+        written, last = self.tokens(x, queries, state.last)
+        at = self.unpack(state)
         lengths = segments(tokens, state.position, self.chunk_size)
         ends = self._ends(lengths, state.position)
         how = (self.config, self.shared)
@@ -196,14 +196,15 @@ class FastLevel(nn.Module):
         momentum = zero_momentum(weights) if self.config.momentum else None
         return Memories(weights, momentum, weights if self.config.to_initial else None)
 
-    def _unpack(self, state: FastLevelState) -> LevelProgress:
+    def unpack(self, state: FastLevelState) -> LevelProgress:
+        """Where the sequences of a state stand."""
         start = self._start(state.memory.w2.shape[0])
         pending = state.pending
         if pending is not None:
             pending = WriteTokens(*(None if t is None else t.squeeze(1) for t in pending))  # type: ignore[arg-type]
         return LevelProgress(Memories(*state.memory.unpack(), start.initial), pending, start)
 
-    def _tokens(self, x: Tensor, queries: Tensor, last: Tensor | None) -> tuple[WriteTokens, Tensor | None]:
+    def tokens(self, x: Tensor, queries: Tensor, last: Tensor | None) -> tuple[WriteTokens, Tensor | None]:
         """Keys, targets and rates of every token's write, and the key that waits for its next token."""
         keys = queries
         if self.keys is not None:

@@ -100,15 +100,10 @@ class GatedDeltaRule(nn.Module):
             state = self.init_state(batch)
         else:
             self._check_state(state, x)
-        projected, conv = self.conv(self.project(x), state.conv)
-        k, v, q = activate(split_heads(projected, self.heads), self.around)
-        logits = split_rates(self.rates(x), self.heads).to(k.dtype)
+        tokens, conv = self.tokens(x, state.conv)
         momentum = None if state.momentum is None else state.momentum.flatten(0, 1)
         with torch.autocast(x.device.type, enabled=False):  # the memory stays in float32
-            eta, log_alpha, log_beta = self.config.rates(logits.unbind(0), self.config.step_limit(1.0))
-            vectors = l2_normalize(q), l2_normalize(k), v
             at = LinearMemory(state.weights.flatten(0, 1), momentum)
-            tokens = LinearPiece(*vectors, eta, log_alpha, log_beta)
             step, how, pieces = self._plan(tokens, at)
             answers, at = scan(step, how, at, pieces)
         y = merge_heads(torch.cat(answers, 1), batch).to(x.dtype)
@@ -116,6 +111,15 @@ class GatedDeltaRule(nn.Module):
         weights, momentum = at.weights, at.momentum
         moments = None if momentum is None else momentum.view(batch, -1, *momentum.shape[1:])
         return y, LinearState(weights.view(batch, -1, *weights.shape[1:]), moments, conv)
+
+    def tokens(self, x: Tensor, conv: ConvState) -> tuple[LinearPiece, ConvState]:
+        """Queries, keys, values and rates of `x [B, T, D]`, and the convolution's state after them."""
+        projected, conv = self.conv(self.project(x), conv)
+        k, v, q = activate(split_heads(projected, self.heads), self.around)
+        logits = split_rates(self.rates(x), self.heads).to(k.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            rates = self.config.rates(logits.unbind(0), self.config.step_limit(1.0))
+            return LinearPiece(l2_normalize(q), l2_normalize(k), v, *rates), conv
 
     def _plan(self, tokens: LinearPiece, at: LinearMemory) -> tuple[Step, tuple[Any, ...], list[Piece]]:
         """How `scan` runs over the sequence: at once with our kernel where it can, else chunk by chunk."""

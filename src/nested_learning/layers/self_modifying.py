@@ -156,16 +156,22 @@ class SelfModifyingTitans(nn.Module):
         if state is not None:
             self._check_state(state, x)
         batch = x.shape[0]
-        mixed, conv = self.conv(self.project(x), None if state is None else state.conv)
-        logits = split_rates(self.rates(x), self.heads)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        streams, conv = self.streams(x, None if state is None else state.conv)
         products = products_on(x.device)
         with torch.autocast(x.device.type, enabled=False):  # fast weights stay in float32
-            k, v, q = l2_normalize(activate(split_heads(mixed, self.heads), self.around))
-            at = self._start(batch) if state is None else self._unpack(state)
-            answers, at = self._read(Streams(k, v, q, logits), at, products)
+            at = self._start(batch) if state is None else self.unpack(state)
+            answers, at = self._read(streams, at, products)
         y = merge_heads(torch.cat(answers, 1) if len(answers) > 1 else answers[0], batch).to(x.dtype)
         return self.out(gate_output(self.gate, self.norm(y).flatten(2), x)), self._pack(at, conv, batch)
+
+    def streams(self, x: Tensor, conv: ConvState | None) -> tuple[Streams, ConvState]:
+        """Slow projections of `x [B, T, D]`, and the state of the convolution (None: a start)."""
+        mixed, conv = self.conv(self.project(x), conv)
+        logits = split_rates(self.rates(x), self.heads)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        with torch.autocast(x.device.type, enabled=False):
+            k, v, q = l2_normalize(activate(split_heads(mixed, self.heads), self.around))
+        return Streams(k, v, q, logits), conv
 
     def _read(self, x: Streams, at: SelfModProgress, products: str) -> tuple[list[Tensor], SelfModProgress]:
         """Answers `[N, n, d]` to consecutive tokens: whole chunks by our kernels where they can."""
@@ -229,7 +235,8 @@ class SelfModifyingTitans(nn.Module):
             banks.append(Memories(weights, momentum, weights if self.config.to_initial else None))
         return SelfModProgress(tuple(banks), None, 0)
 
-    def _unpack(self, state: SelfModState) -> SelfModProgress:
+    def unpack(self, state: SelfModState) -> SelfModProgress:
+        """Where the sequences of a state stand, with batch and heads as one dimension."""
         banks = []
         for bank, held in zip(self.layout, state.banks, strict=True):
             batch = held.w2.shape[0]

@@ -124,18 +124,24 @@ class SelfModifyingLinear(nn.Module):
             self._check_state(state, x)
         batch, tokens, _ = x.shape
         position = 0 if state is None else state.position
-        mixed, conv = self.conv(self.project(x), None if state is None else state.conv)
-        logits = split_rates(self.rates(x), self.heads)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        streams, conv = self.streams(x, None if state is None else state.conv)
         with torch.autocast(x.device.type, enabled=False):  # the gain stays in float32
-            k, v, q = l2_normalize(activate(split_heads(mixed, self.heads), self.around))
-            at = self._start(batch) if state is None else self._unpack(state)
+            at = self._start(batch) if state is None else self.unpack(state)
             how = (self.config, self.chunk_size, self.read)
-            answers, at = scan(read_and_write, how, at, self._pieces(Streams(k, v, q, logits), position))
+            answers, at = scan(read_and_write, how, at, self._pieces(streams, position))
             y = torch.cat(answers, 1) if len(answers) > 1 else answers[0]
             y = merge_heads(y @ self._weights(batch, MEMORY).mT, batch).to(x.dtype)
         after = self._pack(at, conv, batch, (position + tokens) % self.chunk_size)
         return self.out(gate_output(self.gate, self.norm(y).flatten(2), x)), after
+
+    def streams(self, x: Tensor, conv: ConvState | None) -> tuple[Streams, ConvState]:
+        """Slow projections of `x [B, T, D]`, and the state of the convolution (None: a start)."""
+        mixed, conv = self.conv(self.project(x), conv)
+        logits = split_rates(self.rates(x), self.heads)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        with torch.autocast(x.device.type, enabled=False):
+            k, v, q = l2_normalize(activate(split_heads(mixed, self.heads), self.around))
+        return Streams(k, v, q, logits), conv
 
     def _pieces(self, x: Streams, position: int) -> list[Piece]:
         """The tokens chunk by chunk."""
@@ -172,7 +178,8 @@ class SelfModifyingLinear(nn.Module):
         momentum = torch.zeros_like(gain) if self.config.momentum else None
         return GainProgress(self._memory(gain, momentum, batch), self._starts(batch), None)
 
-    def _unpack(self, state: SelfModLinearState) -> GainProgress:
+    def unpack(self, state: SelfModLinearState) -> GainProgress:
+        """Where the sequences of a state stand, with batch and heads as one dimension."""
         batch = state.gain.shape[0]
         momentum = None if state.momentum is None else state.momentum.flatten(0, 1)
         pending = state.pending

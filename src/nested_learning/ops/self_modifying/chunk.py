@@ -22,6 +22,8 @@ from torch import Tensor
 from nested_learning.checks import within
 from nested_learning.ops.memory_mlp.chunk import (
     Memories,
+    Pass,
+    Stack,
     StackWritten,
     WriteRule,
     WriteTokens,
@@ -142,8 +144,8 @@ def read_and_write(
     parts = x.split(segments(x.k.shape[1], position, shortest))
     for number, part in enumerate(parts):
         count = part.k.shape[1]
-        project = run if count == shortest else run_eager
-        query, new = project(_project, (rule, layout), banks, part)
+        run_project = run if count == shortest else run_eager
+        query, new = run_project(project, (rule, layout), banks, part)
         queries.append(query)
         pending = new if pending is None else pending.join(new)
         position += count
@@ -166,7 +168,7 @@ def read_and_write(
     return concatenate(answers), SelfModProgress(banks, pending, position)
 
 
-def _project(
+def project(
     rule: SelfModRule, layout: tuple[Bank, ...], banks: tuple[Memories, ...], x: Streams
 ) -> tuple[Tensor, WriteTokens]:
     """Queries `[N, n, d]`, and what the tokens will write."""
@@ -211,7 +213,14 @@ def _turn(
 
 def _solve(rule: SelfModRule, bank: Bank, memories: Memories, tokens: WriteTokens) -> StackWritten:
     """The write of a bank over its tokens."""
-    weights = memories.weights
+    at, targets = aims(rule, bank, memories.weights, tokens)
+    return write(rule, memories, at, targets, tokens.prepare(rule.delta))
+
+
+def aims(
+    rule: SelfModRule, bank: Bank, weights: Stack, tokens: WriteTokens
+) -> tuple[Pass, tuple[Tensor, ...]]:
+    """The memories of a bank at its keys, and the targets v̂ − P k that its write takes them towards."""
     first, count = (0 if rule.self_targets else bank.full), len(bank.names)  # before it: v is the target
     own: tuple[Tensor, ...] = ()
     if first == 0:
@@ -221,7 +230,7 @@ def _solve(rule: SelfModRule, bank: Bank, memories: Memories, tokens: WriteToken
         (at,) = forward(weights, tokens.k)
         if first < count:
             own = read(weights.select(first, count), tokens.v)
-    return write(rule, memories, at, _targets(rule, bank, own, tokens), tokens.prepare(rule.delta))
+    return at, _targets(rule, bank, own, tokens)
 
 
 def _targets(
