@@ -1,4 +1,4 @@
-"""docs/images/glossary.png: sequence, segment, chunk, document, context, level, reset and state in one picture.
+"""docs/images/glossary.png: sequence, segment, chunk, document, context, level, reset and state.
 
 uv run python scripts/docs/glossary_picture.py
 """
