@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -75,6 +76,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A question to append to an error about an unknown name, or "" if no known name is near."""
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def near_path(path: Path) -> str:
+    """A question to append to an error about a path that is not there, or "" if its folder has none near."""
+    folder = path.absolute().parent
+    known = [one.name for one in folder.iterdir()] if folder.is_dir() else []
+    return did_you_mean(path.name, [name for name in known if name != path.name])
 
 
 def unknown_key(key: str, kind: Any, where: str = "") -> str:

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import GetAttrKey, register_pytree_node
 
+from nested_learning.checks import near_path
+
 FORMAT, VERSION = "nested_learning.state", 2  # of files
 DEFINING = ("nested_learning.models.lm", "nested_learning.models.pretrained")
 """Modules whose import defines every state of the package; imported when a file holds an unknown one."""
@@ -249,7 +251,7 @@ def load_state(path: str | Path, map_location: torch.device | str = "cpu") -> An
         ValueError: it is no state, is cut off, or was written by another version.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(f"no state file {path}")
+        raise FileNotFoundError(f"no state file {path}{near_path(Path(path))}")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is no state written by State.save, or is cut off")
     try:

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from nested_learning.checks import near_path
+
 RECORD_BYTES = 1 << 28
 """Limit of the size of a record in memory, or `EXPANSION` times the file on disk if that is more."""
 
@@ -159,7 +161,7 @@ def read_text(path: str | Path) -> str:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"text file {path} does not exist")
+        raise FileNotFoundError(f"text file {path} does not exist{near_path(Path(path))}")
     limit = record_limit(path)
     with _named_errors(path), open_stream(path) as (stream, _):
         data = stream.read(limit + 1)
@@ -198,7 +200,7 @@ def read_records(path: str | Path) -> Iterator[Record]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"file {path} does not exist")
+        raise FileNotFoundError(f"file {path} does not exist{near_path(Path(path))}")
     readers = {".jsonl": _jsonl, ".json": _json_list, ".csv": _csv, ".parquet": _parquet}
     if (kind := format_of(path)) not in readers:
         raise ValueError(f"{path} must end in {', '.join(readers)}")

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nested_learning.aliases import our_path
+from nested_learning.checks import near_path
 from nested_learning.data.config import TokenizerConfig
 
 MODEL_TYPES = ("bpe", "unigram")
@@ -282,7 +283,7 @@ def load_tokenizer(source: Mapping[str, Any] | str | Path) -> Tokenizer:
         raise ValueError(f"tokenizer state has kind={kind!r}; allowed: byte, sentencepiece")
     path = Path(our_path(source))
     if not path.is_file():
-        raise FileNotFoundError(f"tokenizer file {path} does not exist")
+        raise FileNotFoundError(f"tokenizer file {path} does not exist{near_path(path)}")
     try:
         return SentencePieceTokenizer(path.read_bytes())
     except ValueError as error:

@@ -9,9 +9,12 @@ uv run nl eval zeroshot --list-tasks
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from nested_learning.checks import did_you_mean
 from nested_learning.command import Parser
 from nested_learning.commands.evaluation import options as shared
 from nested_learning.eval.arms import Memorize
@@ -52,6 +55,8 @@ def main() -> int:
     if how is not None and not own:
         raise ValueError(f"--memorize works with {', '.join(TASKS)} only")
     settings = settings_from(options, names, how) if own else None
+    if not own:
+        check_tasks(names)
     if options.checkpoint is not None and options.local_dir is None:
         check_hub(INSTEAD_OF_HUB)  # before the weights are read, which takes longer
     loaded = shared.load_from(options)
@@ -75,6 +80,22 @@ def settings_from(
         state=options.state,
         memorize=how,
     )
+
+
+def check_tasks(names: Sequence[str]) -> None:
+    """Refuse names that neither this package nor lm-eval knows, if that is installed.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    if find_spec("lm_eval") is None:
+        return
+    from lm_eval.tasks import TaskManager
+
+    known = [*TASKS, *TaskManager().all_tasks]
+    for name in names:
+        if name not in known and "*" not in name:
+            raise ValueError(f"there is no task {name!r}{did_you_mean(name, known)}; see --list-tasks")
 
 
 def harness(options: argparse.Namespace, loaded: Loaded, names: tuple[str, ...]) -> Evaluation[None]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from nested_learning.checks import near_path
 from nested_learning.train.checkpoint.errors import CheckpointError, note
 from nested_learning.train.checkpoint.manifest import MANIFEST, foreign, read_manifest, verify, write_manifest
 from nested_learning.train.checkpoint.run_file import METADATA, RUN, read_run
@@ -235,7 +236,7 @@ def find_checkpoint(path: str | Path) -> Path:
         if found := store.latest():
             return found
         store.refuse_first_format()
-    raise CheckpointError(f"there is no checkpoint at {path}")
+    raise CheckpointError(f"there is no checkpoint at {path}{near_path(path)}")
 
 
 def _folder_of(file: Path) -> Path | None:
