@@ -26,12 +26,10 @@ from nested_learning.layers.memory import (
 )
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.streams import (
-    activate,
     gate_output,
     make_gate,
     merge_heads,
-    split_heads,
-    split_rates,
+    project_streams,
     start_rates,
 )
 from nested_learning.ops.kernels import products_on, use_triton
@@ -46,7 +44,6 @@ from nested_learning.ops.self_modifying.chunk import (
     Streams,
     read_and_write,
 )
-from nested_learning.ops.unit import l2_normalize
 from nested_learning.state import State
 
 AROUND = Around()
@@ -166,12 +163,7 @@ class SelfModifyingTitans(nn.Module):
 
     def streams(self, x: Tensor, conv: ConvState | None) -> tuple[Streams, ConvState]:
         """Slow projections of `x [B, T, D]`, and the state of the convolution (None: a start)."""
-        mixed, conv = self.conv(self.project(x), conv)
-        logits = split_rates(self.rates(x), self.heads)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        with torch.autocast(x.device.type, enabled=False):
-            k, v, q = l2_normalize(activate(split_heads(mixed, self.heads), self.around))
-        return Streams(k, v, q, logits), conv
+        return project_streams(self, x, conv)
 
     def _read(self, x: Streams, at: SelfModProgress, products: str) -> tuple[list[Tensor], SelfModProgress]:
         """Answers `[N, n, d]` to consecutive tokens: whole chunks by our kernels where they can."""

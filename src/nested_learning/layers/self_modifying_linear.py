@@ -19,12 +19,10 @@ from nested_learning.layers.conv import CausalConv, ConvState
 from nested_learning.layers.documents import Documents, read_apart
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.streams import (
-    activate,
     gate_output,
     make_gate,
     merge_heads,
-    split_heads,
-    split_rates,
+    project_streams,
     start_rates,
 )
 from nested_learning.ops.delta_rule.chunk import LinearMemory
@@ -33,7 +31,6 @@ from nested_learning.ops.scan import Piece, scan
 from nested_learning.ops.segments import segments
 from nested_learning.ops.self_modifying.chunk import MEMORY, RATES, Streams
 from nested_learning.ops.self_modifying_linear.chunk import GainPiece, GainProgress, Starts, read_and_write
-from nested_learning.ops.unit import l2_normalize
 from nested_learning.state import State
 
 AROUND = Around()
@@ -136,12 +133,7 @@ class SelfModifyingLinear(nn.Module):
 
     def streams(self, x: Tensor, conv: ConvState | None) -> tuple[Streams, ConvState]:
         """Slow projections of `x [B, T, D]`, and the state of the convolution (None: a start)."""
-        mixed, conv = self.conv(self.project(x), conv)
-        logits = split_rates(self.rates(x), self.heads)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        with torch.autocast(x.device.type, enabled=False):
-            k, v, q = l2_normalize(activate(split_heads(mixed, self.heads), self.around))
-        return Streams(k, v, q, logits), conv
+        return project_streams(self, x, conv)
 
     def _pieces(self, x: Streams, position: int) -> list[Piece]:
         """The tokens chunk by chunk."""

@@ -5,11 +5,16 @@ Shapes: B batch, T tokens, D model width, H heads, d = D / H, G rates (η, α an
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nested_learning.layers.config import Around
+from nested_learning.layers.conv import CausalConv, ConvState
+from nested_learning.ops.self_modifying.chunk import Streams
+from nested_learning.ops.unit import l2_normalize
 
 
 def start_rates(rates: nn.Linear, heads: int, eta_bias: float, alpha_bias: float) -> None:
@@ -32,6 +37,26 @@ def split_rates(logits: Tensor, heads: int) -> Tensor:
     """`[B, T, G·H]` → `[G, B·H, T]`."""
     batch, tokens, _ = logits.shape
     return logits.view(batch, tokens, -1, heads).permute(2, 0, 3, 1).flatten(1, 2)
+
+
+class Projected(Protocol):
+    """A layer whose streams `project_streams` makes."""
+
+    conv: CausalConv
+    project: nn.Linear
+    rates: nn.Linear
+    heads: int
+    around: Around
+
+
+def project_streams(layer: Projected, x: Tensor, conv: ConvState | None) -> tuple[Streams, ConvState]:
+    """Slow projections of `x [B, T, D]`, and the state of the convolution (None: a start)."""
+    mixed, conv = layer.conv(layer.project(x), conv)
+    logits = split_rates(layer.rates(x), layer.heads)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    with torch.autocast(x.device.type, enabled=False):
+        k, v, q = l2_normalize(activate(split_heads(mixed, layer.heads), layer.around))
+    return Streams(k, v, q, logits), conv
 
 
 def merge_heads(y: Tensor, batch: int) -> Tensor:
