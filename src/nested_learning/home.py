@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nested_learning.checks import near_path
+
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -19,8 +21,8 @@ def config_folder() -> Path:
     raise FileNotFoundError(f"no folder configs in {PACKAGE}, nor beside it: the package is not whole")
 
 
-def config_file(path: str | Path) -> Path:
-    """A file that a configuration names: as it stands, or `configs/...` of this package.
+def config_file(path: str | Path, field: str) -> Path:
+    """A file that a field of a configuration names: as it stands, or `configs/...` of this package.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -30,7 +32,7 @@ def config_file(path: str | Path) -> Path:
         return path
     if path.parts[:1] == ("configs",) and (own := config_folder().joinpath(*path.parts[1:])).is_file():
         return own
-    raise FileNotFoundError(f"there is no file {path}")
+    raise FileNotFoundError(f"{field}: there is no file {path}{near_path(path)}")
 
 
 def in_a_clone() -> bool:

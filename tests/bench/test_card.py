@@ -229,4 +229,12 @@ def test_the_doctor_of_a_machine_without_a_card(
     text = capsys.readouterr().out
     assert text.endswith("kernels   torch: Triton has no code for cpu\n\nall good\n")
     names = [line.split()[0] for line in text.splitlines()[1:] if line and line != "all good"]
-    assert list(dict.fromkeys(names)) == ["device", "optional", "text", "cache", "matmul", "kernels"]
+    assert list(dict.fromkeys(names)) == [
+        "device",
+        "optional",
+        "text",
+        "configs",
+        "cache",
+        "matmul",
+        "kernels",
+    ]

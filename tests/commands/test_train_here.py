@@ -94,9 +94,9 @@ def test_configurations_are_found_in_a_wheel_and_in_a_clone(
 ) -> None:
     own = config_folder()
     assert (own / "pilot_smoke.yaml").is_file()
-    assert config_file("configs/deepspeed/zero1.json") == own / "deepspeed" / "zero1.json"
-    with pytest.raises(FileNotFoundError, match=r"no file configs/deepspeed/zero9\.json"):
-        config_file("configs/deepspeed/zero9.json")
+    assert config_file("configs/deepspeed/zero1.json", "a") == own / "deepspeed" / "zero1.json"
+    with pytest.raises(FileNotFoundError, match=r"a: there is no file configs/deepspeed/zero9\.json"):
+        config_file("configs/deepspeed/zero9.json", "a")
     package = tmp_path / "site" / "lib" / "nested_learning"
     (package / "configs").mkdir(parents=True)
     monkeypatch.setattr(home, "PACKAGE", package)

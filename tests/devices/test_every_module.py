@@ -45,6 +45,7 @@ CARD = "measures a card; its tests let torch believe in one"
 GRAPHS = "CUDA graphs need a card; its tests replace the capture"
 EXEMPT = {
     "bench.*": CARD,
+    "chat": "hands texts to models.generation and adapt, which are tried; tells losses on the host",
     "commands.*": COMMAND,
     "data.synthetic.formal": HOST,
     "data.synthetic.mad": HOST,
@@ -57,6 +58,8 @@ EXEMPT = {
     "eval.segments": FILES,
     "eval.zeroshot": "eval.scorer and eval.arms, which are tried, on questions",
     "graphs": GRAPHS,
+    "hf.model": "hands tokens and states to models.lm, which is tried",
+    "inspection.*": "reads results on the host; what it calls of layers is tried. It has not run on a card",
     "models.bill": COUNTS,
     "models.compile": "marks modules; tests/models/test_compile.py compiles them",
     "models.decode": GRAPHS,
@@ -81,6 +84,7 @@ EXEMPT = {
     "train.origin": FILES,
     "train.plain_loop": GRAPHS,
     "train.plan": COUNTS,
+    "train.starts": "asks for the name of a card",
     "train.strategy.ddp": GROUP,
     "train.strategy.deepspeed": GROUP,
     "train.strategy.distributed": GROUP,

@@ -26,11 +26,13 @@ from nested_learning.layers.config import MemoryConfig
 from nested_learning.layers.mixer import MIXERS
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.levels import VARIANTS, LevelSpec
+from nested_learning.models import lm
 from nested_learning.models.block import HopeBlock
+from nested_learning.models.generation import Rows
 from nested_learning.models.lm import HopeLM
 from nested_learning.models.nested_mlp import AuxiliaryHeads, NestedModel
 from nested_learning.models.pretrained import PretrainedLevels
-from nested_learning.models.sampling import sample_token, truncate
+from nested_learning.models.sampling import Sampler, sample_token, truncate
 from nested_learning.models.tokens import check_tokens
 from nested_learning.reproduce.lstm import LSTMConfig, LSTMModel
 
@@ -96,6 +98,17 @@ def test_a_token_at_a_time(mixer: str) -> None:
     assert devices_of(new, state) == {"cuda"}
     with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
         model.generate(tokens(), 1)
+
+
+@pytest.mark.parametrize("mixer", ["titans", "attention"])
+def test_rows_of_any_length(mixer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short row draws, ends and is dropped; then the long one is read on, and draws."""
+    monkeypatch.setattr(lm, "why_no_decoder", lambda *arguments: "graphs need a card")
+    whole = torch.zeros(2, 24, dtype=torch.int64, device="cuda")
+    rows = Rows(made(mixer=mixer, levels=(MLP,)), whole, [3, 19], Sampler(max_new_tokens=5))
+    drawn = list(rows.draws())
+    assert [draw.rows for draw in drawn] == [[0]] * 5 + [[1]] * 5
+    assert devices_of(*(draw.tokens for draw in drawn), rows.state) == {"cuda"}
 
 
 @pytest.mark.parametrize(

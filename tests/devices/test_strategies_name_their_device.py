@@ -18,6 +18,8 @@ from nested_learning.train.strategy import build_strategy, ddp, deepspeed, distr
 
 SOURCE = Path(distributed.__file__).parents[2]
 NAMING = {
+    "commands/inspect.py": "the default of an option",
+    "train/starts.py": "the name of a card",
     "commands/doctor.py": "looks for cards",
     "data/synthetic/parity.py": "drawn on the host without a generator",
     "data/synthetic/recall.py": "drawn on the host without a generator",

@@ -216,7 +216,7 @@ def read_settings(config: RunConfig, world_size: int) -> dict[str, Any]:
         FileNotFoundError: there is no such file, here or in the package.
         ValueError: the file sets one of those values, or has no valid stage of ZeRO.
     """
-    path = config_file(config.parallel.deepspeed)
+    path = config_file(config.parallel.deepspeed, "parallel.deepspeed")
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     for key in settings.keys() & OWN.keys():
         raise ValueError(f"{path} must not set {key!r}; {OWN[key]} decides it for every launcher")
