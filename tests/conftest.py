@@ -54,6 +54,15 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums do not depend on the number of threads, and small models are slower on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The Hugging Face hub at a port that nobody listens to."""
     from huggingface_hub import constants

@@ -110,6 +110,18 @@ def test_learning_from_what_is_read() -> None:
     assert shown and talk.state.position == len(tokens) + 2 + 7
 
 
+def test_a_character_of_several_tokens_is_read_as_it_is() -> None:
+    """The last token of a text, which the answer begins with, may be half of a character. With a rate of 0
+    nothing is learned: the state is that of reading."""
+    model = make()
+    talk = chat(model, AdaptConfig(paths="titan", lr=0.0, chunk_size=4))
+    tokens = model.generate([BYTES.encode("Grüß é")], 7, temperature=0)[0]
+    shown = "".join(talk.say("Grüß é"))
+    assert "Grüß é" + shown == BYTES.decode(tokens)
+    with torch.no_grad():
+        assert_equal_states(talk.state, model(torch.tensor([tokens]))[1])
+
+
 def test_memories_are_saved_compared_and_forgotten(tmp_path: Path) -> None:
     talk = chat(make("titans"))
     assert {far for of in talk.moved().values() for far in of.values()} == {0}

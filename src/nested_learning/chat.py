@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from nested_learning.adapt import AdaptConfig, diff, memorize, score
 from nested_learning.data.tokenizer import Tokenizer
 from nested_learning.models.lm import HopeLM
-from nested_learning.models.sampling import Sampler, SamplerOptions
+from nested_learning.models.sampling import Sampler
+from nested_learning.models.text import Continuation, TextStream
 from nested_learning.state import ModelState, load_state
 
 PIECE = 1024
@@ -78,13 +79,13 @@ class Chat:
         Raises:
             ValueError: an empty text.
         """
-        tokens = self._encode(text)
+        tokens = rest = self._encode(text)
         if self.learn is not None and len(tokens) > 1:
             self._read(tokens[:-1])
-            text = self.tokenizer.decode(tokens[-1:])
-        stream = self.model.stream(
-            text, self.tokenizer, stop=self.stop, state=self.state, **self._next_draw()
-        )
+            rest = tokens[-1:]
+        how = self._next_sampler()
+        answer = Continuation(self.tokenizer, tokens, self.stop, how.max_new_tokens)
+        stream = TextStream(self.model.rows_of([rest], how, state=self.state), answer)
         try:
             yield from stream
         finally:
@@ -160,12 +161,10 @@ class Chat:
             raise ValueError("there is no text to read")
         return tokens
 
-    def _next_draw(self) -> SamplerOptions:
-        options = self.sampler.options()
-        if self.sampler.seed is not None:
-            options["seed"] = self.sampler.seed + self.answers
+    def _next_sampler(self) -> Sampler:
+        seed = self.sampler.seed
         self.answers += 1
-        return options
+        return replace(self.sampler, seed=None if seed is None else seed + self.answers - 1)
 
     def _tensor(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor([tokens], device=self.device)

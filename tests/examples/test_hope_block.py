@@ -4,18 +4,11 @@ import runpy
 from pathlib import Path
 
 import pytest
-import torch
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "hope_block_in_my_model.py"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # models this small are slower on several
 
 
 def test_new_series_are_forecast_well_once_they_have_been_read(capsys):

@@ -2,18 +2,11 @@ import runpy
 from pathlib import Path
 
 import pytest
-import torch
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "simple_example.py"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # models this small are slower on several
 
 
 def test_the_example_runs_learns_and_says_what_was_updated(capsys):

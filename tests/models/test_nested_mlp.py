@@ -14,13 +14,7 @@ from nested_learning.optim import LearnedRates, MultiFrequencyOptimizer
 SIZES = {"level1_fast": 1, "level2_medium": 3, "level3_slow": 4}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # models this small are slower on several
 
 
 def make(**options):

@@ -38,13 +38,7 @@ LENGTH = 3 * (32 + 48)  # operations in a row: layers, width; in float32, which 
 ADAPT = AdaptConfig(chunk_size=8, lr=3.0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # models this small are slower on several
 
 
 def network(family):

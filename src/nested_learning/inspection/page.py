@@ -227,5 +227,5 @@ def draw_memory(panels: Sequence[Any], memory: MemoryTrace, colour: str) -> None
     panels[3].plot(ends, memory.per_write("eta").tolist(), label=memory.symbol, **style)
     panels[4].plot(ends, memory.per_write("alpha").tolist(), **style)
     surprise = memory.per_token("surprise")
-    means = [float(surprise[a:b].mean()) for a, b in zip(starts, ends, strict=False)]
+    means = [float(surprise[a:b].mean()) for a, b in zip(starts[:-1], ends, strict=True)]
     panels[5].plot(ends, means, **style)

@@ -84,16 +84,6 @@ class Sampler:
     def __post_init__(self) -> None:
         check_sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p, self.seed)
 
-    def options(self) -> SamplerOptions:
-        """The arguments that make this sampler."""
-        return SamplerOptions(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            seed=self.seed,
-        )
-
     def generators(self, rows: int, device: torch.device) -> list[torch.Generator | None]:
         """The generator of every row."""
         if self.seed is None:
