@@ -24,6 +24,9 @@ KERNELS = (
     "nested_learning.ops.self_modifying.backward",
     "nested_learning.ops.self_modifying.triton",
     "nested_learning.ops.triangular.triton",
+    "nested_learning.ops.cms.forward",
+    "nested_learning.ops.cms.backward",
+    "nested_learning.ops.cms.triton",
 )
 """Modules with kernels. `triton.jit` decides at their import whether the kernels are interpreted."""
 

@@ -82,6 +82,22 @@ def hidden_back(z, grad):
 
 
 @triton.jit
+def hidden_and_error_back(z, g, grad, at_u):
+    """Gradient at z of u = σ̂(z) and e₂ = σ̂'(z)ᵀ g, from those at u (`at_u`) and e₂ (`grad`)."""
+    gate, s, r, u = hidden(z)
+    slope = gate + s * (1 - gate)
+    along = tl.sum(u * g, 1)[:, None]
+    across = g - u * along  # e₂ = slope ∘ r across
+    toward = slope * grad
+    at_slope = r * across * grad
+    at_u -= r * (toward * along + g * tl.sum(u * toward, 1)[:, None])
+    at_r = tl.sum(toward * across + s * at_u, 1)[:, None]
+    at_s = at_slope * (1 - gate) + r * at_u - r * r * r * s * at_r
+    at_gate = at_slope * (1 - s) + z * at_s
+    return gate * at_s + gate * (1 - gate) * at_gate
+
+
+@triton.jit
 def log_sigmoid(x):
     """log(1 / (1 + e^−x)), also where that is near 0."""
     y = tl.exp(-tl.abs(x))

@@ -21,7 +21,18 @@ from nested_learning.ops.self_modifying.forward import (
     solve,
     unit,
 )
-from nested_learning.ops.tiles import by, by_turned, get, hidden, hidden_back, log_sigmoid, put, rows, turned
+from nested_learning.ops.tiles import (
+    by,
+    by_turned,
+    get,
+    hidden,
+    hidden_and_error_back,
+    hidden_back,
+    log_sigmoid,
+    put,
+    rows,
+    turned,
+)
 
 
 @triton.jit
@@ -154,7 +165,7 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
         put(rows(base + 15 * S, first, R, D), at_error)
         # at the hidden layer
         at_u = by(at_answer, w1, D, D, P) + get(base + 16 * S, first, R, D)
-        at_z = eta * kept * grad_2 + _through_hidden(z, at_hidden, eta * grad_2, at_u)
+        at_z = eta * kept * grad_2 + hidden_and_error_back(z, at_hidden, eta * grad_2, at_u)
         put(rows(base + 14 * S, first, R, D), at_z)
         _add(rows(grad_k, first, R, D), skip * at_error + by(at_z, w2, D, D, P))
         # at the values, through the targets
@@ -176,25 +187,6 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
         grad -= passed * own * by(turned(base + 15 * S, first, R, D, C), base + 4 * S, C, D, P)
         put(rows(grad_w1, first, R, D), grad)
     put(vectors + 6 * C + tl.arange(0, C), tl.zeros([C], tl.float32) + at_end)
-
-
-@triton.jit
-def _through_hidden(z, at_hidden, grad, at_u):
-    """Gradient at z of u = σ̂(z) and e₂ = σ̂'(z)ᵀ g, from those at u (`at_u`) and e₂ (`grad`).
-
-    g is `at_hidden`.
-    """
-    gate, s, r, u = hidden(z)
-    slope = gate + s * (1 - gate)
-    along = tl.sum(u * at_hidden, 1)[:, None]
-    across = at_hidden - u * along  # e₂ = slope ∘ r across
-    toward = slope * grad
-    at_slope = r * across * grad
-    at_u -= r * (toward * along + at_hidden * tl.sum(u * toward, 1)[:, None])
-    at_r = tl.sum(toward * across + s * at_u, 1)[:, None]
-    at_s = at_slope * (1 - gate) + r * at_u - r * r * r * s * at_r
-    at_gate = at_slope * (1 - s) + z * at_s
-    return gate * at_s + gate * (1 - gate) * at_gate
 
 
 @triton.jit
