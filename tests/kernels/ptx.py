@@ -26,16 +26,20 @@ class Usage:
     shared: int
 
 
-def usage(kernel: Any, signature: dict[str, str], constants: dict[str, Any], arch: int, warps: int) -> Usage:
+def usage(
+    kernel: Any, signature: dict[str, str], constants: dict[str, Any], arch: int, warps: int, stages: int = 1
+) -> Usage:
     """Compile `kernel` for sm_`arch` and ask ptxas what it takes.
 
     Args:
         signature: types of the arguments by name, such as "*fp32" and "i32"; "constexpr" for constants.
         constants: values of the constants.
+        arch: 80 or 90.
+        warps, stages: of a program, and of the loads in its loops.
     """
     aligned = {(n,): [["tt.divisibility", 16]] for n, kind in enumerate(signature.values()) if kind[0] == "*"}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": warps, "num_stages": 1}
+    options = {"num_warps": warps, "num_stages": stages}
     made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"

@@ -31,7 +31,11 @@ so one rounding alone is 4e-3, and several stand in a row; products are in bf16,
 autocast.
 """
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-USERS = {"delta_rule": ("linear",), "self_modifying": ("hope", "self_mod", "titans")}
+USERS = {
+    "cms": ("hope",),
+    "delta_rule": ("linear",),
+    "self_modifying": ("hope", "self_mod", "titans"),
+}
 """Models that a kernel is for, by the package of its module. One that is not listed counts for all."""
 MINUTE, MOST = 60.0, 240.0  # seconds of a check: two kernels took 40 s on an H100 with sixteen cores
 

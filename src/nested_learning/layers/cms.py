@@ -32,6 +32,7 @@ from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.streams import split_rates
 from nested_learning.levels import LevelSpec, check_levels, kind_of, reset_periods
 from nested_learning.ops.cms.chunk import LevelPiece, LevelProgress, answer_and_write
+from nested_learning.ops.kernels import products_on, use_triton
 from nested_learning.ops.memory_mlp.chunk import Memories, WriteTokens, chunk_limit
 from nested_learning.ops.scan import Piece, scan
 from nested_learning.ops.segments import segments
@@ -148,14 +149,11 @@ class FastLevel(nn.Module):
             self._check_state(state, x)
         queries = l2_normalize(x.to(torch.promote_types(x.dtype, torch.float32)))
         written, last = self.tokens(x, queries, state.last)
-        at = self.unpack(state)
         lengths = segments(tokens, state.position, self.chunk_size)
         ends = self._ends(lengths, state.position)
-        how = (self.config, self.shared)
+        products = products_on(x.device)
         with torch.autocast(x.device.type, enabled=False):  # fast weights stay in float32
-            ready = written.prepare_chunks(self.config.delta, lengths, self.chunk_size)
-            pieces = map(LevelPiece, torch.split(queries, lengths, 1), written.split(lengths), ends, ready)
-            answers, at = scan(answer_and_write, how, at, [self._run(piece) for piece in pieces])
+            answers, at = self._read(self.unpack(state), queries, written, lengths, ends, products)
         y = torch.cat(answers, 1)
         after = FastLevelState(
             MemoryState.pack(at.memory.weights, at.memory.momentum, batch),
@@ -167,6 +165,45 @@ class FastLevel(nn.Module):
             state.resets + ends.count("reset"),
         )
         return (y if self.norm is None else self.norm(y)).to(x.dtype), after
+
+    def _read(
+        self,
+        at: LevelProgress,
+        queries: Tensor,
+        tokens: WriteTokens,
+        lengths: list[int],
+        ends: list[str | None],
+        products: str,
+    ) -> tuple[list[Tensor], LevelProgress]:
+        """Answers `[B, n, D]` to consecutive runs of tokens: whole chunks by our kernels where they can."""
+        whole = [length == self.chunk_size for length in lengths]
+        if any(whole) and "reset" not in ends and use_triton(queries.device):
+            from nested_learning.ops.cms import triton  # needs the package triton
+
+            about = at.memory, self.chunk_size
+            if triton.supports(self.config, *about) and triton.right(*about, products):
+                first, last = whole.index(True), len(whole) - whole[::-1].index(True)
+                runs = [sum(lengths[:first]), sum(lengths[first:last]), sum(lengths[last:])]
+                asked = torch.split(queries, runs, 1)
+                before, chunks, after = tokens.split(runs)
+                start, at = self._scan(at, asked[0], before, lengths[:first], ends[:first])
+                answer, at = triton.read_and_write(at, asked[1], chunks, self.chunk_size, products)
+                rest, at = self._scan(at, asked[2], after, lengths[last:], ends[last:])
+                return [*start, answer, *rest], at
+        return self._scan(at, queries, tokens, lengths, ends)
+
+    def _scan(
+        self,
+        at: LevelProgress,
+        queries: Tensor,
+        tokens: WriteTokens,
+        lengths: list[int],
+        ends: list[str | None],
+    ) -> tuple[list[Tensor], LevelProgress]:
+        ready = tokens.prepare_chunks(self.config.delta, lengths, self.chunk_size)
+        pieces = map(LevelPiece, torch.split(queries, lengths, 1), tokens.split(lengths), ends, ready)
+        how = (self.config, self.shared)
+        return scan(answer_and_write, how, at, [self._run(piece) for piece in pieces])
 
     def _ends(self, lengths: list[int], position: int) -> list[str | None]:
         """What happens at the end of every piece, the first of which begins at `position`."""

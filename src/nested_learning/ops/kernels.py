@@ -17,6 +17,7 @@ OLDEST = (8, 0)
 """Compute capability from which on the kernels are made: the first with bf16 and tf32 products."""
 
 MODULES: tuple[str, ...] = (
+    "nested_learning.ops.cms.triton",
     "nested_learning.ops.delta_rule.triton",
     "nested_learning.ops.self_modifying.triton",
     "nested_learning.ops.triangular.triton",

@@ -85,16 +85,13 @@ def hidden_back(z, grad):
 def hidden_and_error_back(z, g, grad, at_u):
     """Gradient at z of u = σ̂(z) and e₂ = σ̂'(z)ᵀ g, from those at u (`at_u`) and e₂ (`grad`)."""
     gate, s, r, u = hidden(z)
-    slope = gate + s * (1 - gate)
+    toward = (gate + s * (1 - gate)) * grad  # through silu'(z)
     along = tl.sum(u * g, 1)[:, None]
-    across = g - u * along  # e₂ = slope ∘ r across
-    toward = slope * grad
-    at_slope = r * across * grad
+    across = g - u * along  # e₂ = silu'(z) ∘ r across
     at_u -= r * (toward * along + g * tl.sum(u * toward, 1)[:, None])
     at_r = tl.sum(toward * across + s * at_u, 1)[:, None]
-    at_s = at_slope * (1 - gate) + r * at_u - r * r * r * s * at_r
-    at_gate = at_slope * (1 - s) + z * at_s
-    return gate * at_s + gate * (1 - gate) * at_gate
+    curved = (1 - gate) * (2 * gate + s * (1 - 2 * gate))  # silu''(z)
+    return r * ((gate + s * (1 - gate)) * (at_u - r * u * at_r) + curved * across * grad)
 
 
 @triton.jit

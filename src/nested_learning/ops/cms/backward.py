@@ -7,8 +7,8 @@ From the gradients at the weights after the chunk to those before it, in four la
     through_hidden     at z
     start_gradients    at the weights
 
-All else that the backward pass needs depends on no gradient and is computed for all chunks at once before it; and what
-no weight needs (gradients at keys, values and rates) after it. Letters and constants as in `forward.py`.
+What depends on no gradient is computed for all chunks at once before the first launch, and what no weight waits
+for (gradients at keys, values and rates) after the last. Letters and constants as in `forward.py`.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def through_update(keys, u, solver, inverse, left, scaled, grad_2, grad_1, at_rh
     part, at = tl.program_id(0), chunk * N + n
     grad_2, grad_1, left = grad_2 + (at + N) * H * D, grad_1 + (at + N) * O * H, left + at * C
     if part < H // HR:
-        _through_solver(keys + at * C * D, grad_2, solver + at * C * C, left, at_rhs_2 + at * C * H, part * HR,
-                        H, D, HR, K, C, T, P)  # fmt: skip
+        _through_solver(keys + at * C * D, grad_2, solver + at * C * C, left, at_rhs_2 + at * C * H,
+                        part * HR, H, D, HR, K, C, T, P)  # fmt: skip
     elif part < H // HR + O // BR:
         _through_solver(u + at * C * H, grad_1, inverse + at * C * C, left, at_rhs_1 + at * C * O,
                         (part - H // HR) * BR, O, H, BR, KH, C, T, P)  # fmt: skip
@@ -105,7 +105,7 @@ def through_errors(u, slope, norm, solved, erasing, eta, kept, w1, at_rhs_2, at_
 @triton.jit
 def _at_errors(u, slope, norm, at_rhs_2, w1, at_hidden, row, column, H: tl.constexpr, T: tl.constexpr,
                B: tl.constexpr, KH: tl.constexpr, P: tl.constexpr):  # fmt: skip
-    """A tile of the gradient at e₁ that comes through W₁ᵀe₁; the first column of tiles leaves that at W₁ᵀe₁."""
+    """A tile of the gradient at e₁ through W₁ᵀe₁; the first column of tiles leaves that at W₁ᵀe₁."""
     along = tl.zeros([T, 1], tl.float32)
     for k in range(0, H, KH):
         toward = tl.load(tile(at_rhs_2, row, k, H, T, KH)) * tl.load(tile(slope, row, k, H, T, KH))
@@ -151,20 +151,20 @@ def start_gradients(keys, u, at_z, error, at_hidden, at_answer, whole, grad_2, g
                     C: tl.constexpr, D: tl.constexpr, H: tl.constexpr, O: tl.constexpr, T: tl.constexpr,
                     B: tl.constexpr, BR: tl.constexpr, BH: tl.constexpr, HR: tl.constexpr,
                     P: tl.constexpr):  # fmt: skip
-    """Add to tiles of the gradients at the weights of the chunk's start what reaches them through its write."""
+    """Add to tiles of the gradients at the weights of the chunk's start what reaches them by its write."""
     n = tl.program_id(1).to(tl.int64)
     part, at = tl.program_id(0), chunk * N + n
     decayed = tl.load(whole + at)
     if part < H // HR * (D // B):
         row, column = part // (D // B) * HR, part % (D // B) * B
-        change = _outer(at_z + at * C * H, keys + at * C * D, tl.zeros([HR, B], tl.float32), row, column, H, D, HR,
-                        B, C, T, P)  # fmt: skip
+        change = _outer(at_z + at * C * H, keys + at * C * D, tl.zeros([HR, B], tl.float32), row, column, H,
+                        D, HR, B, C, T, P)  # fmt: skip
         _carry(grad_2 + at * H * D, grad_2 + (at + N) * H * D, decayed, change, row, column, D, HR, B)
     else:
         part -= H // HR * (D // B)
         row, column = part // (H // BH) * BR, part % (H // BH) * BH
-        sums = _outer(error + at * C * O, at_hidden + n * C * H, tl.zeros([BR, BH], tl.float32), row, column, O, H,
-                      BR, BH, C, T, P)  # fmt: skip
+        sums = _outer(error + at * C * O, at_hidden + n * C * H, tl.zeros([BR, BH], tl.float32), row, column,
+                      O, H, BR, BH, C, T, P)  # fmt: skip
         sums = _outer(at_answer + n * C * O, u + at * C * H, sums, row, column, O, H, BR, BH, C, T, P)
         _carry(grad_1 + at * O * H, grad_1 + (at + N) * O * H, decayed, sums, row, column, H, BR, BH)
 

@@ -7,12 +7,12 @@ A chunk takes four launches, because each needs what all programs of the one bef
     hidden_errors      e₂ = σ̂'(z)ᵀ W₁ᵀ e₁                              rows of the chunk, all of h
     update             W₂ and W₁ after the chunk                       tiles of both
 
-Letters are those of `../memory_mlp/README.md`. Tensors named here are those of all chunks, `[J, N, …]`, of which a
-launch takes number `chunk`; those of one chunk, `[N, …]`, are scratch. N sequences of J chunks.
-Constants: C tokens of a chunk, D, H, O widths of input, hidden layer and output, HP the power of two from H on;
-P precision of products. At a time: R rows that are whole, otherwise T tokens; K summands, B columns and BR rows of the
-width, KH, BH and HR those of the hidden layer. No tile of a product has 64 rows or more: from there on Triton takes
-Hopper's own products, whose mistakes with small tiles are known.
+Letters are those of `../memory_mlp/README.md`; N sequences of J chunks. Of tensors of all chunks, `[J, N, …]`, a
+launch takes number `chunk`; those of one chunk, `[N, …]`, are scratch.
+Constants: C tokens of a chunk; D, H, O widths of input, hidden layer and output; HP the power of two from H on; P
+precision of products. At a time: R rows that are whole, otherwise T tokens; K summands, B columns and BR rows of
+the width; KH, BH and HR those of the hidden layer. No tile here has 64 rows: from there on Triton takes products
+that only Hopper has, and the known mistakes of its versions with small tiles are among these.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def answers(u, values, w1, erasing, eta, kept, error, rhs, strict, inverse, N, c
             B: tl.constexpr, KH: tl.constexpr, P: tl.constexpr):  # fmt: skip
     """Tiles of e₁ = W₁u − v̂ and of the right-hand sides η (e₁ + a⁻₀ W₁u); one more program inverts.
 
-    values `[J, N, C, O]`, w1 `[J + 1, N, O, H]`, erasing `[J, N, C, C]`, eta and kept (a⁻₀) `[J, N, C]`; error, rhs
-    `[N, C, O]`; strict and inverse `[N, C, C]`: N = diag(η)(a⁻ ∘ UUᵀ) and (I + N)⁻¹.
+    values `[J, N, C, O]`, w1 `[J + 1, N, O, H]`, erasing `[J, N, C, C]`, eta and kept (a⁻₀) `[J, N, C]`;
+    error, rhs `[N, C, O]`; strict and inverse `[N, C, C]`: N = diag(η)(a⁻ ∘ UUᵀ) and (I + N)⁻¹.
     """
     n = tl.program_id(1).to(tl.int64)
     part, at = tl.program_id(0), chunk * N + n
@@ -133,11 +133,11 @@ def hidden_errors(z, error, w1, kept, rhs, N, chunk, C: tl.constexpr, H: tl.cons
 def _after(weights, now, then, rhs, solver, keys, left, whole, row, column, ROWS: tl.constexpr,
            COLUMNS: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, C: tl.constexpr, T: tl.constexpr,
            P: tl.constexpr):  # fmt: skip
-    """A tile of W_C = a₀ W₀ − (a ∘ U)ᵀ K with U = solver · rhs, as Uᵀ = rhsᵀ solverᵀ for T tokens at a time."""
+    """A tile of W_C = a₀ W₀ − (a ∘ U)ᵀ K with Uᵀ = rhsᵀ solverᵀ, for T tokens at a time."""
     change = tl.zeros([BR, BC], tl.float32)
     for t in range(0, C, T):
-        solved = dot(tl.load(turned_tile(rhs, 0, row, ROWS, C, BR)), tl.load(turned_tile(solver, t, 0, C, T, C)),
-                     tl.zeros([BR, T], tl.float32), P)  # fmt: skip
+        right = tl.load(turned_tile(solver, t, 0, C, T, C))
+        solved = dot(tl.load(turned_tile(rhs, 0, row, ROWS, C, BR)), right, tl.zeros([BR, T], tl.float32), P)
         solved *= tl.load(left + t + tl.arange(0, T))[None, :]
         change = dot(solved, tl.load(tile(keys, t, column, COLUMNS, T, BC)), change, P)
     size: tl.constexpr = ROWS * COLUMNS
@@ -149,8 +149,10 @@ def _after(weights, now, then, rhs, solver, keys, left, whole, row, column, ROWS
 def update(keys, u, solver, inverse, rhs_2, rhs_1, left, whole, w2, w1, N, chunk, C: tl.constexpr,
            D: tl.constexpr, H: tl.constexpr, O: tl.constexpr, T: tl.constexpr, B: tl.constexpr,
            BR: tl.constexpr, BH: tl.constexpr, HR: tl.constexpr, P: tl.constexpr):  # fmt: skip
-    """Tiles of both layers after the chunk, first those of W₂: left (a from every token on) `[J, N, C]`, whole
-    (a over the chunk) `[J, N]`."""
+    """Tiles of both layers after the chunk, first those of W₂.
+
+    left `[J, N, C]`: a from after every token to the end; whole `[J, N]`: a over the chunk.
+    """
     n = tl.program_id(1).to(tl.int64)
     part, at = tl.program_id(0), chunk * N + n
     decayed = tl.load(whole + at)

@@ -1,16 +1,17 @@
 """A fast level over whole chunks, with four Triton launches per chunk and direction.
 
 The equations are those of `chunk.py`. Only the write is a recurrence, so that only the write has kernels
-(`forward.py`, `backward.py`): they leave the memories at the start of every chunk. Queries are answered for all chunks
-at once, and so is all of the backward pass that depends on no gradient at a memory. One memory is too large for one
-multiprocessor: a launch cuts every step into tiles, and a chunk takes as many launches as there are steps.
+(`forward.py`, `backward.py`): they leave the memories at the start of every chunk. Queries are answered for all
+chunks at once, and so is all of the backward pass that depends on no gradient at a memory. A memory is too large for
+one multiprocessor: a launch cuts a step into tiles, and a chunk takes as many launches as it has steps.
 
-Shapes: `N` sequences, `J` chunks of `C` tokens, `D` model width, `H` hidden width. Tensors of all chunks are `[J, N, …]`.
-States, gradients and sums are in float32, products in the precision of `ops/kernels.py: products_on`.
+Shapes: `N` sequences, `J` chunks of `C` tokens, `D` model width, `H` hidden width. Tensors of all chunks are
+`[J, N, …]`. States, gradients and sums are in float32, products in the precision of `ops/kernels.py: products_on`.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +43,8 @@ STEP = 16
 """Widths are multiples of it."""
 WIDEST = 512
 """Hidden layer: one program holds whole rows of it."""
+WHOLE_ROWS = (hidden_layer, hidden_errors, through_hidden)
+"""Kernels that hold rows of the hidden layer as wide as they are."""
 STAGES = 2
 """Of the loads in a loop over summands."""
 
@@ -64,14 +67,14 @@ def supports(rule: WriteRule, memory: Memories, size: int) -> bool:
 def read_and_write(
     at: LevelProgress, queries: Tensor, tokens: WriteTokens, size: int, products: str
 ) -> tuple[Tensor, LevelProgress]:
-    """Answers `[N, T, D]` to whole chunks of `size` tokens from a boundary on, and where the sequences stand then.
+    """Answers `[N, T, D]` to whole chunks of `size` tokens from a boundary on, and where sequences stand then.
 
-    `products`: their precision. The rule must be one that `supports` accepts. Gradients reach everything, second ones
-    by `chunk.py`.
+    `products`: their precision. The rule must be one that `supports` accepts. Gradients reach everything,
+    second ones by `chunk.py`.
     """
     weights = at.memory.weights
     k, v, eta, log_alpha = (_by_chunks(t, size) for t in tokens if t is not None)
-    w2, w1 = _Scan.apply(products, k, v, eta, log_alpha, weights.w2[:, 0], weights.w1[0][:, 0])  # type: ignore[no-untyped-call]
+    w2, w1 = _scan(products, k, v, eta, log_alpha, weights.w2[:, 0], weights.w1[0][:, 0])
     starts = _stack(w2[:-1].flatten(0, 1), w1[:-1].flatten(0, 1))
     with torch.autocast(queries.device.type, torch.bfloat16, enabled=products == "bf16"):
         (answer,) = read(starts, _by_chunks(queries, size).flatten(0, 1))
@@ -82,7 +85,7 @@ def read_and_write(
 
 def _by_chunks(t: Tensor, size: int) -> Tensor:
     """`[N, J·C, …]` → `[J, N, C, …]`."""
-    return t.unflatten(1, (-1, size)).transpose(0, 1).contiguous()
+    return t.view(t.shape[0], -1, size, *t.shape[2:]).transpose(0, 1).contiguous()
 
 
 def _stack(w2: Tensor, w1: Tensor) -> Stack:
@@ -90,8 +93,14 @@ def _stack(w2: Tensor, w1: Tensor) -> Stack:
     return Stack(w2.unsqueeze(1), (w1.unsqueeze(1),))
 
 
+def _scan(products: str, *inputs: Tensor) -> Weights:
+    """Tokens and weights `[N, …]` to weights at the starts of all chunks and after the last, `[J + 1, N, …]`."""
+    found: Weights = _Scan.apply(products, *inputs)  # type: ignore[no-untyped-call]
+    return found
+
+
 class _Scan(torch.autograd.Function):
-    """Tokens and weights `[N, …]` to the weights at the starts of all chunks and after the last, `[J + 1, N, …]`."""
+    """See `_scan`."""
 
     @staticmethod
     def forward(ctx: Any, products: str, *inputs: Tensor) -> Weights:
@@ -192,7 +201,7 @@ class Launches:
         self.chunks, self.count, self.size, self.width = ready.keys.shape
 
     def write(self, w2: Tensor, w1: Tensor) -> Weights:
-        """The weights at the start of every chunk and after the last one, from those `[N, …]` of the first."""
+        """The weights at the start of every chunk and after the last, from those `[N, …]` of the first."""
         x, hidden_width = self.ready, w2.shape[1]
         all_2, all_1 = (w.new_empty(self.chunks + 1, *w.shape) for w in (w2, w1))
         all_2[0], all_1[0] = w2, w1
@@ -202,16 +211,18 @@ class Launches:
         strict, inverse = self._empty(2, self.size, self.size)
         rows, tiles = self.size // fixed["R"], _tiles(fixed)
         for chunk in range(self.chunks):
-            self._launch(hidden_layer, rows, x.keys, all_2, z, u, chunk, fixed)
-            given = (u, x.values, all_1, x.erasing, x.eta, x.kept)
-            self._launch(answers, tiles.errors + 1, *given, error, rhs_1, strict, inverse, chunk, fixed)
-            self._launch(hidden_errors, rows, z, error, all_1, x.kept, rhs_2, chunk, fixed)
-            given = (x.keys, u, x.solver, inverse, rhs_2, rhs_1, x.left, x.whole)
-            self._launch(update, tiles.weights, *given, all_2, all_1, chunk, fixed)
+            run = partial(self._launch, fixed, chunk)
+            run(hidden_layer, rows, x.keys, all_2, z, u)
+            found = error, rhs_1, strict, inverse
+            run(answers, tiles.errors + 1, u, x.values, all_1, x.erasing, x.eta, x.kept, *found)
+            run(hidden_errors, rows, z, error, all_1, x.kept, rhs_2)
+            solved = x.solver, inverse, rhs_2, rhs_1
+            run(update, tiles.weights, x.keys, u, *solved, x.left, x.whole, all_2, all_1)
         return all_2, all_1
 
     def back(self, weights: Weights, grads: Weights) -> tuple[Tensor, ...]:
-        """Gradients at `Ready` and at the first weights. `grads`: at all `weights` of `write`; they are overwritten."""
+        """Gradients at `Ready` and at the first weights, from `grads` at all `weights` of `write`, which are
+        overwritten."""
         x, (w2, w1), (grad_2, grad_1) = self.ready, weights, grads
         made = self._again(w2[:-1], w1[:-1])
         hidden_width = w2.shape[-2]
@@ -224,16 +235,18 @@ class Launches:
         (at_answer,), (systems,) = self._empty(1, self.size, self.width), self._empty(1, self.size, self.size)
         rows, tiles = self.size // fixed["R"], _tiles(fixed)
         for chunk in reversed(range(self.chunks)):
-            given = (x.keys, made.u, x.solver, made.inverse, x.left, scaled, grad_2, grad_1)
-            found = (at_rhs_2, at_rhs_1, at_u)
-            self._launch(through_update, tiles.rows + rows, *given, *found, chunk, fixed)
-            given = (made.u, slope, made.r, made.solved_1, x.erasing, x.eta, x.kept, w1, at_rhs_2, at_rhs_1)
-            found = (at_error, at_answer, at_hidden, systems)
-            self._launch(through_errors, tiles.errors + self.size // fixed["T"], *given, *found, chunk, fixed)
-            given = (made.z, made.u, made.hidden_error, at_rhs_2, at_u, at_answer, systems, x.kept, w1)
-            self._launch(through_hidden, rows, *given, at_z, chunk, fixed)
-            given = (x.keys, made.u, at_z, made.error, at_hidden, at_answer, x.whole)
-            self._launch(start_gradients, tiles.weights, *given, grad_2, grad_1, chunk, fixed)
+            run = partial(self._launch, fixed, chunk)
+            given = x.keys, made.u, x.solver, made.inverse, x.left, scaled
+            run(through_update, tiles.rows + rows, *given, grad_2, grad_1, at_rhs_2, at_rhs_1, at_u)
+            rates = x.erasing, x.eta, x.kept
+            found = at_error, at_answer, at_hidden, systems
+            number = tiles.errors + self.size // fixed["T"]
+            solved = made.u, slope, made.r, made.solved_1
+            run(through_errors, number, *solved, *rates, w1, at_rhs_2, at_rhs_1, *found)
+            errors = made.hidden_error, at_rhs_2, at_u, at_answer, systems
+            run(through_hidden, rows, made.z, made.u, *errors, x.kept, w1, at_z)
+            sums = x.keys, made.u, at_z, made.error, at_hidden, at_answer
+            run(start_gradients, tiles.weights, *sums, x.whole, grad_2, grad_1)
         return self._rest(weights, grads, made, at_rhs_2, at_rhs_1, at_error, at_z)
 
     def _again(self, w2: Tensor, w1: Tensor) -> Again:
@@ -290,20 +303,19 @@ class Launches:
         """`count` scratch matrices for every sequence."""
         return self.ready.keys.new_empty(count, self.count, *shape)
 
-    def _launch(self, kernel: Any, tiles: int, *arguments: Any) -> None:
-        *tensors, chunk, fixed = arguments
+    def _launch(self, fixed: dict[str, Any], chunk: int, kernel: Any, tiles: int, *tensors: Tensor) -> None:
         own = {name: fixed[name] for name in kernel.arg_names if name in fixed}
+        how = {"num_warps": warps(kernel, fixed), "num_stages": STAGES}
         # Triton starts a kernel on the current device, whatever the device of its tensors.
         with torch.cuda.device_of(self.ready.keys):  # type: ignore[no-untyped-call]
-            kernel[(tiles, self.count)](
-                *tensors, self.count, chunk, **own, num_warps=warps(kernel, fixed), num_stages=STAGES
-            )
+            kernel[(tiles, self.count)](*tensors, self.count, chunk, **own, **how)
 
 
 def constants(size: int, width: int, hidden_width: int, products: str) -> dict[str, Any]:
     """Constants of the kernels for chunks of `size` tokens; each takes those it names."""
     whole = 1 << (hidden_width - 1).bit_length()
     log = size.bit_length() - 1
+    rows = 32 if size <= 64 else 16  # a program holds them as wide as the chunk
     return {
         "C": size,
         "D": width,
@@ -315,9 +327,9 @@ def constants(size: int, width: int, hidden_width: int, products: str) -> dict[s
         "R": STEP,
         "T": min(size, 32),
         "B": _part(width, 64),
-        "BR": _part(width, 32),
+        "BR": _part(width, rows),
         "BH": _part(hidden_width, 64),
-        "HR": _part(hidden_width, 32),
+        "HR": _part(hidden_width, rows),
         "K": _part(width, 32 if whole <= 256 else 16),
         "KH": _part(hidden_width, 32),
         "P": products,
@@ -341,7 +353,7 @@ def _tiles(fixed: dict[str, Any]) -> Tiles:
 
 def warps(kernel: Any, fixed: dict[str, Any]) -> int:
     """Warps of a program: more where it holds whole rows of a wide hidden layer."""
-    return 8 if kernel in (hidden_layer, hidden_errors, through_hidden) and fixed["HP"] > 128 else 4
+    return max(4, fixed["HP"] // 32) if kernel in WHOLE_ROWS else 4
 
 
 def _part(width: int, most: int) -> int:
@@ -349,7 +361,11 @@ def _part(width: int, most: int) -> int:
     return min(most, width & -width)
 
 
-RESULTS = ("W2", "W1", *(f"gradient at {name}" for name in ("keys", "targets", "eta", "log alpha", "W2", "W1")))
+RESULTS = (
+    "W2",
+    "W1",
+    *(f"gradient at {name}" for name in ("keys", "targets", "eta", "log alpha", "W2", "W1")),
+)
 COMPARED = ((32, 192, 768), (128, 192, 768))
 """Chunks, hidden widths and widths that `compare` tries: those of `pilot`."""
 
@@ -400,11 +416,11 @@ def example(
 
 
 def outcomes(inputs: list[Tensor], products: str | None) -> list[Tensor]:
-    """Weights at all starts, and gradients of a function of them, by the kernels with such products, or (None) by
-    `by_torch` in float64."""
+    """Weights at all starts, and gradients of a function of them, by the kernels with such products, or
+    (None) by `by_torch` in float64."""
     wide = torch.float64 if products is None else torch.float32
     own = [t.to(wide).detach().requires_grad_() for t in inputs]
-    results = by_torch(*own) if products is None else _Scan.apply(products, *own)  # type: ignore[no-untyped-call]
+    results = by_torch(*own) if products is None else _scan(products, *own)
     loss = sum((t.double().square() * t.double().cos()).sum() for t in results)
     assert isinstance(loss, Tensor)
     return [*(t.detach() for t in results), *torch.autograd.grad(loss, own)]
