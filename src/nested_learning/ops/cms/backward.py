@@ -7,8 +7,8 @@ From the gradients at the weights after the chunk to those before it, in four la
     through_hidden     at z
     start_gradients    at the weights
 
-What depends on no gradient is computed for all chunks at once before the first launch, and what no weight waits
-for (gradients at keys, values and rates) after the last. Letters and constants as in `forward.py`.
+What depends on no gradient is computed for all chunks at once before the first launch, and what no weight
+waits for (gradients at keys, values and rates) after the last. Letters and constants as in `forward.py`.
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@ A chunk takes four launches, because each needs what all programs of the one bef
     hidden_errors      e₂ = σ̂'(z)ᵀ W₁ᵀ e₁                              rows of the chunk, all of h
     update             W₂ and W₁ after the chunk                       tiles of both
 
-Letters are those of `../memory_mlp/README.md`; N sequences of J chunks. Of tensors of all chunks, `[J, N, …]`, a
-launch takes number `chunk`; those of one chunk, `[N, …]`, are scratch.
-Constants: C tokens of a chunk; D, H, O widths of input, hidden layer and output; HP the power of two from H on; P
-precision of products. At a time: R rows that are whole, otherwise T tokens; K summands, B columns and BR rows of
-the width; KH, BH and HR those of the hidden layer. No tile here has 64 rows: from there on Triton takes products
-that only Hopper has, and the known mistakes of its versions with small tiles are among these.
+Letters are those of `../memory_mlp/README.md`; N sequences of J chunks. Of tensors of all chunks `[J, N, …]`
+a launch takes number `chunk`; those of one chunk, `[N, …]`, are scratch.
+Constants: C tokens of a chunk; D, H, O widths of input, hidden layer and output; HP the power of two from H
+on; P precision of products. At a time: R rows that are whole, otherwise T tokens; K summands, B columns and
+BR rows of the width; KH, BH and HR those of the hidden layer. No tile here has 64 rows: from there on Triton
+takes products that only Hopper has, and the known mistakes of its versions with small tiles are among these.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """A fast level over whole chunks, with four Triton launches per chunk and direction.
 
 The equations are those of `chunk.py`. Only the write is a recurrence, so that only the write has kernels
-(`forward.py`, `backward.py`): they leave the memories at the start of every chunk. Queries are answered for all
-chunks at once, and so is all of the backward pass that depends on no gradient at a memory. A memory is too large for
-one multiprocessor: a launch cuts a step into tiles, and a chunk takes as many launches as it has steps.
+(`forward.py`, `backward.py`): they leave the memories at the start of every chunk. Queries are answered for
+all chunks at once, and so is what of the backward pass depends on no gradient at a memory. A memory is too
+large for one multiprocessor: a launch cuts a step into tiles; a chunk takes a launch for each of its steps.
 
 Shapes: `N` sequences, `J` chunks of `C` tokens, `D` model width, `H` hidden width. Tensors of all chunks are
-`[J, N, …]`. States, gradients and sums are in float32, products in the precision of `ops/kernels.py: products_on`.
+`[J, N, …]`. States, gradients and sums are in float32, products in the precision of `ops/kernels.py:
+products_on`.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def supports(rule: WriteRule, memory: Memories, size: int) -> bool:
 def read_and_write(
     at: LevelProgress, queries: Tensor, tokens: WriteTokens, size: int, products: str
 ) -> tuple[Tensor, LevelProgress]:
-    """Answers `[N, T, D]` to whole chunks of `size` tokens from a boundary on, and where sequences stand then.
+    """Answers `[N, T, D]` to whole chunks of `size` tokens from a boundary on, and where sequences stand.
 
     `products`: their precision. The rule must be one that `supports` accepts. Gradients reach everything,
     second ones by `chunk.py`.
@@ -94,7 +95,7 @@ def _stack(w2: Tensor, w1: Tensor) -> Stack:
 
 
 def _scan(products: str, *inputs: Tensor) -> Weights:
-    """Tokens and weights `[N, …]` to weights at the starts of all chunks and after the last, `[J + 1, N, …]`."""
+    """Tokens and weights `[N, …]` to weights at all chunks' starts and after the last, `[J + 1, N, …]`."""
     found: Weights = _Scan.apply(products, *inputs)  # type: ignore[no-untyped-call]
     return found
 
@@ -104,24 +105,22 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, products: str, *inputs: Tensor) -> Weights:
-        tokens, (w2, w1) = inputs[:4], inputs[4:]
+        *tokens, w2, w1 = inputs
         found = Launches(_prepared(*tokens), products).write(w2, w1)
         ctx.products = products
-        ctx.save_for_backward(*tokens, *found)
+        ctx.save_for_backward(*inputs, *found)
         return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *kept, w2, w1 = ctx.saved_tensors
-        inputs = (*kept, w2[0], w1[0])
+        inputs, found = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
         if torch.is_grad_enabled():  # to be differentiated again
             return None, *_differentiable(inputs, grads)
         with torch.enable_grad():
-            tokens = [t.detach().requires_grad_() for t in kept]
+            tokens = [t.detach().requires_grad_() for t in inputs[:4]]
             ready = _prepared(*tokens)
-        back = Launches(ready, ctx.products).back((w2, w1), (grads[0].clone(), grads[1].clone()))
-        found = torch.autograd.grad(ready, tokens, back[:-2])
-        return None, *found, *back[-2:]
+        at_ready = Launches(ready, ctx.products).back(found, (grads[0].clone(), grads[1].clone()))
+        return None, *torch.autograd.grad(ready, tokens, at_ready[:-2]), *at_ready[-2:]
 
 
 class Ready(NamedTuple):
