@@ -161,10 +161,25 @@ def test_what_the_kernels_lack_runs_without(memory: dict[str, Any], launched: li
     assert not launched
 
 
-def test_levels_that_start_anew_run_without(launched: list[str]) -> None:
-    specs = [LevelSpec(name="fast", chunk_size=16, expansion=0.5), LevelSpec(name="slower", chunk_size=32)]
-    CMS(32, specs, "nested")(torch.randn(1, 64, 32))
-    assert launched.count("update") == 2  # of the slower one only
+def test_contexts_that_start_anew_are_written_side_by_side(
+    launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three chunks of a context the last is not written; its contexts are as many sequences."""
+    torch.manual_seed(0)
+    specs = [LevelSpec(name="fast", chunk_size=16, expansion=0.5), LevelSpec(name="slower", chunk_size=48)]
+    made, x = CMS(32, specs, "nested"), torch.randn(2, 150, 32)
+
+    def run() -> list[Tensor]:
+        y, state = made(x)
+        made.zero_grad()
+        y.square().sin().sum().backward()
+        return [y, *state.tensors(), *(p.grad for p in made.parameters())]  # type: ignore[list-item]
+
+    found = run()
+    assert launched.count("update") == 2  # where the slower level has a chunk of 48 tokens, it has no kernel
+    monkeypatch.setattr(layers, "use_triton", lambda device: False)
+    for a, b in zip(found, run(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=2e-5 * float(b.detach().abs().max()))
 
 
 @pytest.mark.parametrize("wrong", [False, True])

@@ -141,6 +141,21 @@ def test_nested_levels_forget_when_the_slower_one_is_written() -> None:
     assert [(s.writes, s.resets) for s in (quick, slower)] == [(2, 1), (1, 0)]
 
 
+def test_only_the_first_context_starts_where_the_state_stands() -> None:
+    """Contexts are read side by side in one call, and one after the other in calls as long as they are."""
+    cms, x = make("nested"), sample().detach()
+    begin = cms.init_state(2)
+    changed = begin.map(lambda t: t + 0.1)
+    whole, last = cms(x, changed)
+    state, parts = changed, []
+    for part in x.split(6, 1):
+        y, state = cms(part, state)
+        parts.append(y)
+    assert_same(torch.cat(parts, 1), whole, LENGTH)
+    assert_same(state.tensors(), last.tensors(), LENGTH)
+    assert not torch.allclose(cms(x, begin)[0][:, :6], whole[:, :6])
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_counters_are_the_calendar(variant: str) -> None:
     _, state = make(variant)(sample())

@@ -34,7 +34,7 @@ from nested_learning.levels import LevelSpec, check_levels, kind_of, reset_perio
 from nested_learning.ops.cms.chunk import LevelPiece, LevelProgress, answer_and_write
 from nested_learning.ops.kernels import products_on, use_triton
 from nested_learning.ops.memory_mlp.chunk import Memories, WriteTokens, chunk_limit
-from nested_learning.ops.scan import Piece, scan
+from nested_learning.ops.scan import Piece, put_together, scan, take_apart
 from nested_learning.ops.segments import segments
 from nested_learning.ops.unit import l2_normalize
 from nested_learning.state import State
@@ -149,11 +149,10 @@ class FastLevel(nn.Module):
             self._check_state(state, x)
         queries = l2_normalize(x.to(torch.promote_types(x.dtype, torch.float32)))
         written, last = self.tokens(x, queries, state.last)
-        lengths = segments(tokens, state.position, self.chunk_size)
-        ends = self._ends(lengths, state.position)
         products = products_on(x.device)
         with torch.autocast(x.device.type, enabled=False):  # fast weights stay in float32
-            answers, at = self._read(self.unpack(state), queries, written, lengths, ends, products)
+            answers, at = self._read(self.unpack(state), queries, written, state.position, products)
+        ends = self._ends(segments(tokens, state.position, self.chunk_size), state.position)
         y = torch.cat(answers, 1)
         after = FastLevelState(
             MemoryState.pack(at.memory.weights, at.memory.momentum, batch),
@@ -167,39 +166,73 @@ class FastLevel(nn.Module):
         return (y if self.norm is None else self.norm(y)).to(x.dtype), after
 
     def _read(
-        self,
-        at: LevelProgress,
-        queries: Tensor,
-        tokens: WriteTokens,
-        lengths: list[int],
-        ends: list[str | None],
-        products: str,
+        self, at: LevelProgress, queries: Tensor, tokens: WriteTokens, position: int, products: str
     ) -> tuple[list[Tensor], LevelProgress]:
-        """Answers `[B, n, D]` to consecutive runs of tokens: whole chunks by our kernels where they can."""
-        whole = [length == self.chunk_size for length in lengths]
-        if any(whole) and "reset" not in ends and use_triton(queries.device):
+        """Answers `[B, n, D]` to consecutive runs of tokens, the first of them number `position`.
+
+        Contexts that start anew do not wait for one another.
+        """
+        count, every = queries.shape[1], self.reset_every or 1
+        first = -position % every
+        contexts = (count - first) // every
+        if self.reset_every is None or contexts < 2:
+            return self._read_on(at, queries, tokens, position, products)
+        runs = [first, contexts * every, count - first - contexts * every]
+        asked, written = torch.split(queries, runs, 1), tokens.split(runs)
+        answers: list[Tensor] = []
+        if first:
+            answers, at = self._read_on(at, asked[0], written[0], position, products)
+        y, at = self._read_contexts(at, asked[1], written[1], products)
+        answers.append(y)
+        if runs[2]:
+            rest, at = self._read_on(at, asked[2], written[2], 0, products)
+            answers += rest
+        return answers, at
+
+    def _read_contexts(
+        self, at: LevelProgress, queries: Tensor, tokens: WriteTokens, products: str
+    ) -> tuple[Tensor, LevelProgress]:
+        """Answers to whole contexts `[B, S·reset_every, …]`, as sequences beside one another."""
+        assert self.reset_every is not None
+        batch, every = queries.shape[0], self.reset_every
+        contexts = queries.shape[1] // every
+        folded, *write = (
+            None if t is None else t.reshape(batch * contexts, every, *t.shape[2:])
+            for t in (queries, *tokens)
+        )
+        assert folded is not None
+        starts = _one_after_another(at.memory, at.start, contexts)
+        begin = LevelProgress(starts, None, starts)
+        answers, _ = self._read_on(begin, folded, WriteTokens(*write), 0, products)  # type: ignore[arg-type]
+        return torch.cat(answers, 1).view(queries.shape), LevelProgress(at.start, None, at.start)
+
+    def _read_on(
+        self, at: LevelProgress, queries: Tensor, tokens: WriteTokens, position: int, products: str
+    ) -> tuple[list[Tensor], LevelProgress]:
+        """Answers to consecutive runs of tokens: whole chunks by our kernels where they can."""
+        count, size = queries.shape[1], self.chunk_size
+        lengths = segments(count, position, size)
+        first = -position % size
+        written = self._ends(lengths, position)[1 if first else 0 :]  # from the first boundary on
+        whole = next((i for i, end in enumerate(written) if end != "write"), len(written)) * size
+        if whole > 0 and use_triton(queries.device):
             from nested_learning.ops.cms import triton  # needs the package triton
 
-            about = at.memory, self.chunk_size
+            about = at.memory, size
             if triton.supports(self.config, *about) and triton.right(*about, products):
-                first, last = whole.index(True), len(whole) - whole[::-1].index(True)
-                runs = [sum(lengths[:first]), sum(lengths[first:last]), sum(lengths[last:])]
-                asked = torch.split(queries, runs, 1)
-                before, chunks, after = tokens.split(runs)
-                start, at = self._scan(at, asked[0], before, lengths[:first], ends[:first])
-                answer, at = triton.read_and_write(at, asked[1], chunks, self.chunk_size, products)
-                rest, at = self._scan(at, asked[2], after, lengths[last:], ends[last:])
+                runs = [first, whole, count - first - whole]
+                asked, write = torch.split(queries, runs, 1), tokens.split(runs)
+                start, at = self._scan(at, asked[0], write[0], position)
+                answer, at = triton.read_and_write(at, asked[1], write[1], size, products)
+                rest, at = self._scan(at, asked[2], write[2], position + first + whole)
                 return [*start, answer, *rest], at
-        return self._scan(at, queries, tokens, lengths, ends)
+        return self._scan(at, queries, tokens, position)
 
     def _scan(
-        self,
-        at: LevelProgress,
-        queries: Tensor,
-        tokens: WriteTokens,
-        lengths: list[int],
-        ends: list[str | None],
+        self, at: LevelProgress, queries: Tensor, tokens: WriteTokens, position: int
     ) -> tuple[list[Tensor], LevelProgress]:
+        lengths = segments(queries.shape[1], position, self.chunk_size)
+        ends = self._ends(lengths, position)
         ready = tokens.prepare_chunks(self.config.delta, lengths, self.chunk_size)
         pieces = map(LevelPiece, torch.split(queries, lengths, 1), tokens.split(lengths), ends, ready)
         how = (self.config, self.shared)
@@ -258,6 +291,18 @@ class FastLevel(nn.Module):
         if self.spec.eta is not None:
             eta = self.config.control(torch.full_like(zero, self.spec.eta), log_alpha)
         return WriteTokens(keys, self.values(x).to(queries.dtype), eta, log_alpha, log_beta), last
+
+
+def _one_after_another(first: Memories, start: Memories, contexts: int) -> Memories:
+    """Memories at the starts of S contexts of every sequence, `[B·S, …]`: `first`, then always `start`."""
+    ours: list[Tensor] = []
+    others: list[Tensor] = []
+    frame = take_apart(first, ours)
+    take_apart(start, others)
+    pairs = zip(ours, others, strict=True)
+    rows = ([a.unsqueeze(1), b.unsqueeze(1).expand(-1, contexts - 1, *b.shape[1:])] for a, b in pairs)
+    made: Memories = put_together(frame, (torch.cat(row, 1).flatten(0, 1) for row in rows))
+    return made
 
 
 class CMS(nn.Module):
