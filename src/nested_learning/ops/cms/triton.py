@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from nested_learning.ops import kernels
 from nested_learning.ops.cms.backward import start_gradients, through_errors, through_hidden, through_update
@@ -76,12 +77,20 @@ def read_and_write(
     weights = at.memory.weights
     k, v, eta, log_alpha = (_by_chunks(t, size) for t in tokens if t is not None)
     w2, w1 = _scan(products, k, v, eta, log_alpha, weights.w2[:, 0], weights.w1[0][:, 0])
-    starts = _stack(w2[:-1].flatten(0, 1), w1[:-1].flatten(0, 1))
-    with torch.autocast(queries.device.type, torch.bfloat16, enabled=products == "bf16"):
-        (answer,) = read(starts, _by_chunks(queries, size).flatten(0, 1))
+    asked = w2[:-1].flatten(0, 1), w1[:-1].flatten(0, 1), _by_chunks(queries, size).flatten(0, 1)
+    if torch.is_grad_enabled():  # only what the scan has stored anyway is stored, and no copies in bf16
+        answer = checkpoint(_answers, products, *asked, use_reentrant=False, preserve_rng_state=False)
+    else:
+        answer = _answers(products, *asked)
     answer = answer.view(*k.shape[:3], -1).transpose(0, 1).flatten(1, 2).to(queries.dtype)
     after = at.memory._replace(weights=_stack(w2[-1], w1[-1]))
     return answer, LevelProgress(after, None, at.start)
+
+
+def _answers(products: str, w2: Tensor, w1: Tensor, queries: Tensor) -> Tensor:
+    """`[J·N, C, D]`, to the queries of every chunk by the weights of its start."""
+    with torch.autocast(queries.device.type, torch.bfloat16, enabled=products == "bf16"):
+        return read(_stack(w2, w1), queries)[0]
 
 
 def _by_chunks(t: Tensor, size: int) -> Tensor:
