@@ -84,9 +84,8 @@ PROJECTIONS = ("k", "v", "q", "eta", "alpha")
 
 def constants(layout: Layout, width: int, products: str) -> dict[str, Any]:
     """Constants that both kernels are compiled with."""
-    size, exact = layout.chunk, products == "tf32x3"
+    size = layout.chunk
     largest = max(size, width)
-    block = min(4 if exact or largest > 64 else 5, size.bit_length() - 1)
     return {
         "M": len(layout.names),
         "C": size,
@@ -94,7 +93,6 @@ def constants(layout: Layout, width: int, products: str) -> dict[str, Any]:
         "S": size * largest,
         "LOG": size.bit_length() - 1,
         "R": min(32 if largest <= 64 else 16, size, width),
-        "BLOCK": block,
         "P": products,
         "FULL": layout.full,
         "SLOW": layout.slow,
