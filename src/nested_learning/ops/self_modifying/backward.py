@@ -122,15 +122,16 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
     _system_back(base + 3 * S, base + 9 * S, base + 11 * S, grad_w1, base + 15 * S, base + 12 * S,
                  base + 13 * S, vectors, vectors + 7 * C, C, D, R, P)  # fmt: skip
     wait()
-    for first in range(0, C, R):
-        i = first + tl.arange(0, R)
+    few: tl.constexpr = R if R < 32 else 32  # rows: many tiles are held at a time
+    for first in range(0, C, few):
+        i = first + tl.arange(0, few)
         eta, kept = tl.load(vectors + i)[:, None], tl.exp(tl.load(vectors + 2 * C + i))[:, None]
-        z = get(base + 2 * S, first, R, D)
-        error = get(base + 5 * S, first, R, D)
-        answer = get(base + 6 * S, first, R, D)
-        at_hidden = get(base + 7 * S, first, R, D)
-        grad_2 = get(base + 14 * S, first, R, D)
-        grad_1 = get(base + 15 * S, first, R, D)
+        z = get(base + 2 * S, first, few, D)
+        error = get(base + 5 * S, first, few, D)
+        answer = get(base + 6 * S, first, few, D)
+        at_hidden = get(base + 7 * S, first, few, D)
+        grad_2 = get(base + 14 * S, first, few, D)
+        grad_1 = get(base + 15 * S, first, few, D)
         wait()  # their places are written below; other rows are not read
         # through both right-hand sides, as far as the error of the hidden layer
         gate, s, r, u = hidden(z)
@@ -140,36 +141,37 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
         at_before = tl.sum(eta * kept * grad_2 * z, 1)
         toward = eta * grad_2 * slope
         at_error_hidden = r * (toward - u * tl.sum(u * toward, 1)[:, None])
-        tl.store(rows(base + 13 * S, first, R, D), at_error_hidden)
+        tl.store(rows(base + 13 * S, first, few, D), at_error_hidden)
         tl.store(vectors + 11 * C + i, at_eta + tl.sum(grad_1 * (error + kept * answer), 1))
         tl.store(vectors + 12 * C + i, at_before + tl.sum(eta * kept * grad_1 * answer, 1))
         # at the errors and the answers
         at_error = eta * grad_1 + by_turned(at_error_hidden, w1, D, D, P)
         at_answer = eta * kept * grad_1 + at_error
-        tl.store(rows(base + 6 * S, first, R, D), at_answer)
-        tl.store(rows(base + 15 * S, first, R, D), at_error)
+        tl.store(rows(base + 6 * S, first, few, D), at_answer)
+        tl.store(rows(base + 15 * S, first, few, D), at_error)
         # at the hidden layer
-        at_u = by(at_answer, w1, D, D, P) + get(base + 11 * S, first, R, D)
+        at_u = by(at_answer, w1, D, D, P) + get(base + 11 * S, first, few, D)
         at_z = eta * kept * grad_2 + _through_hidden(z, at_hidden, eta * grad_2, at_u)
-        tl.store(rows(base + 14 * S, first, R, D), at_z)
-        at_k = skip * at_error + by(at_z, w2, D, D, P) + get(base + 10 * S, first, R, D)
-        tl.store(rows(grad_k, first, R, D), at_k)
+        tl.store(rows(base + 14 * S, first, few, D), at_z)
+        at_k = skip * at_error + by(at_z, w2, D, D, P) + get(base + 10 * S, first, few, D)
+        tl.store(rows(grad_k, first, few, D), at_k)
         # at the values, through the targets
         at_u = -passed * own * by(at_error, w1, D, D, P)
-        at_z = hidden_back(by_turned(get(base + S, first, R, D), w2, D, D, P), at_u)
-        tl.store(rows(base + 7 * S, first, R, D), at_z)
-        tl.store(rows(grad_v, first, R, D), by(at_z, w2, D, D, P) - passed * skip * at_error)
+        at_z = hidden_back(by_turned(get(base + S, first, few, D), w2, D, D, P), at_u)
+        tl.store(rows(base + 7 * S, first, few, D), at_z)
+        tl.store(rows(grad_v, first, few, D), by(at_z, w2, D, D, P) - passed * skip * at_error)
     wait()
     at_end = 0.0
     for first in range(0, D, R):
         grad_2 = end * tl.load(rows(grad_w2, first, R, D))
-        grad_1 = end * tl.load(rows(grad_w1, first, R, D))
-        wait()  # no other rows of these two are read
+        wait()  # no other rows are read
         at_end += tl.sum(tl.sum(grad_2 * tl.load(rows(w2, first, R, D)), 1), 0)
-        at_end += tl.sum(tl.sum(grad_1 * tl.load(rows(w1, first, R, D)), 1), 0)
         grad_2 += by(turned(base + 14 * S, first, R, D, C), base, C, D, P)
         grad_2 += by(turned(base + 7 * S, first, R, D, C), base + S, C, D, P)
         tl.store(rows(grad_w2, first, R, D), grad_2)
+        grad_1 = end * tl.load(rows(grad_w1, first, R, D))
+        wait()
+        at_end += tl.sum(tl.sum(grad_1 * tl.load(rows(w1, first, R, D)), 1), 0)
         grad_1 += by(turned(base + 5 * S, first, R, D, C), base + 13 * S, C, D, P)
         grad_1 += by(turned(base + 6 * S, first, R, D, C), base + 3 * S, C, D, P)
         grad_1 -= passed * own * by(turned(base + 15 * S, first, R, D, C), base + 4 * S, C, D, P)
@@ -207,12 +209,12 @@ def _answer_back(x, seen, w2, w1, grad_y, grad_q, grad_w2, grad_w1, base, n, N, 
         q = joined(x, seen, n, IQ, 2, N, T, at, first, M, C, D, R)
         if IQ >= 0:
             q, _ = unit(q)
+        tl.store(rows(base, first, R, D), q)
         z = by_turned(q, w2, D, D, P)
         _, _, _, u = hidden(z)
+        tl.store(rows(base + S, first, R, D), u)
         grad = tl.load(rows(given, first, R, D))
         at_z = hidden_back(z, by(grad, w1, D, D, P))
-        tl.store(rows(base, first, R, D), q)
-        tl.store(rows(base + S, first, R, D), u)
         tl.store(rows(base + 2 * S, first, R, D), at_z)
         tl.store(rows(grad_q, first, R, D), grad + by(at_z, w2, D, D, P))
     wait()
@@ -299,8 +301,8 @@ def _project_back(x, rates, seen, w2, w1, parts_k, parts_v, parts_q, parts_r, gr
         for first in range(0, C, R):
             z = by_turned(tl.load(rows(source, first, R, D)), w2, D, D, P)
             _, _, _, u = hidden(z)
-            at_z = hidden_back(z, by(tl.load(rows(base, first, R, D)), w1, D, D, P))
             tl.store(rows(base + S, first, R, D), u)
+            at_z = hidden_back(z, by(tl.load(rows(base, first, R, D)), w1, D, D, P))
             tl.store(rows(base + 2 * S, first, R, D), at_z)
             tl.store(rows(grad_source + ((n * M + m) * T + at) * D, first, R, D), by(at_z, w2, D, D, P))
         wait()

@@ -137,27 +137,31 @@ def solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, 
     for first in range(0, C, R):
         i = first + tl.arange(0, R)
         step, kept = tl.load(vectors + i)[:, None], tl.exp(tl.load(vectors + 2 * C + i))[:, None]
+        # values first, and everything is written as soon as it is known: few tiles are held at a time
+        v = joined(x, seen, n, IV, 1, N, T, at, first, M, C, D, R)
+        _, _, _, u_v = hidden(by_turned(v, w2, D, D, P))
+        target = own * by_turned(u_v, w1, D, D, P) + skip * v
+        if KEEP:
+            tl.store(rows(base + S, first, R, D), v)
+            tl.store(rows(base + 4 * S, first, R, D), u_v)
         k = joined(x, seen, n, IK, 0, N, T, at, first, M, C, D, R)
         if IK >= 0:
             k, _ = unit(k)
-        v = joined(x, seen, n, IV, 1, N, T, at, first, M, C, D, R)
+        tl.store(rows(base, first, R, D), k)
         z = by_turned(k, w2, D, D, P)
         _, _, _, u = hidden(z)
-        _, _, _, u_v = hidden(by_turned(v, w2, D, D, P))
-        answer = by_turned(u, w1, D, D, P)
-        error = answer - own * by_turned(u_v, w1, D, D, P) + skip * (k - v)
-        at_hidden = by(error, w1, D, D, P)
-        tl.store(rows(base, first, R, D), k)
         tl.store(rows(base + 3 * S, first, R, D), u)
-        tl.store(rows(base + 14 * S, first, R, D), step * (hidden_back(z, at_hidden) + kept * z))
+        answer = by_turned(u, w1, D, D, P)
+        error = answer + skip * k - target
         tl.store(rows(base + 15 * S, first, R, D), step * (error + kept * answer))
         if KEEP:
-            tl.store(rows(base + S, first, R, D), v)
             tl.store(rows(base + 2 * S, first, R, D), z)
-            tl.store(rows(base + 4 * S, first, R, D), u_v)
             tl.store(rows(base + 5 * S, first, R, D), error)
             tl.store(rows(base + 6 * S, first, R, D), answer)
+        at_hidden = by(error, w1, D, D, P)
+        if KEEP:
             tl.store(rows(base + 7 * S, first, R, D), at_hidden)
+        tl.store(rows(base + 14 * S, first, R, D), step * (hidden_back(z, at_hidden) + kept * z))
     wait()
     _systems(base, vectors, not KEEP, C, D, S, LOG, R, P)
 

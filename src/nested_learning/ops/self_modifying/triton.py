@@ -98,13 +98,17 @@ def constants(layout: Layout, width: int, products: str) -> dict[str, Any]:
     """Constants that both kernels are compiled with."""
     size = layout.chunk
     largest = max(size, width)
+    if largest > 64:
+        rows = 16
+    else:  # rows of 64 numbers fit the registers 64 at a time where products are in bf16
+        rows = 64 if products == "bf16" else 32
     return {
         "M": len(layout.names),
         "C": size,
         "D": width,
         "S": size * largest,
         "LOG": size.bit_length() - 1,
-        "R": min(32 if largest <= 64 else 16, size, width),
+        "R": min(rows, size, width),
         "P": products,
         "FULL": layout.full,
         "SLOW": layout.slow,
