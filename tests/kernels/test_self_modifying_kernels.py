@@ -270,6 +270,8 @@ def signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
 
 SPILLED = 200
 """Bytes of a thread that may spill, beside the 1,020 in its registers."""
+SPILLED_MOST = {("bf16", 64, 80): 900, ("bf16", 64, 90): 350}
+"""The same where 64 rows are held at a time."""
 
 
 @pytest.mark.slow
@@ -284,7 +286,8 @@ def test_compiled_kernels_hardly_spill(width: int, size: int, products: str, arc
         constants = {**fixed, **more}
         warps = compiled.warps(layout, width, products)
         found = usage(kernel, signature(kernel, constants), constants, arch, warps)
-        assert found.spilled <= SPILLED and found.shared <= SHARED[arch], (kernel.fn.__name__, found)
+        spilled = SPILLED_MOST.get((products, size, arch), SPILLED)
+        assert found.spilled <= spilled and found.shared <= SHARED[arch], (kernel.fn.__name__, found)
 
 
 def test_the_layout_of_a_layer() -> None:

@@ -122,7 +122,7 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
     _system_back(base + 3 * S, base + 9 * S, base + 11 * S, grad_w1, base + 15 * S, base + 12 * S,
                  base + 13 * S, vectors, vectors + 7 * C, C, D, R, P)  # fmt: skip
     wait()
-    few: tl.constexpr = R if R < 32 else 32  # rows: many tiles are held at a time
+    few: tl.constexpr = R // 2 if R > 16 else R  # rows: of these, many tiles are held at a time
     for first in range(0, C, few):
         i = first + tl.arange(0, few)
         eta, kept = tl.load(vectors + i)[:, None], tl.exp(tl.load(vectors + 2 * C + i))[:, None]

@@ -98,10 +98,8 @@ def constants(layout: Layout, width: int, products: str) -> dict[str, Any]:
     """Constants that both kernels are compiled with."""
     size = layout.chunk
     largest = max(size, width)
-    if largest > 64:
-        rows = 16
-    else:  # rows of 64 numbers fit the registers 64 at a time where products are in bf16
-        rows = 64 if products == "bf16" else 32
+    # As many as fit the registers, which 64 rows of 64 numbers do where products are in bf16.
+    rows = 16 if largest > 64 else 64 if products == "bf16" else 32
     return {
         "M": len(layout.names),
         "C": size,
