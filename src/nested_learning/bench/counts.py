@@ -108,6 +108,32 @@ def count_dispatches(model: nn.Module, tokens: Tensor, triton: bool = False) -> 
     return Dispatches(forward.names.total(), backward.names.total(), names)
 
 
+def count_stored(model: nn.Module, tokens: Tensor, triton: bool = False) -> int:
+    """Bytes that the forward pass of `tokens [B, T + 1]` stores for the backward pass, under bf16 autocast.
+
+    A tensor that several operations store counts once, and parameters do not. Nothing is compiled.
+
+    Args:
+        model: on the CPU, as large as the one that is asked about.
+        tokens: of any number of rows.
+        triton: on the path of our Triton kernels, where a memory has one.
+    """
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    held: dict[int, tuple[int, Tensor]] = {}  # the tensor too, so that its room is not given to another
+
+    def store(t: Tensor) -> Tensor:
+        room = t.untyped_storage()
+        if room.data_ptr() not in parameters:
+            held[room.data_ptr()] = room.nbytes(), t
+        return t
+
+    path = _starts_of_triton(Counter()) if triton else nullcontext()
+    hooks = torch.autograd.graph.saved_tensors_hooks(store, lambda t: t)
+    with path, hooks, torch.autocast(tokens.device.type, torch.bfloat16):
+        next_token_loss(model(tokens[:, :-1])[0], tokens[:, 1:])
+    return sum(size for size, _ in held.values())
+
+
 @torch.no_grad()
 def count_decoded(model: nn.Module, tokens: Tensor) -> int:
     """Kernels of one more token after `tokens [B, T]`, on a carried state."""

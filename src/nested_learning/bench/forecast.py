@@ -1,6 +1,6 @@
 """What a card should need, by counted operations and bytes: a forecast, made without one.
 
-It takes the kernels as they were meant to be: two of them per chunk, layer and direction, one program for
+It takes the kernels as they were meant to be: one of them per chunk, layer and direction, one program for
 every sequence, head and memory, the state through memory between chunks. Rates are those of a data sheet, the
 shares of them that are reached are assumptions, and both stand below. Nothing of it was measured.
 """
@@ -45,10 +45,10 @@ PRODUCTS = {"tf32x3": 3, "tf32": 1}
 """tf32 products for one product inside a kernel; three are nearly as exact as fp32."""
 GAP = 2e-6
 """Seconds between two kernels of a graph (assumed)."""
-PER_CHUNK = 4
-"""Kernels per chunk and layer of a training step: two forward, two backward."""
+PER_CHUNK = 2
+"""Kernels per chunk and layer of a training step: one forward, one backward."""
 AGAIN = 1
-"""Forward passes that the backward kernels of memories run again."""
+"""Forward passes that the backward kernels of memories run again: each that of its own chunk, in itself."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def training_forecast(
     small *= 1 + AGAIN + BACKWARD
     programs = batch * config.num_heads * (1 + len(config.memory.adaptive) * (config.mixer == "self_mod"))
     rate = on_all * min(1.0, programs / card.processors)
-    moved = 2 * PER_CHUNK / 2 * chunks * batch * 4 * state_floats(config)  # half of the kernels write it
+    moved = 2 * PER_CHUNK * chunks * batch * 4 * state_floats(config)  # each kernel reads and writes it
     return Forecast(dense, small / rate, moved / card.memory, (PER_CHUNK * chunks + rest) * GAP)
 
 

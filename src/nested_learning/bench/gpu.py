@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from nested_learning.bench.counts import count_decoded, count_dispatches
+from nested_learning.bench.counts import count_decoded, count_dispatches, count_stored
 from nested_learning.bench.forecast import PRODUCTS, Forecast, decoding_forecast, training_forecast
 from nested_learning.bench.gpu_kernels import check_kernels, modules_of
 from nested_learning.bench.gpu_pilot import train_pilots
@@ -116,7 +116,16 @@ def count_model(settings: GpuSettings, name: str, how: str) -> Entry:
     found = count_dispatches(model, tokens, triton=how == "triton")
     decoded = count_decoded(model, tokens[:1, :READ]) if how == "torch" else None
     about = {"length": length, "layers": config.num_layers, "total": found.total, "decoded": decoded}
-    return {**about, **asdict(found)}
+    return {**about, **asdict(found), "stored": _stored(settings, name, how)}
+
+
+def _stored(settings: GpuSettings, name: str, how: str) -> int | None:
+    """Bytes that a model of full width stores for one sequence, on the path that it takes on a card."""
+    if how == "torch" and modules_of(name):
+        return None  # gigabytes, and most of the time
+    tokens = torch.zeros(1, settings.count_tokens + 1, dtype=torch.int64)
+    model = HopeLM(model_config(settings, name, settings.count_tokens))
+    return count_stored(model, tokens, triton=how == "triton")
 
 
 def forecast(settings: GpuSettings, record: Record) -> None:

@@ -127,8 +127,10 @@ def _counts(record: Record) -> str:
     for entry in (entry for entry in record.of("count") if entry["status"] == "done"):
         keys = ("length", "layers", "forward", "backward", "total", "decoded")
         numbers = [NONE if entry[key] is None else f"{entry[key]:,}" for key in keys]
-        rows.append([entry["name"], entry["how"], *numbers])
+        stored = NONE if entry["stored"] is None else f"{entry['stored'] / 1e6:,.0f}"
+        rows.append([entry["name"], entry["how"], *numbers, stored])
     header = ["model", "kernels", "T", "layers", "forward", "backward", "step", "one decoded token"]
+    header.append("MB stored for the backward pass of a sequence")
     return markdown_table(header, rows) if rows else ""
 
 

@@ -176,7 +176,8 @@ class SelfModifyingTitans(nn.Module):
             if triton.supports(*rule, self.read, at) and triton.right(*rule, at, products):
                 before, chunks, after = x.split([first, whole, tokens - first - whole])
                 answers, at = self._scan(before, at) if first else ([], at)
-                answer, at = triton.read_and_write(*rule, at, chunks, products)
+                keep_every = self.config.keep_every
+                answer, at = triton.read_and_write(*rule, at, chunks, products, keep_every)
                 rest, at = self._scan(after, at) if after.k.shape[1] else ([], at)
                 return [*answers, answer, *rest], at
         return self._scan(x, at)

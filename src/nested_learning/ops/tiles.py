@@ -2,8 +2,8 @@
 
 One program works on matrices that do not all fit its registers. They lie row by row in scratch memory, which
 is close enough (in the cache) and which all threads of the program see; a tile of their rows is in registers
-as long as it takes. `put` waits for all threads before and after it writes, so that nothing is read too late
-or too early.
+as long as it takes. Which thread holds which numbers differs from tile to tile: between a write and a read of
+the same place, and between a read and the next write, stands a `wait`.
 
 Shapes: matrices have S columns; a tile is R rows of one.
 """
@@ -15,10 +15,8 @@ import triton.language as tl
 
 
 @triton.jit
-def put(at, value):
-    """Write a tile or a vector to the addresses `at`: all have read what was there, and all see it now."""
-    tl.debug_barrier()
-    tl.store(at, value)
+def wait():
+    """All threads come here before one goes on: what stands before is read and written by then."""
     tl.debug_barrier()
 
 
@@ -104,39 +102,73 @@ def log_sigmoid(x):
 
 
 @triton.jit
-def invert_unit_lower(strict, inverse, C: tl.constexpr, LOG: tl.constexpr, BLOCK: tl.constexpr,
+def invert_unit_lower(strict, inverse, B: tl.constexpr, S: tl.constexpr, C: tl.constexpr, LOG: tl.constexpr,
                       P: tl.constexpr):  # fmt: skip
-    """(I + N)⁻¹ into `inverse [C, C]`, for strictly lower triangular N at `strict [C, C]`, C = 2^LOG.
+    """(I + N)⁻¹ into `inverse`, for strictly lower triangular N at `strict`: B matrices `[C, C]` each, S
+    numbers apart, C = 2^LOG. All threads must see N; they see the inverses.
 
-    By halves, as `ops/triangular/inverse.py`: blocks of 2^BLOCK in registers, larger ones in memory.
+    By halves, as `ops/triangular/inverse.py`, all diagonal blocks of a size at once: those of 16 rows in
+    registers, larger ones from the next smaller in memory.
     """
-    size: tl.constexpr = 1 << BLOCK
-    i, j = tl.arange(0, size)[:, None], tl.arange(0, size)[None, :]
-    if size < C:
-        for first in range(0, C, size):
-            put(rows(inverse, first, size, C), tl.zeros([size, C], tl.float32))
-    for first in range(0, C, size):
-        n = tl.load(strict + (first + i) * C + first + j).to(tl.float32)
-        x = tl.where(i == j, 1.0, 0.0) - tl.where((i >> 1) == (j >> 1), n, 0.0)  # blocks of 2
-        for level in tl.static_range(1, BLOCK):
-            below = ((i >> (level + 1)) == (j >> (level + 1))) & ((i >> level) != (j >> level))
-            corner = tl.dot(tl.where(below, n, 0.0), x, input_precision=P)
-            x -= tl.dot(x, corner, input_precision=P)
-        put(inverse + (first + i) * C + first + j, x)
-    for level in tl.static_range(BLOCK, LOG):
-        _join(strict, inverse, 1 << level, C, P)
+    _invert_blocks(strict, inverse, B, S, C, P)
+    for level in tl.static_range(4, LOG):
+        wait()
+        if level < 6:
+            _join(strict, inverse, 1 << level, B, S, C, P)
+        else:  # too much to hold all in registers
+            _join_in_turn(strict, inverse, 1 << level, B, S, C, P)
+    wait()
 
 
 @triton.jit
-def _join(strict, inverse, H: tl.constexpr, C: tl.constexpr, P: tl.constexpr):
-    """From the inverses of all diagonal blocks of size H to those of size 2 H."""
-    i, j = tl.arange(0, H)[:, None], tl.arange(0, H)[None, :]
-    for first in range(0, C, 2 * H):
-        corner = (first + H) * C + first
-        upper, lower = inverse + first * C + first, inverse + (first + H) * C + first + H
-        place = corner + i * C + j
-        first_half = tl.load(strict + place).to(tl.float32)
-        first_half = tl.dot(first_half, tl.load(upper + i * C + j).to(tl.float32), input_precision=P)
-        put(
-            inverse + place, -tl.dot(tl.load(lower + i * C + j).to(tl.float32), first_half, input_precision=P)
-        )
+def _invert_blocks(strict, inverse, B: tl.constexpr, S: tl.constexpr, C: tl.constexpr, P: tl.constexpr):
+    """Inverses of all diagonal blocks of 16 rows."""
+    block = tl.arange(0, B * C // 16)[:, None, None]
+    i, j = tl.arange(0, 16)[None, :, None], tl.arange(0, 16)[None, None, :]
+    place = block // (C // 16) * S + block % (C // 16) * (16 * C + 16) + i * C + j
+    n = tl.load(strict + place).to(tl.float32)
+    x = tl.where(i == j, 1.0, 0.0) - tl.where((i >> 1) == (j >> 1), n, 0.0)  # blocks of 2
+    for level in tl.static_range(1, 4):
+        below = ((i >> (level + 1)) == (j >> (level + 1))) & ((i >> level) != (j >> level))
+        corner = tl.dot(tl.where(below, n, 0.0), x, input_precision=P)
+        x -= tl.dot(x, corner, input_precision=P)
+    tl.store(inverse + place, x)
+
+
+@triton.jit
+def _join(strict, inverse, H: tl.constexpr, B: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
+          P: tl.constexpr):  # fmt: skip
+    """From the inverses of all diagonal blocks of size H to those of size 2 H: beside two of them, X and Y,
+    lies −Y N X below the diagonal and 0 above it.
+
+    16 columns of all these at once, which do not need the others.
+    """
+    parts: tl.constexpr = H // 16
+    pairs: tl.constexpr = C // (2 * H)
+    number = tl.arange(0, B * pairs * parts)[:, None, None]
+    part, pair, matrix = number % parts, number // parts % pairs, number // (parts * pairs)
+    upper = matrix * S + pair * (2 * H * C + 2 * H)
+    row, column = tl.arange(0, H)[None, :, None], tl.arange(0, H)[None, None, :]
+    few = part * 16 + tl.arange(0, 16)[None, None, :]
+    n = tl.load(strict + upper + (H + row) * C + column).to(tl.float32)
+    x = tl.load(inverse + upper + row * C + few).to(tl.float32)
+    y = tl.load(inverse + upper + (H + row) * C + H + column).to(tl.float32)
+    below = tl.dot(y, tl.dot(n, x, input_precision=P), input_precision=P)
+    tl.store(inverse + upper + (H + row) * C + few, -below)
+    tl.store(inverse + upper + row * C + H + few, tl.zeros_like(below))
+
+
+@triton.jit
+def _join_in_turn(strict, inverse, H: tl.constexpr, B: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
+                  P: tl.constexpr):  # fmt: skip
+    """`_join` one pair of blocks after the other, with all of their columns."""
+    block = tl.arange(0, H)[:, None] * C + tl.arange(0, H)[None, :]
+    pairs: tl.constexpr = C // (2 * H)
+    for number in range(0, B * pairs):
+        upper = number // pairs * S + number % pairs * (2 * H * C + 2 * H)
+        n = tl.load(strict + upper + H * C + block).to(tl.float32)
+        product = tl.dot(n, tl.load(inverse + upper + block).to(tl.float32), input_precision=P)
+        y = tl.load(inverse + upper + H * C + H + block).to(tl.float32)
+        below = tl.dot(y, product, input_precision=P)
+        tl.store(inverse + upper + H * C + block, -below)
+        tl.store(inverse + upper + H + block, tl.zeros_like(below))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nested_learning.ops.tiles import dot, hidden, hidden_back, invert_unit_lower, put
+from nested_learning.ops.tiles import dot, hidden, hidden_back, invert_unit_lower, wait
 
 VARYING = ("N", "chunk")
 """Arguments whose values do not ask for a compilation of their own."""
@@ -76,8 +76,8 @@ def hidden_layer(keys, w2, z, u, N, chunk, C: tl.constexpr, D: tl.constexpr, H: 
 
 @triton.jit(do_not_specialize=VARYING)
 def answers(u, values, w1, erasing, eta, kept, error, rhs, strict, inverse, N, chunk, C: tl.constexpr,
-            H: tl.constexpr, O: tl.constexpr, LOG: tl.constexpr, BLOCK: tl.constexpr, T: tl.constexpr,
-            B: tl.constexpr, KH: tl.constexpr, P: tl.constexpr):  # fmt: skip
+            H: tl.constexpr, O: tl.constexpr, LOG: tl.constexpr, T: tl.constexpr, B: tl.constexpr,
+            KH: tl.constexpr, P: tl.constexpr):  # fmt: skip
     """Tiles of e₁ = W₁u − v̂ and of the right-hand sides η (e₁ + a⁻₀ W₁u); one more program inverts.
 
     values `[J, N, C, O]`, w1 `[J + 1, N, O, H]`, erasing `[J, N, C, C]`, eta and kept (a⁻₀) `[J, N, C]`;
@@ -98,7 +98,7 @@ def answers(u, values, w1, erasing, eta, kept, error, rhs, strict, inverse, N, c
         tl.store(tile(rhs + n * C * O, row, column, O, T, B), scaled)
     else:
         _system(u, erasing + at * C * C, strict, C, H, T, KH, P)
-        invert_unit_lower(strict, inverse, C, LOG, BLOCK, "tf32" if P == "bf16" else P)
+        invert_unit_lower(strict, inverse, 1, C * C, C, LOG, "tf32" if P == "bf16" else P)
 
 
 @triton.jit
@@ -110,7 +110,8 @@ def _system(keys, erasing, strict, C: tl.constexpr, H: tl.constexpr, T: tl.const
         for k in range(0, H, KH):
             right = tl.load(turned_tile(keys, 0, k, H, C, KH))
             gram = dot(tl.load(tile(keys, row, k, H, T, KH)), right, gram, P)
-        put(tile(strict, row, 0, C, T, C), gram * tl.load(tile(erasing, row, 0, C, T, C)))
+        tl.store(tile(strict, row, 0, C, T, C), gram * tl.load(tile(erasing, row, 0, C, T, C)))
+    wait()
 
 
 @triton.jit(do_not_specialize=VARYING)

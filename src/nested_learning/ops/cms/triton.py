@@ -322,7 +322,6 @@ class Launches:
 def constants(size: int, width: int, hidden_width: int, products: str) -> dict[str, Any]:
     """Constants of the kernels for chunks of `size` tokens; each takes those it names."""
     whole = 1 << (hidden_width - 1).bit_length()
-    log = size.bit_length() - 1
     rows = 32 if size <= 64 else 16  # a program holds them as wide as the chunk
     return {
         "C": size,
@@ -330,8 +329,7 @@ def constants(size: int, width: int, hidden_width: int, products: str) -> dict[s
         "H": hidden_width,
         "O": width,
         "HP": whole,
-        "LOG": log,
-        "BLOCK": min(4, log),
+        "LOG": size.bit_length() - 1,
         "R": STEP,
         "T": min(size, 32),
         "B": _part(width, 64),

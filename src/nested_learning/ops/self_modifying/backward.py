@@ -29,9 +29,9 @@ from nested_learning.ops.tiles import (
     hidden_and_error_back,
     hidden_back,
     log_sigmoid,
-    put,
     rows,
     turned,
+    wait,
 )
 
 
@@ -64,14 +64,13 @@ def _rates_back(rates, seen, n, N, T, at, limit, grad_eta, grad_alpha, M: tl.con
 
 
 @triton.jit
-def _system_back(keys, solution, inverse, weights, out, systems, spare, grad_keys, vectors,
-                 ADD: tl.constexpr, C: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
-                 P: tl.constexpr):  # fmt: skip
-    """From the gradient at W_C (`weights`) through `_finish` and `_system`.
+def _system_back(keys, solution, inverse, weights, out, systems, spare, vectors, sums, C: tl.constexpr,
+                 D: tl.constexpr, R: tl.constexpr, P: tl.constexpr):  # fmt: skip
+    """From the gradient at W_C (`weights`) through `_finish` and `_systems`, for one layer.
 
-    Leaves the gradient at rhs in `out` and that at the keys in `grad_keys`; adds to those at η and at the
-    sums of log α up to after and up to before every token in vectors 3 to 5 (ADD: they hold something), and
-    to that at the last of these sums, token by token, in vector 7.
+    Leaves the gradient at rhs in `out` and that at the keys in the place of the inverse; and in the vectors
+    from `sums` on those at η, at the sums of log α up to after and up to before every token, and at the last
+    of these sums, token by token. A `wait` is due.
     """
     j = tl.arange(0, C)
     total, end = tl.load(vectors + C + j), tl.load(vectors + 2 * C - 1)
@@ -79,45 +78,38 @@ def _system_back(keys, solution, inverse, weights, out, systems, spare, grad_key
         i = first + tl.arange(0, R)
         left = tl.exp(end - tl.load(vectors + C + i))[:, None]
         grad = -left * by_turned(tl.load(rows(keys, first, R, D)), weights, D, D, P)
-        put(rows(spare, first, R, D), grad)
-        put(vectors + 6 * C + i, tl.sum(grad * get(solution, first, R, D), 1))
-    at_left = tl.load(vectors + 6 * C + j)
-    at_total = -at_left
+        tl.store(rows(spare, first, R, D), grad)
+        tl.store(sums + 3 * C + i, tl.sum(grad * get(solution, first, R, D), 1))
+    wait()
+    at_total = -tl.load(sums + 3 * C + j)
     for first in range(0, C, R):
         i = first + tl.arange(0, R)
         grad = by(turned(inverse, first, R, C, C), spare, C, D, P)
-        put(rows(out, first, R, D), grad)
+        tl.store(rows(out, first, R, D), grad)
         gram = by_turned(tl.load(rows(keys, first, R, D)), keys, D, C, P)
         at_eta = -by_turned(grad, solution, D, C, P) * decay(vectors, total, i, j, C)
         at_gram = at_eta * tl.load(vectors + i)[:, None]
-        put(rows(systems, first, R, C), at_gram)
+        tl.store(rows(systems, first, R, C), at_gram)
         at_decay = at_gram * gram
         at_total -= tl.sum(at_decay, 0)
-        put(vectors + 3 * C + i, tl.sum(at_eta * gram, 1) + _kept(vectors + 3 * C + i, ADD))
-        put(vectors + 5 * C + i, tl.sum(at_decay, 1) + _kept(vectors + 5 * C + i, ADD))
-    put(vectors + 4 * C + j, at_total + _kept(vectors + 4 * C + j, ADD))
-    put(vectors + 7 * C + j, at_left + _kept(vectors + 7 * C + j, ADD))
+        tl.store(sums + i, tl.sum(at_eta * gram, 1))
+        tl.store(sums + 2 * C + i, tl.sum(at_decay, 1))
+    tl.store(sums + C + j, at_total)
+    wait()
     for first in range(0, C, R):
         left = tl.exp(end - tl.load(vectors + C + first + tl.arange(0, R)))[:, None]
         grad = by(tl.load(rows(systems, first, R, C)), keys, C, D, P)
         grad += by(turned(systems, first, R, C, C), keys, C, D, P)
         grad -= left * by(tl.load(rows(solution, first, R, D)), weights, D, D, P)
-        put(rows(grad_keys, first, R, D), grad)
-
-
-@triton.jit
-def _kept(at, ADD: tl.constexpr):
-    """What is at the addresses, or 0 if nothing is yet."""
-    value = 0.0
-    if ADD:
-        value = tl.load(at)
-    return value
+        tl.store(rows(inverse, first, R, D), grad)
 
 
 @triton.jit
 def _add(at, value):
-    """Add to a tile in memory that belongs to this program."""
-    put(at, tl.load(at) + value)
+    """Add to a tile in memory, from which nobody has to read anything else; a `wait` is due."""
+    value += tl.load(at)
+    wait()
+    tl.store(at, value)
 
 
 @triton.jit
@@ -125,7 +117,11 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
                 D: tl.constexpr, S: tl.constexpr, R: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr,
                 OWN: tl.constexpr, STOP: tl.constexpr):  # fmt: skip
     """Through the write of a chunk, after `solve`: gradients at its keys and values `[C, D]`, at the weights
-    of its start (in the place of those at its end), and at η and the sums of log α (vectors 3 to 7)."""
+    of its start (in the place of those at its end), and (returned) at the last sum of log α.
+
+    Those at η and the sums of log α are left in vectors 3 to 6 and 7 to 10, see `_system_back`, and through
+    the right-hand sides, at η and at the sums up to before every token, in 11 and 12.
+    """
     end = tl.exp(tl.load(vectors + 2 * C - 1))
     skip = tl.where(m < FULL, 1.0, 0.0)
     own = tl.where(m < FULL, 1.0 * OWN, 1.0)
@@ -133,16 +129,22 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
     if STOP:
         passed = 0.0
     _system_back(base, base + 8 * S, base + 10 * S, grad_w2, base + 14 * S, base + 12 * S, base + 13 * S,
-                 grad_k, vectors, False, C, D, R, P)  # fmt: skip
+                 vectors, vectors + 3 * C, C, D, R, P)  # fmt: skip
     _system_back(base + 3 * S, base + 9 * S, base + 11 * S, grad_w1, base + 15 * S, base + 12 * S,
-                 base + 13 * S, base + 16 * S, vectors, True, C, D, R, P)  # fmt: skip
-    for first in range(0, C, R):
-        i = first + tl.arange(0, R)
+                 base + 13 * S, vectors, vectors + 7 * C, C, D, R, P)  # fmt: skip
+    wait()
+    few: tl.constexpr = R // 2 if R > 16 else R  # rows: of these, many tiles are held at a time
+    for first in range(0, C, few):
+        i = first + tl.arange(0, few)
         eta, kept = tl.load(vectors + i)[:, None], tl.exp(tl.load(vectors + 2 * C + i))[:, None]
+        z = get(base + 2 * S, first, few, D)
+        error = get(base + 5 * S, first, few, D)
+        answer = get(base + 6 * S, first, few, D)
+        at_hidden = get(base + 7 * S, first, few, D)
+        grad_2 = get(base + 14 * S, first, few, D)
+        grad_1 = get(base + 15 * S, first, few, D)
+        wait()  # their places are written below; other rows are not read
         # through both right-hand sides, as far as the error of the hidden layer
-        z = get(base + 2 * S, first, R, D)
-        at_hidden = get(base + 7 * S, first, R, D)
-        grad_2 = get(base + 14 * S, first, R, D)
         gate, s, r, u = hidden(z)
         slope = gate + s * (1 - gate)
         tangent = r * (at_hidden - u * tl.sum(u * at_hidden, 1)[:, None])
@@ -150,43 +152,43 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
         at_before = tl.sum(eta * kept * grad_2 * z, 1)
         toward = eta * grad_2 * slope
         at_error_hidden = r * (toward - u * tl.sum(u * toward, 1)[:, None])
-        put(rows(base + 13 * S, first, R, D), at_error_hidden)
-        error = get(base + 5 * S, first, R, D)
-        answer = get(base + 6 * S, first, R, D)
-        grad_1 = get(base + 15 * S, first, R, D)
-        at_eta += tl.sum(grad_1 * (error + kept * answer), 1)
-        at_before += tl.sum(eta * kept * grad_1 * answer, 1)
-        _add(vectors + 3 * C + i, at_eta)
-        _add(vectors + 5 * C + i, at_before)
+        tl.store(rows(base + 13 * S, first, few, D), at_error_hidden)
+        tl.store(vectors + 11 * C + i, at_eta + tl.sum(grad_1 * (error + kept * answer), 1))
+        tl.store(vectors + 12 * C + i, at_before + tl.sum(eta * kept * grad_1 * answer, 1))
         # at the errors and the answers
         at_error = eta * grad_1 + by_turned(at_error_hidden, w1, D, D, P)
         at_answer = eta * kept * grad_1 + at_error
-        put(rows(base + 6 * S, first, R, D), at_answer)
-        put(rows(base + 15 * S, first, R, D), at_error)
+        tl.store(rows(base + 6 * S, first, few, D), at_answer)
+        tl.store(rows(base + 15 * S, first, few, D), at_error)
         # at the hidden layer
-        at_u = by(at_answer, w1, D, D, P) + get(base + 16 * S, first, R, D)
+        at_u = by(at_answer, w1, D, D, P) + get(base + 11 * S, first, few, D)
         at_z = eta * kept * grad_2 + hidden_and_error_back(z, at_hidden, eta * grad_2, at_u)
-        put(rows(base + 14 * S, first, R, D), at_z)
-        _add(rows(grad_k, first, R, D), skip * at_error + by(at_z, w2, D, D, P))
+        tl.store(rows(base + 14 * S, first, few, D), at_z)
+        at_k = skip * at_error + by(at_z, w2, D, D, P) + get(base + 10 * S, first, few, D)
+        tl.store(rows(grad_k, first, few, D), at_k)
         # at the values, through the targets
         at_u = -passed * own * by(at_error, w1, D, D, P)
-        at_z = hidden_back(by_turned(get(base + S, first, R, D), w2, D, D, P), at_u)
-        put(rows(base + 7 * S, first, R, D), at_z)
-        put(rows(grad_v, first, R, D), by(at_z, w2, D, D, P) - passed * skip * at_error)
+        at_z = hidden_back(by_turned(get(base + S, first, few, D), w2, D, D, P), at_u)
+        tl.store(rows(base + 7 * S, first, few, D), at_z)
+        tl.store(rows(grad_v, first, few, D), by(at_z, w2, D, D, P) - passed * skip * at_error)
+    wait()
     at_end = 0.0
     for first in range(0, D, R):
-        grad = end * tl.load(rows(grad_w2, first, R, D))
-        at_end += tl.sum(tl.sum(grad * tl.load(rows(w2, first, R, D)), 1), 0)
-        grad += by(turned(base + 14 * S, first, R, D, C), base, C, D, P)
-        grad += by(turned(base + 7 * S, first, R, D, C), base + S, C, D, P)
-        put(rows(grad_w2, first, R, D), grad)
-        grad = end * tl.load(rows(grad_w1, first, R, D))
-        at_end += tl.sum(tl.sum(grad * tl.load(rows(w1, first, R, D)), 1), 0)
-        grad += by(turned(base + 5 * S, first, R, D, C), base + 13 * S, C, D, P)
-        grad += by(turned(base + 6 * S, first, R, D, C), base + 3 * S, C, D, P)
-        grad -= passed * own * by(turned(base + 15 * S, first, R, D, C), base + 4 * S, C, D, P)
-        put(rows(grad_w1, first, R, D), grad)
-    put(vectors + 6 * C + tl.arange(0, C), tl.zeros([C], tl.float32) + at_end)
+        grad_2 = end * tl.load(rows(grad_w2, first, R, D))
+        wait()  # no other rows are read
+        at_end += tl.sum(tl.sum(grad_2 * tl.load(rows(w2, first, R, D)), 1), 0)
+        grad_2 += by(turned(base + 14 * S, first, R, D, C), base, C, D, P)
+        grad_2 += by(turned(base + 7 * S, first, R, D, C), base + S, C, D, P)
+        tl.store(rows(grad_w2, first, R, D), grad_2)
+        grad_1 = end * tl.load(rows(grad_w1, first, R, D))
+        wait()
+        at_end += tl.sum(tl.sum(grad_1 * tl.load(rows(w1, first, R, D)), 1), 0)
+        grad_1 += by(turned(base + 5 * S, first, R, D, C), base + 13 * S, C, D, P)
+        grad_1 += by(turned(base + 6 * S, first, R, D, C), base + 3 * S, C, D, P)
+        grad_1 -= passed * own * by(turned(base + 15 * S, first, R, D, C), base + 4 * S, C, D, P)
+        tl.store(rows(grad_w1, first, R, D), grad_1)
+    wait()
+    return at_end
 
 
 @triton.jit
@@ -199,14 +201,15 @@ def _answer_back(x, seen, w2, w1, grad_y, grad_q, grad_w2, grad_w1, base, n, N, 
         q = joined(x, seen, n, IQ, 2, N, T, at, first, M, C, D, R)
         if IQ >= 0:
             q, _ = unit(q)
+        tl.store(rows(base, first, R, D), q)
         z = by_turned(q, w2, D, D, P)
         _, _, _, u = hidden(z)
+        tl.store(rows(base + S, first, R, D), u)
         grad = tl.load(rows(given, first, R, D))
         at_z = hidden_back(z, by(grad, w1, D, D, P))
-        put(rows(base, first, R, D), q)
-        put(rows(base + S, first, R, D), u)
-        put(rows(base + 2 * S, first, R, D), at_z)
-        put(rows(grad_q, first, R, D), grad + by(at_z, w2, D, D, P))
+        tl.store(rows(base + 2 * S, first, R, D), at_z)
+        tl.store(rows(grad_q, first, R, D), grad + by(at_z, w2, D, D, P))
+    wait()
     for first in range(0, D, R):
         _add(rows(grad_w2, first, R, D), by(turned(base + 2 * S, first, R, D, C), base, C, D, P))
         _add(rows(grad_w1, first, R, D), by(turned(given, first, R, D, C), base + S, C, D, P))
@@ -279,19 +282,22 @@ def _project_back(x, rates, seen, w2, w1, parts_k, parts_v, parts_q, parts_r, gr
                 grad = _stream_back(x, seen, parts_v, n, IV, 1, N, T, at, first, M, C, D, R)
             if m == IQ:
                 grad = _stream_back(x, seen, parts_q, n, IQ, 2, N, T, at, first, M, C, D, R)
-            put(rows(base, first, R, D), grad)
+            tl.store(rows(base, first, R, D), grad)
+        wait()
         if m == IE:
-            put(base + t * D, at_eta)
+            tl.store(base + t * D, at_eta)
         if m == IA:
-            put(base + t * D, at_alpha)
+            tl.store(base + t * D, at_alpha)
+        wait()
         source = x + (role_of(m, IV, IQ) * N + n) * T * D + at * D
         for first in range(0, C, R):
             z = by_turned(tl.load(rows(source, first, R, D)), w2, D, D, P)
             _, _, _, u = hidden(z)
+            tl.store(rows(base + S, first, R, D), u)
             at_z = hidden_back(z, by(tl.load(rows(base, first, R, D)), w1, D, D, P))
-            put(rows(base + S, first, R, D), u)
-            put(rows(base + 2 * S, first, R, D), at_z)
+            tl.store(rows(base + 2 * S, first, R, D), at_z)
             tl.store(rows(grad_source + ((n * M + m) * T + at) * D, first, R, D), by(at_z, w2, D, D, P))
+        wait()
         for first in range(0, D, R):
             _add(rows(grad_w2, first, R, D), by(turned(base + 2 * S, first, R, D, C), source, C, D, P))
             _add(rows(grad_w1, first, R, D), by(turned(base, first, R, D, C), base + S, C, D, P))
@@ -301,9 +307,9 @@ def _project_back(x, rates, seen, w2, w1, parts_k, parts_v, parts_q, parts_r, gr
 def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w2, grad_w1, grad_x,
              grad_rates, grad_source, parts_k, parts_v, parts_q, parts_r, left_k, left_v, left_q, left_r,
              scratch, vectors, N, T, at, limit, steps, write, project, M: tl.constexpr, C: tl.constexpr,
-             D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
-             P: tl.constexpr, FULL: tl.constexpr, SLOW: tl.constexpr, IK: tl.constexpr, IV: tl.constexpr,
-             IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr, OWN: tl.constexpr, STOP: tl.constexpr,
+             D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, R: tl.constexpr, P: tl.constexpr,
+             FULL: tl.constexpr, SLOW: tl.constexpr, IK: tl.constexpr, IV: tl.constexpr, IQ: tl.constexpr,
+             IE: tl.constexpr, IA: tl.constexpr, OWN: tl.constexpr, STOP: tl.constexpr,
              RETAIN: tl.constexpr, CONTROL: tl.constexpr):  # fmt: skip
     """Through the projection of the chunk after the one at token `at`, if `project`, then through the write
     of this one, if `write` (else the former is that of this one). Both are 0 or 1.
@@ -327,16 +333,18 @@ def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w
         own_w2, own_w1 = w2 + program * D * D, w1 + program * D * D
         factor = tl.where(m < SLOW, 1.0, steps)
         solve(x, rates, seen, own_w2, own_w1, base, vectors, n, m, N, T, at, limit, factor, True, M, C, D,
-              S, LOG, R, BLOCK, P, FULL, IK, IV, IE, IA, OWN, RETAIN, CONTROL)  # fmt: skip
-        _write_back(base, vectors, own_w2, own_w1, grad_w2, grad_w1, parts_k + program * C * D,
+              S, LOG, R, P, FULL, IK, IV, IE, IA, OWN, RETAIN, CONTROL)  # fmt: skip
+        at_end = _write_back(base, vectors, own_w2, own_w1, grad_w2, grad_w1, parts_k + program * C * D,
                     parts_v + program * C * D, m, C, D, S, R, P, FULL, OWN, STOP)  # fmt: skip
-        t = tl.arange(0, C)
-        before = tl.load(vectors + 5 * C + t)
-        at_total = tl.load(vectors + 4 * C + t) + before
-        at_end = tl.load(vectors + 6 * C) + tl.sum(tl.load(vectors + 7 * C + t), 0)
+        v = vectors + tl.arange(0, C)
+        before = tl.load(v + 5 * C) + tl.load(v + 9 * C) + tl.load(v + 12 * C)
+        at_total = tl.load(v + 4 * C) + tl.load(v + 8 * C) + before
+        at_end += tl.sum(tl.load(v + 6 * C) + tl.load(v + 10 * C), 0)
         at_alpha = tl.sum(at_total, 0) - tl.cumsum(at_total, 0) + at_total + at_end - before
-        tl.store(parts_r + program * 2 * C + t, factor * tl.load(vectors + 3 * C + t))
-        tl.store(parts_r + (program * 2 + 1) * C + t, at_alpha)
+        at_eta = tl.load(v + 3 * C) + tl.load(v + 7 * C) + tl.load(v + 11 * C)
+        at_rates = parts_r + program * 2 * C + tl.arange(0, C)
+        tl.store(at_rates, factor * at_eta)
+        tl.store(at_rates + C, at_alpha)
         if m == 0:
             _answer_back(x, seen, own_w2, own_w1, grad_y, parts_q + n * C * D, grad_w2, grad_w1, base, n,
                          N, T, at, M, C, D, S, R, P, IQ)  # fmt: skip

@@ -2,9 +2,9 @@
 
 Letters are those of `../memory_mlp/README.md`; what lies where in the scratch memory is said in `solve`.
 Constants of all functions: M memories, C tokens of a chunk, D width of a head, S numbers of a scratch
-matrix, C = 2^LOG, R rows at a time, 2^BLOCK rows of a triangular matrix inverted in registers, P precision of
-products; FULL memories are as wide as a head; IK, IV, IQ, IE, IA are the numbers of those that project k, v,
-q, η, α (−1: none); OWN: memories make their own targets; RETAIN: α < 1; CONTROL: η is bounded by 2 α.
+matrix, C = 2^LOG, R rows at a time, P precision of products; FULL memories are as wide as a head; IK, IV, IQ,
+IE, IA are the numbers of those that project k, v, q, η, α (−1: none); OWN: memories make their own targets;
+RETAIN: α < 1; CONTROL: η is bounded by 2 α.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from nested_learning.ops.tiles import (
     hidden_back,
     invert_unit_lower,
     log_sigmoid,
-    put,
     rows,
     turned,
+    wait,
 )
 
-SLOTS = tl.constexpr(17)  # matrices of scratch memory per program
-VECTORS = tl.constexpr(8)  # vectors of it, always in float32
+SLOTS = tl.constexpr(16)  # matrices of scratch memory per program
+VECTORS = tl.constexpr(13)  # vectors of it, always in float32
 STEPS_MOST = tl.constexpr(CLAMP)
 VARYING = ("N", "T", "at", "write", "project", "answer")
 """Arguments whose values do not ask for a compilation of their own: one takes a minute."""
@@ -75,24 +75,33 @@ def chunk_rates(rates, seen, n, N, T, at, limit, M: tl.constexpr, C: tl.constexp
 
 
 @triton.jit
-def _system(keys, rhs, solution, strict, inverse, vectors, SCALED: tl.constexpr, C: tl.constexpr,
-            D: tl.constexpr, LOG: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
-            P: tl.constexpr):  # fmt: skip
-    """U with (I + diag(η)(a⁻ ∘ KKᵀ)) U = rhs, or SCALED: a ∘ U; and the inverse of the matrix."""
+def _systems(base, vectors, SCALED: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
+             LOG: tl.constexpr, R: tl.constexpr, P: tl.constexpr):  # fmt: skip
+    """U with (I + diag(η)(a⁻ ∘ KKᵀ)) U = rhs for both layers, or SCALED: a ∘ U; and the matrices' inverses.
+
+    They lie in the slots that `solve` says.
+    """
     j = tl.arange(0, C)
     total, end = tl.load(vectors + C + j), tl.load(vectors + 2 * C - 1)
     for first in range(0, C, R):
         i = first + tl.arange(0, R)
-        between = decay(vectors, total, i, j, C)
-        eta = tl.load(vectors + i)[:, None]
-        put(rows(strict, first, R, C),
-            eta * between * by_turned(tl.load(rows(keys, first, R, D)), keys, D, C, P))  # fmt: skip
-    invert_unit_lower(strict, inverse, C, LOG, BLOCK, "tf32" if P == "bf16" else P)
+        scale = tl.load(vectors + i)[:, None] * decay(vectors, total, i, j, C)
+        gram = by_turned(tl.load(rows(base, first, R, D)), base, D, C, P)
+        tl.store(rows(base + 12 * S, first, R, C), scale * gram)
+        gram = by_turned(tl.load(rows(base + 3 * S, first, R, D)), base + 3 * S, D, C, P)
+        tl.store(rows(base + 13 * S, first, R, C), scale * gram)
+    wait()
+    invert_unit_lower(base + 12 * S, base + 10 * S, 2, S, C, LOG, "tf32" if P == "bf16" else P)
     for first in range(0, C, R):
-        u = by(tl.load(rows(inverse, first, R, C)), rhs, C, D, P)
+        u_2 = by(tl.load(rows(base + 10 * S, first, R, C)), base + 14 * S, C, D, P)
+        u_1 = by(tl.load(rows(base + 11 * S, first, R, C)), base + 15 * S, C, D, P)
         if SCALED:
-            u *= tl.exp(end - tl.load(vectors + C + first + tl.arange(0, R)))[:, None]
-        put(rows(solution, first, R, D), u)
+            left = tl.exp(end - tl.load(vectors + C + first + tl.arange(0, R)))[:, None]
+            u_2 *= left
+            u_1 *= left
+        tl.store(rows(base + 8 * S, first, R, D), u_2)
+        tl.store(rows(base + 9 * S, first, R, D), u_1)
+    wait()
 
 
 @triton.jit
@@ -106,70 +115,73 @@ def decay(vectors, total, i, j, C: tl.constexpr):
 @triton.jit
 def solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, KEEP: tl.constexpr,
           M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr,
-          R: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr, IK: tl.constexpr,
-          IV: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr, OWN: tl.constexpr, RETAIN: tl.constexpr,
+          R: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr, IK: tl.constexpr, IV: tl.constexpr,
+          IE: tl.constexpr, IA: tl.constexpr, OWN: tl.constexpr, RETAIN: tl.constexpr,
           CONTROL: tl.constexpr):  # fmt: skip
     """The write of a chunk, before anything is written.
 
-    Leaves K and U in slots 0 and 3, both solutions in 8 and 9, both inverses in 10 and 11, the system in 12,
-    right-hand sides in 14 and 15; and η, the sums of log α up to after and up to before every token in
-    vectors 0 to 2. KEEP, for the backward pass: also V, Z, U at the values, e₁, answers, W₁ᵀe₁ in slots 1, 2
-    and 4 to 7; otherwise the solutions are multiplied by a.
+    Leaves K and U in slots 0 and 3, both solutions in 8 and 9, both inverses in 10 and 11, both systems in 12
+    and 13, right-hand sides in 14 and 15; and η, the sums of log α up to after and up to before every token
+    in vectors 0 to 2. KEEP, for the backward pass: also V, Z, U at the values, e₁, answers, W₁ᵀe₁ in slots 1,
+    2 and 4 to 7; otherwise the solutions are multiplied by a.
     """
     t = tl.arange(0, C)
     eta, log_alpha = chunk_rates(rates, seen, n, N, T, at, limit, M, C, D, IE, IA, RETAIN, CONTROL)
     total = tl.cumsum(log_alpha, 0)
-    put(vectors + t, eta * factor)
-    put(vectors + C + t, total)
-    put(vectors + 2 * C + t, total - log_alpha)
+    tl.store(vectors + t, eta * factor)
+    tl.store(vectors + C + t, total)
+    tl.store(vectors + 2 * C + t, total - log_alpha)
+    wait()
     skip = tl.where(m < FULL, 1.0, 0.0)
     own = tl.where(m < FULL, 1.0 * OWN, 1.0)
     for first in range(0, C, R):
         i = first + tl.arange(0, R)
         step, kept = tl.load(vectors + i)[:, None], tl.exp(tl.load(vectors + 2 * C + i))[:, None]
+        # values first, and everything is written as soon as it is known: few tiles are held at a time
+        v = joined(x, seen, n, IV, 1, N, T, at, first, M, C, D, R)
+        _, _, _, u_v = hidden(by_turned(v, w2, D, D, P))
+        target = own * by_turned(u_v, w1, D, D, P) + skip * v
+        if KEEP:
+            tl.store(rows(base + S, first, R, D), v)
+            tl.store(rows(base + 4 * S, first, R, D), u_v)
         k = joined(x, seen, n, IK, 0, N, T, at, first, M, C, D, R)
         if IK >= 0:
             k, _ = unit(k)
-        v = joined(x, seen, n, IV, 1, N, T, at, first, M, C, D, R)
+        tl.store(rows(base, first, R, D), k)
         z = by_turned(k, w2, D, D, P)
         _, _, _, u = hidden(z)
-        _, _, _, u_v = hidden(by_turned(v, w2, D, D, P))
+        tl.store(rows(base + 3 * S, first, R, D), u)
         answer = by_turned(u, w1, D, D, P)
-        error = answer - own * by_turned(u_v, w1, D, D, P) + skip * (k - v)
-        at_hidden = by(error, w1, D, D, P)
-        put(rows(base, first, R, D), k)
-        put(rows(base + 3 * S, first, R, D), u)
-        put(rows(base + 14 * S, first, R, D), step * (hidden_back(z, at_hidden) + kept * z))
-        put(rows(base + 15 * S, first, R, D), step * (error + kept * answer))
+        error = answer + skip * k - target
+        tl.store(rows(base + 15 * S, first, R, D), step * (error + kept * answer))
         if KEEP:
-            put(rows(base + S, first, R, D), v)
-            put(rows(base + 2 * S, first, R, D), z)
-            put(rows(base + 4 * S, first, R, D), u_v)
-            put(rows(base + 5 * S, first, R, D), error)
-            put(rows(base + 6 * S, first, R, D), answer)
-            put(rows(base + 7 * S, first, R, D), at_hidden)
-    _system(base, base + 14 * S, base + 8 * S, base + 12 * S, base + 10 * S, vectors, not KEEP, C, D, LOG,
-            R, BLOCK, P)  # fmt: skip
-    _system(base + 3 * S, base + 15 * S, base + 9 * S, base + 12 * S, base + 11 * S, vectors, not KEEP, C, D,
-            LOG, R, BLOCK, P)  # fmt: skip
+            tl.store(rows(base + 2 * S, first, R, D), z)
+            tl.store(rows(base + 5 * S, first, R, D), error)
+            tl.store(rows(base + 6 * S, first, R, D), answer)
+        at_hidden = by(error, w1, D, D, P)
+        if KEEP:
+            tl.store(rows(base + 7 * S, first, R, D), at_hidden)
+        tl.store(rows(base + 14 * S, first, R, D), step * (hidden_back(z, at_hidden) + kept * z))
+    wait()
+    _systems(base, vectors, not KEEP, C, D, S, LOG, R, P)
 
 
 @triton.jit
 def _finish(keys, scaled, weights, after, vectors, C: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
             P: tl.constexpr):  # fmt: skip
-    """W_C = a₀ W₀ − (a ∘ U)ᵀ K."""
+    """W_C = a₀ W₀ − (a ∘ U)ᵀ K; a `wait` is due."""
     end = tl.exp(tl.load(vectors + 2 * C - 1))
     for first in range(0, D, R):
         change = by(turned(scaled, first, R, D, C), keys, C, D, P)
-        put(rows(after, first, R, D), end * tl.load(rows(weights, first, R, D)) - change)
+        tl.store(rows(after, first, R, D), end * tl.load(rows(weights, first, R, D)) - change)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def forward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, y, scratch, vectors, N, T, at, limit,
             steps, write, project, answer, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
-            LOG: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr,
-            SLOW: tl.constexpr, IK: tl.constexpr, IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr,
-            IA: tl.constexpr, OWN: tl.constexpr, RETAIN: tl.constexpr, CONTROL: tl.constexpr):  # fmt: skip
+            LOG: tl.constexpr, R: tl.constexpr, P: tl.constexpr, FULL: tl.constexpr, SLOW: tl.constexpr,
+            IK: tl.constexpr, IV: tl.constexpr, IQ: tl.constexpr, IE: tl.constexpr, IA: tl.constexpr,
+            OWN: tl.constexpr, RETAIN: tl.constexpr, CONTROL: tl.constexpr):  # fmt: skip
     """Write the chunk from token `at` and, if asked for, `answer` in it; then `project` the tokens after it.
 
     Without `write` only the latter. These three are 0 or 1. From memory SLOW on, η is multiplied by `steps`.
@@ -185,9 +197,10 @@ def forward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, y, scratch, vec
     if write:
         factor = tl.where(m < SLOW, 1.0, steps)
         solve(x, rates, seen, w2, w1, base, vectors, n, m, N, T, at, limit, factor, False, M, C, D, S, LOG, R,
-              BLOCK, P, FULL, IK, IV, IE, IA, OWN, RETAIN, CONTROL)  # fmt: skip
+              P, FULL, IK, IV, IE, IA, OWN, RETAIN, CONTROL)  # fmt: skip
         _finish(base, base + 8 * S, w2, w2_next, vectors, C, D, R, P)
         _finish(base + 3 * S, base + 9 * S, w1, w1_next, vectors, C, D, R, P)
+        wait()
         if (answer != 0) & (m == 0):
             _answer(x, seen, w2, w1, y, n, N, T, at, M, C, D, R, P, IQ)
     if (project != 0) & (m > 0):

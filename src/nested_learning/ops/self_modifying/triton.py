@@ -7,8 +7,9 @@ the next one, and the launch after it reads that.
 
 Backwards the same in reverse (`backward.py`): first the gradient through the projection of the chunk after,
 for which the other programs left their gradients at keys, values and rates in the launch before; then through
-the write of this chunk. Nothing of a chunk is stored but the weights at every `EVERY`-th start: the chunks
-between two of these are run forward again. So a chunk takes one launch forward and two backward.
+the write of this chunk. So a chunk takes one launch in either direction. Stored for the way back are the
+weights at starts of chunks and what they project: at all of them, or at every `keep_every`-th, and then the
+chunks between two of these are run forward again.
 
 Memories of output width 1 (the rates) have second layers padded with rows of zeros, which stay zero.
 
@@ -37,9 +38,20 @@ from nested_learning.ops.unit import l2_normalize
 
 SIZES = (16, 32, 64, 128)
 """Widths of a head and chunks in tokens that the kernels take."""
-EVERY = 8
-"""Chunks between two stored weights."""
 Weights = tuple[Tensor, Tensor]
+
+
+class Start(NamedTuple):
+    """Of a chunk: the weights `[N, M, D, D]`, and what they project of its tokens, `[N, M, C, D]`."""
+
+    w2: Tensor
+    w1: Tensor
+    seen: Tensor
+
+    @property
+    def weights(self) -> Weights:
+        """Second and first layers."""
+        return self.w2, self.w1
 
 
 class Layout(NamedTuple):
@@ -84,17 +96,17 @@ PROJECTIONS = ("k", "v", "q", "eta", "alpha")
 
 def constants(layout: Layout, width: int, products: str) -> dict[str, Any]:
     """Constants that both kernels are compiled with."""
-    size, exact = layout.chunk, products == "tf32x3"
+    size = layout.chunk
     largest = max(size, width)
-    block = min(4 if exact or largest > 64 else 5, size.bit_length() - 1)
+    # As many as fit the registers, which 64 rows of 64 numbers do where products are in bf16.
+    rows = 16 if largest > 64 else 64 if products == "bf16" else 32
     return {
         "M": len(layout.names),
         "C": size,
         "D": width,
         "S": size * largest,
         "LOG": size.bit_length() - 1,
-        "R": min(32 if largest <= 64 else 16, size, width),
-        "BLOCK": block,
+        "R": min(rows, size, width),
         "P": products,
         "FULL": layout.full,
         "SLOW": layout.slow,
@@ -123,16 +135,26 @@ def supports(rule: SelfModRule, banks: tuple[Bank, ...], which: str, at: SelfMod
 
 @torch.compiler.disable
 def read_and_write(
-    rule: SelfModRule, banks: tuple[Bank, ...], at: SelfModProgress, x: Streams, products: str
+    rule: SelfModRule,
+    banks: tuple[Bank, ...],
+    at: SelfModProgress,
+    x: Streams,
+    products: str,
+    keep_every: int | None = None,
 ) -> tuple[Tensor, SelfModProgress]:
     """Answers `[N, T, D]` to whole chunks of tokens from a boundary on, and where the sequences stand then.
 
-    `products`: their precision, see `ops/kernels.py: products_on`. The rule must be one that `supports`
-    accepts. Gradients reach everything, second ones by `chunk.py`.
+    The rule must be one that `supports` accepts. Gradients reach everything, second ones by `chunk.py`.
+
+    Args:
+        products: their precision, see `ops/kernels.py: products_on`.
+        keep_every: chunks between two starts that are stored for the backward pass (None: all are).
     """
     w2, w1 = join(at.banks)
     streams = torch.stack([x.k, x.v, x.q])
-    y, w2, w1 = _Scan.apply(rule, banks, products, streams, x.rates, w2, w1)  # type: ignore[no-untyped-call]
+    y, w2, w1 = _Scan.apply(  # type: ignore[no-untyped-call]
+        rule, banks, products, keep_every or 1, streams, x.rates, w2, w1
+    )
     return y, SelfModProgress(split(banks, w2, w1), None, 0)
 
 
@@ -164,24 +186,27 @@ class _Scan(torch.autograd.Function):
         rule: SelfModRule,
         banks: tuple[Bank, ...],
         products: str,
+        every: int,
         x: Tensor,
         rates: Tensor,
         w2: Tensor,
         w1: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         launches = Launches(Layout.of(rule, banks), x, rates, products)
-        y, starts, after = launches.read(w2.contiguous(), w1.contiguous())
-        ctx.rule, ctx.banks, ctx.products = rule, banks, products
-        ctx.save_for_backward(x, rates, *(w for start in starts for w in start))
+        kept = every if any(ctx.needs_input_grad) else None
+        y, starts, after = launches.read(w2.contiguous(), w1.contiguous(), kept)
+        ctx.rule, ctx.banks, ctx.products, ctx.every = rule, banks, products, every
+        ctx.save_for_backward(x, rates, *(t for start in starts for t in start))
         return y, *after
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, rates, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
-            return None, None, None, *_differentiable(ctx.rule, ctx.banks, (x, rates, *kept[:2]), grads)
+            return *[None] * 4, *_differentiable(ctx.rule, ctx.banks, (x, rates, *kept[:2]), grads)
         launches = Launches(Layout.of(ctx.rule, ctx.banks), x, rates, ctx.products)
-        return None, None, None, *launches.back(list(zip(kept[::2], kept[1::2], strict=True)), *grads)
+        starts = [Start(*start) for start in zip(kept[::3], kept[1::3], kept[2::3], strict=True)]
+        return *[None] * 4, *launches.back(starts, ctx.every, *grads)
 
 
 def _differentiable(
@@ -218,41 +243,37 @@ class Launches:
         self.scratch = x.new_empty(self.programs * SLOTS.value * self.fixed["S"], dtype=narrow)
         self.vectors = x.new_empty(self.programs * VECTORS.value * layout.chunk)
 
-    def read(self, w2: Tensor, w1: Tensor) -> tuple[Tensor, list[Weights], Weights]:
-        """Answers `[N, T, D]`, the weights at every `EVERY`-th chunk's start, and those at the end."""
+    def read(self, w2: Tensor, w1: Tensor, every: int | None) -> tuple[Tensor, list[Start], Weights]:
+        """Answers `[N, T, D]`, every so many chunks' start (None: no start), and the weights at the end."""
         chunks = self.tokens // self.layout.chunk
-        y, now, starts = torch.empty_like(self.x[0]), (w2, w1), []
-        seen = self._project(now, 0)
+        y, now, starts = torch.empty_like(self.x[0]), Start(w2, w1, self._project((w2, w1))), []
         for number in range(chunks):
-            if number % EVERY == 0:
+            if every and number % every == 0:
                 starts.append(now)
-            now, seen = self._write(number, now, seen, y, project=number + 1 < chunks)
-        return y, starts, now
+            now = self._write(number, now, y, project=number + 1 < chunks)
+        return y, starts, now.weights
 
-    def _project(self, now: Weights, number: int) -> Tensor:
-        """What projections add to the streams of a chunk, `[N, M, C, D]`."""
+    def _project(self, now: Weights) -> Tensor:
+        """What projections add to the streams of the first chunk, `[N, M, C, D]`."""
         seen = self._empty(self.layout.chunk, self.width)
         unread = now[0]  # stands for what such a launch does not touch
-        self._forward(number, now, unread, now, seen, unread, write=False, project=True, answer=False)
+        self._forward(
+            0, Start(*now, unread), Start(*now, seen), unread, write=False, project=True, answer=False
+        )
         return seen
 
-    def _write(
-        self, number: int, now: Weights, seen: Tensor, y: Tensor | None, project: bool
-    ) -> tuple[Weights, Tensor]:
-        """The weights after a chunk, and what they project of the one after; answers to it go into `y`."""
-        after = torch.empty_like(now[0]), torch.empty_like(now[1])
-        new = torch.empty_like(seen)
-        given = seen if y is None else y
-        self._forward(number, now, seen, after, new, given, write=True, project=project, answer=y is not None)
-        return after, new
+    def _write(self, number: int, now: Start, y: Tensor | None, project: bool) -> Start:
+        """The start of the chunk after one; answers to it go into `y`."""
+        after = Start(*(torch.empty_like(t) for t in now))
+        given = now.seen if y is None else y
+        self._forward(number, now, after, given, write=True, project=project, answer=y is not None)
+        return after
 
     def _forward(
         self,
         number: int,
-        now: Weights,
-        seen: Tensor,
-        after: Weights,
-        new: Tensor,
+        now: Start,
+        after: Start,
         y: Tensor,
         *,
         write: bool,
@@ -260,53 +281,53 @@ class Launches:
         answer: bool,
     ) -> None:
         numbers = (self.count, self.tokens, number * self.layout.chunk, self.layout.limit, self.layout.steps)
-        tensors = (self.x, self.rates, seen, new, *now, *after, y, self.scratch, self.vectors)
+        weights = *now.weights, *after.weights
+        tensors = (self.x, self.rates, now.seen, after.seen, *weights, y, self.scratch, self.vectors)
         self._launch(forward, *tensors, *numbers, int(write), int(project), int(answer))
 
     def back(
-        self, starts: list[Weights], grad_y: Tensor, grad_w2: Tensor, grad_w1: Tensor
+        self, starts: list[Start], every: int, grad_y: Tensor, grad_w2: Tensor, grad_w1: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gradients at streams, slow logits and initial weights, from those at what `read` returns."""
+        """Gradients at streams, slow logits and initial weights, from those at what `read` returns, which
+        stored the start of `every` so many chunks."""
         chunks = self.tokens // self.layout.chunk
         grads = tuple(grad.clone(memory_format=torch.contiguous_format) for grad in (grad_w2, grad_w1))
         at_streams, at_rates = torch.empty_like(self.x), torch.empty_like(self.rates)
         at_sources = self._empty(self.tokens, self.width)
         outputs = (grad_y.contiguous(), *grads, at_streams, at_rates, at_sources)
         left, parts = self._parts(), self._parts()
-        after: tuple[Weights, Tensor] | None = None
-        for segment in reversed(range(len(starts))):
-            first = segment * EVERY
-            states = self._again(first, min(EVERY, chunks - first), starts[segment])
-            for number, (now, seen) in reversed(list(enumerate(states, first))):
-                self._backward(number, now, seen, after, outputs, parts, left, write=True)
-                after, left, parts = (now, seen), parts, left
-        assert after is not None
-        self._backward(0, *after, after, outputs, parts, left, write=False)
+        after: Start | None = None
+        for first in reversed(range(0, chunks, every)):
+            segment = self._again(first, min(every, chunks - first), starts[first // every])
+            for number, now in reversed(list(enumerate(segment, first))):
+                self._backward(number, now, after, outputs, parts, left, write=True)
+                after, left, parts = now, parts, left
+        self._backward(0, starts[0], starts[0], outputs, parts, left, write=False)
         for number, name in enumerate(self.layout.names[1:], 1):
             at_streams[{"v": 1, "q": 2}.get(name, 0)] += at_sources[:, number]
         return at_streams, at_rates, grads[0], grads[1]
 
-    def _again(self, first: int, count: int, start: Weights) -> list[tuple[Weights, Tensor]]:
-        """Weights and what they project at the starts of `count` chunks from number `first`."""
-        states = [(start, self._project(start, first))]
+    def _again(self, first: int, count: int, start: Start) -> list[Start]:
+        """The starts of `count` chunks from number `first`."""
+        starts = [start]
         for number in range(first, first + count - 1):
-            states.append(self._write(number, *states[-1], None, project=True))
-        return states
+            starts.append(self._write(number, starts[-1], None, project=True))
+        return starts
 
     def _backward(
         self,
         number: int,
-        now: Weights,
-        seen: Tensor,
-        after: tuple[Weights, Tensor] | None,
+        now: Start,
+        after: Start | None,
         outputs: tuple[Tensor, ...],
         parts: Parts,
         left: Parts,
         write: bool,
     ) -> None:
-        weights, new = (now, seen) if after is None else after
+        other = after or now  # of the last chunk nothing comes after, and nothing is read
         numbers = (self.count, self.tokens, number * self.layout.chunk, self.layout.limit, self.layout.steps)
-        tensors = (self.x, self.rates, seen, new, *now, *weights, *outputs, *parts, *left)
+        weights = *now.weights, *other.weights
+        tensors = (self.x, self.rates, now.seen, other.seen, *weights, *outputs, *parts, *left)
         stop = self.layout.stop_gradient_targets
         flags = int(write), int(after is not None)
         self._launch(backward, *tensors, self.scratch, self.vectors, *numbers, *flags, STOP=stop)

@@ -20,7 +20,6 @@ from nested_learning.ops import kernels
 from nested_learning.ops.kernels import Kernel, precision
 from nested_learning.ops.tiles import invert_unit_lower
 
-BLOCK = 5  # 2^5 rows of a matrix are inverted in registers, larger blocks go through the cache
 WARPS = 4
 
 
@@ -37,17 +36,14 @@ def invert(strict: Tensor) -> Tensor:
 
 def constants(size: int, products: str) -> dict[str, Any]:
     """The constants of `invert_matrices` for matrices of `size`."""
-    log = size.bit_length() - 1
-    return {"C": size, "LOG": log, "BLOCK": min(BLOCK, log), "P": products}
+    return {"C": size, "LOG": size.bit_length() - 1, "P": products}
 
 
 @triton.jit
-def invert_matrices(
-    strict, inverse, C: tl.constexpr, LOG: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr
-):
+def invert_matrices(strict, inverse, C: tl.constexpr, LOG: tl.constexpr, P: tl.constexpr):
     """The inverse of one matrix by each program."""
     first = tl.program_id(0).to(tl.int64) * (C * C)
-    invert_unit_lower(strict + first, inverse + first, C, LOG, BLOCK, P)
+    invert_unit_lower(strict + first, inverse + first, 1, C * C, C, LOG, P)
 
 
 SIZES = (16, 32, 64, 128)
