@@ -43,7 +43,7 @@ def test_memories_take_the_multiprocessors_that_have_a_program() -> None:
     assert full.memories == pytest.approx(10 * small / (3e14 * SMALL_SHARE))
     thrice = training_forecast(config, 1, 640, 0, "tf32x3", card)
     assert thrice.memories == pytest.approx(3 * few.memories)
-    assert few.starts == pytest.approx(4 * 2 * 10 * GAP)  # kernels · layers · chunks
+    assert few.starts == pytest.approx(2 * 2 * 10 * GAP)  # kernels · layers · chunks
     floats = 2 * 64 * 64 * 12  # two matrices a head
     assert floats <= state_floats(config) <= 1.2 * floats  # and the tokens of the convolution
     assert few.state == pytest.approx(2 * 2 * 2 * 10 * 4 * state_floats(config) / 1e12)

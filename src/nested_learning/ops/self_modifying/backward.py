@@ -106,7 +106,7 @@ def _system_back(keys, solution, inverse, weights, out, systems, spare, vectors,
 
 @triton.jit
 def _add(at, value):
-    """Add to a tile in memory, from which nobody has to read anything else; a `wait` is due."""
+    """Add to a tile in memory that shares no numbers with others; a `wait` is due before they are read."""
     value += tl.load(at)
     wait()
     tl.store(at, value)
@@ -335,7 +335,7 @@ def backward(x, rates, seen, seen_next, w2, w1, w2_next, w1_next, grad_y, grad_w
         solve(x, rates, seen, own_w2, own_w1, base, vectors, n, m, N, T, at, limit, factor, True, M, C, D,
               S, LOG, R, P, FULL, IK, IV, IE, IA, OWN, RETAIN, CONTROL)  # fmt: skip
         at_end = _write_back(base, vectors, own_w2, own_w1, grad_w2, grad_w1, parts_k + program * C * D,
-                    parts_v + program * C * D, m, C, D, S, R, P, FULL, OWN, STOP)  # fmt: skip
+                             parts_v + program * C * D, m, C, D, S, R, P, FULL, OWN, STOP)  # fmt: skip
         v = vectors + tl.arange(0, C)
         before = tl.load(v + 5 * C) + tl.load(v + 9 * C) + tl.load(v + 12 * C)
         at_total = tl.load(v + 4 * C) + tl.load(v + 8 * C) + before
