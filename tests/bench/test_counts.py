@@ -19,6 +19,7 @@ from nested_learning.bench.counts import (
     count_run,
     count_stored,
 )
+from nested_learning.layers.config import MemoryConfig
 from nested_learning.models.lm import HopeLM
 from nested_learning.ops import kernels
 
@@ -94,9 +95,8 @@ def test_bytes_stored_for_the_backward_pass() -> None:
             return x.exp().square(), None
 
     one, two = (count_stored(Model(), torch.zeros(1, n + 1, dtype=torch.int64)) for n in (5, 10))
-    weight, probabilities = 4 * 3 * 2, 3 * 4 + 8  # and the number of the target, per token
-    assert two - one == 5 * (4 * 2 + 3 * 4 + probabilities)
-    assert one > weight
+    one_hot, exponential, probabilities, target = 4 * 2, 3 * 2, 3 * 4, 8  # bytes of a token
+    assert two - one == 5 * (one_hot + exponential + probabilities + target)
 
 
 def test_stored_bytes_grow_with_the_weights_at_the_starts_of_chunks() -> None:
@@ -104,10 +104,13 @@ def test_stored_bytes_grow_with_the_weights_at_the_starts_of_chunks() -> None:
     options: dict[str, Any] = {"vocab_size": 5, "dim": 32, "num_heads": 2, "chunk_size": 16, "num_layers": 1}
     tokens = torch.zeros(1, 16 * 8 + 1, dtype=torch.int64)
     few, all_starts = (
-        count_stored(HopeLM(hope("self_mod", memory={"keep_every": n}, **options)), tokens, triton=True)
+        count_stored(
+            HopeLM(hope("self_mod", memory=MemoryConfig(keep_every=n), **options)), tokens, triton=True
+        )
         for n in (8, 1)
     )
-    assert all_starts - few == 7 * 2 * 5 * (2 * 16 * 16) * 4  # 7 more starts of 2 heads x 5 memories
+    weights, projected = 2 * 16 * 16, 16 * 16  # of a memory, and of what it projects of a chunk
+    assert all_starts - few == 7 * 2 * 5 * (weights + projected) * 4  # 7 more starts of 2 heads x 5 memories
 
 
 def test_a_decoded_token_costs_less_than_a_step() -> None:
