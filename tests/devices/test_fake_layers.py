@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from nested_learning.layers.attention import Attention
 from nested_learning.layers.cms import CMS, FastLevel
-from nested_learning.layers.config import READS
+from nested_learning.layers.config import READS, MemoryConfig
 from nested_learning.layers.conv import CausalConv
 from nested_learning.layers.documents import locate_documents
 from nested_learning.layers.linear import GatedDeltaRule
@@ -35,7 +35,7 @@ from nested_learning.layers.mlp import SwiGLU
 from nested_learning.layers.norm import RMSNorm
 from nested_learning.layers.self_modifying import SelfModifyingTitans, TitansMemory
 from nested_learning.layers.self_modifying_linear import SelfModifyingLinear
-from nested_learning.levels import VARIANTS
+from nested_learning.levels import VARIANTS, LevelSpec
 from nested_learning.ops.delta_rule import naive as naive_delta_rule
 from nested_learning.ops.memory_mlp import naive as naive_memory_mlp
 from nested_learning.ops.newton_schulz import newton_schulz, newton_schulz_all
@@ -226,6 +226,29 @@ def test_what_stands_around_the_kernel_of_the_linear_mixer(monkeypatch: pytest.M
     y, state = layer(x(37))
     assert devices_of(y, state, layer(x(20), state), launched) == {"cuda"}
     assert len(launched) == 6  # both calls
+
+
+def test_what_stands_around_the_kernels_of_a_fast_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels themselves need data: nothing is launched. Levels that start anew go through them, too."""
+    pytest.importorskip("triton")
+    from nested_learning.ops.cms import triton
+
+    given: list[Tensor] = []
+    monkeypatch.setattr(triton.Launches, "_launch", lambda self, *about: given.extend(about[4:]))
+    monkeypatch.setattr(triton, "right", lambda *about: True)
+    monkeypatch.setattr("nested_learning.layers.cms.use_triton", lambda device: device.type == "cuda")
+    spec = LevelSpec(name="fast", chunk_size=16)
+    for reset_every in (None, 32):
+        level = made_on_cuda(lambda every=reset_every: FastLevel(32, spec, MemoryConfig(), every))
+        given.clear()
+        y, state = level(torch.zeros(2, 84, 32, device="cuda"))
+        again = level(torch.zeros(2, 20, 32, device="cuda"), state)
+        assert devices_of(y, state, again, given) == {"cuda"} and len(given) > 20
+    tokens = (torch.zeros(3, 2, 16, *width, device="cuda") for width in ((32,), (32,), (), ()))
+    launches = triton.Launches(triton._prepared(*tokens), "bf16")
+    weights = [torch.zeros(4, 2, *shape, device="cuda") for shape in ((16, 32), (32, 16))]
+    given.clear()
+    assert devices_of(launches.back(tuple(weights), tuple(weights)), given) == {"cuda"} and len(given) > 20
 
 
 def test_the_classes_are_those_of_the_table() -> None:
