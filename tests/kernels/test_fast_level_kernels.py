@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from interpreter import interpreted
+from on_kernels import assert_same, install, run
 from ptx import SHARED, usage
 from torch import Tensor
 
@@ -47,9 +47,7 @@ def launched(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(kernels.Launches, "_launch", counted)
     monkeypatch.setattr(kernels, "right", lambda *arguments: True)
-    monkeypatch.setitem(sys.modules, NAME, kernels)
-    monkeypatch.setattr(package, "triton", kernels)
-    monkeypatch.setattr(layers, "use_triton", lambda device: True)
+    install(kernels, package, layers, monkeypatch)
     return started
 
 
@@ -114,21 +112,6 @@ def level(chunk: int = 16, memory: dict[str, Any] | None = None, **options: Any)
     return made
 
 
-def run(made: FastLevel, lengths: tuple[int, ...]) -> list[Tensor]:
-    """Answers to a sequence in calls of these lengths, the last state, and gradients of all parameters."""
-    made.zero_grad()
-    x = torch.randn(2, sum(lengths), 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    answers, state = [], None
-    for part in x.split(lengths, 1):
-        y, state = made(part, state)
-        answers.append(y)
-    whole = torch.cat(answers, 1)
-    assert state is not None
-    held = list(state.tensors())
-    (whole.square().sin().sum() + sum(t.square().sum() for t in held)).backward()
-    return [whole, *held, x.grad, *(p.grad for p in made.parameters())]  # type: ignore[list-item]
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -149,8 +132,7 @@ def test_a_level_on_kernels_equals_itself_without(
     exact = run(made, (51,))
     assert not launched
     for one in found:
-        for a, b in zip(one, exact, strict=True):
-            assert torch.allclose(a, b, rtol=1e-4, atol=2e-5 * float(b.detach().abs().max()))
+        assert_same(one, exact)
 
 
 @pytest.mark.parametrize(
@@ -167,19 +149,11 @@ def test_contexts_that_start_anew_are_written_side_by_side(
     """Of three chunks of a context the last is not written; its contexts are as many sequences."""
     torch.manual_seed(0)
     specs = [LevelSpec(name="fast", chunk_size=16, expansion=0.5), LevelSpec(name="slower", chunk_size=48)]
-    made, x = CMS(32, specs, "nested"), torch.randn(2, 150, 32)
-
-    def run() -> list[Tensor]:
-        y, state = made(x)
-        made.zero_grad()
-        y.square().sin().sum().backward()
-        return [y, *state.tensors(), *(p.grad for p in made.parameters())]  # type: ignore[list-item]
-
-    found = run()
+    made = CMS(32, specs, "nested")
+    found = run(made, (150,))
     assert launched.count("update") == 2  # where the slower level has a chunk of 48 tokens, it has no kernel
     monkeypatch.setattr(layers, "use_triton", lambda device: False)
-    for a, b in zip(found, run(), strict=True):
-        assert torch.allclose(a, b, rtol=1e-4, atol=2e-5 * float(b.detach().abs().max()))
+    assert_same(found, run(made, (150,)))
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -187,9 +161,7 @@ def test_a_level_tries_its_kernels_and_leaves_wrong_ones_out(
     wrong: bool, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     """Once, at the first use, also without gradients."""
-    monkeypatch.setitem(sys.modules, NAME, kernels)
-    monkeypatch.setattr(package, "triton", kernels)
-    monkeypatch.setattr(layers, "use_triton", lambda device: True)
+    install(kernels, package, layers, monkeypatch)
     monkeypatch.setattr(switch, "_right", {})
     rest, tried = kernels.Launches._rest, []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from interpreter import interpreted
+from on_kernels import assert_same, install, run
 from ptx import SHARED, usage
 from torch import Tensor
 
@@ -55,9 +55,7 @@ def launched(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(kernels.Launches, "_launch", counted)
     monkeypatch.setattr(kernels, "right", lambda *arguments: True)
-    monkeypatch.setitem(sys.modules, NAME, kernels)
-    monkeypatch.setattr(package, "triton", kernels)
-    monkeypatch.setattr(self_modifying, "use_triton", lambda device: True)
+    install(kernels, package, self_modifying, monkeypatch)
     return started
 
 
@@ -141,21 +139,6 @@ def layer(kind: type[SelfModifyingTitans] = SelfModifyingTitans, **options: Any)
     return made
 
 
-def run(made: SelfModifyingTitans, lengths: tuple[int, ...]) -> list[Tensor]:
-    """Answers to a sequence in calls of these lengths, the last state, and gradients of all parameters."""
-    made.zero_grad()
-    x = torch.randn(2, sum(lengths), 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    answers, state = [], None
-    for part in x.split(lengths, 1):
-        y, state = made(part, state)
-        answers.append(y)
-    whole = torch.cat(answers, 1)
-    assert state is not None
-    held = list(state.tensors())
-    (whole.square().sum() + sum(t.square().sum() for t in held)).backward()
-    return [whole, *held, x.grad, *(p.grad for p in made.parameters())]  # type: ignore[list-item]
-
-
 @pytest.mark.parametrize(
     "kind", [pytest.param(SelfModifyingTitans, marks=pytest.mark.thorough), TitansMemory]
 )
@@ -169,8 +152,7 @@ def test_a_layer_on_kernels_equals_itself_without(
     monkeypatch.setattr(self_modifying, "use_triton", lambda device: False)
     exact = run(made, (35,))
     for one in found:
-        for a, b in zip(one, exact, strict=True):
-            assert torch.allclose(a, b, rtol=1e-4, atol=2e-5 * float(b.detach().abs().max()))
+        assert_same(one, exact)
 
 
 @pytest.mark.parametrize(
@@ -195,9 +177,7 @@ def test_a_layer_tries_its_kernels_and_leaves_wrong_ones_out(
     wrong: bool, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     """Once, at the first use, also without gradients and in inference mode."""
-    monkeypatch.setitem(sys.modules, NAME, kernels)
-    monkeypatch.setattr(package, "triton", kernels)
-    monkeypatch.setattr(self_modifying, "use_triton", lambda device: True)
+    install(kernels, package, self_modifying, monkeypatch)
     monkeypatch.setattr(switch, "_right", {})
     back, tried = kernels.Launches.back, []
 
