@@ -94,12 +94,20 @@ class Layout(NamedTuple):
 PROJECTIONS = ("k", "v", "q", "eta", "alpha")
 
 
-def constants(layout: Layout, width: int, products: str) -> dict[str, Any]:
-    """Constants that both kernels are compiled with."""
+HOPPER = 9
+"""Compute capability from which on a card has products of 64 rows that leave registers free."""
+
+
+def capability(device: torch.device) -> int:
+    """The larger part of a card's compute capability; of a CPU, which interprets kernels, that of Hopper."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else HOPPER
+
+
+def constants(layout: Layout, width: int, products: str, capability: int) -> dict[str, Any]:
+    """Constants that both kernels are compiled with for a card of this `capability`."""
     size = layout.chunk
     largest = max(size, width)
-    # As many as fit the registers, which 64 rows of 64 numbers do where products are in bf16.
-    rows = 16 if largest > 64 else 64 if products == "bf16" else 32
+    rows = 16 if largest > 64 else 64 if products == "bf16" and capability >= HOPPER else 32
     return {
         "M": len(layout.names),
         "C": size,
@@ -237,7 +245,8 @@ class Launches:
     def __init__(self, layout: Layout, x: Tensor, rates: Tensor, products: str) -> None:
         self.layout, self.x, self.rates = layout, x.contiguous(), rates.contiguous()
         _, self.count, self.tokens, self.width = x.shape
-        self.fixed, self.warps = constants(layout, self.width, products), warps(layout, self.width, products)
+        self.fixed = constants(layout, self.width, products, capability(x.device))
+        self.warps = warps(layout, self.width, products)
         self.programs = self.count * len(layout.names)
         narrow = torch.bfloat16 if products == "bf16" else torch.float32
         self.scratch = x.new_empty(self.programs * SLOTS.value * self.fixed["S"], dtype=narrow)
