@@ -135,6 +135,23 @@ def test_a_level_on_kernels_equals_itself_without(
         assert_same(one, exact)
 
 
+def test_without_gradients_a_few_chunks_are_held_at_a_time(
+    launched: list[str], kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, x = level(), torch.randn(2, 16 * 5, 32)
+    y, state = made(x)
+    held: list[int] = []
+    prepared = kernels._prepared
+    monkeypatch.setattr(
+        kernels, "_prepared", lambda *tokens: held.append(len(tokens[0])) or prepared(*tokens)
+    )
+    monkeypatch.setattr(kernels, "AT_ONCE", 2)
+    with torch.no_grad():
+        found, after = made(x)
+    assert held == [2, 2, 1]
+    assert_same([found, *after.tensors()], [y.detach(), *(t.detach() for t in state.tensors())])
+
+
 @pytest.mark.parametrize(
     "memory", [{"momentum": True}, {"delta": False}, {"retention_target": "init"}, {"error_limit": 1.0}]
 )

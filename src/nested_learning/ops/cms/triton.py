@@ -36,6 +36,7 @@ from nested_learning.ops.memory_mlp.chunk import (
     read,
     write,
 )
+from nested_learning.ops.segments import segments
 from nested_learning.ops.triangular.inverse import inverse_unit_lower
 from nested_learning.ops.unit import l2_normalize
 
@@ -45,6 +46,8 @@ STEP = 16
 """Widths are multiples of it."""
 WIDEST = 512
 """Hidden layer: one program holds whole rows of it."""
+AT_ONCE = 64
+"""Chunks whose weights are held together where no gradient is asked for."""
 WHOLE_ROWS = (hidden_layer, hidden_errors, through_hidden)
 """Kernels that hold rows of the hidden layer as wide as they are."""
 STAGES = 2
@@ -72,8 +75,21 @@ def read_and_write(
     """Answers `[N, T, D]` to whole chunks of `size` tokens from a boundary on, and where sequences stand.
 
     `products`: their precision. The rule must be one that `supports` accepts. Gradients reach everything,
-    second ones by `chunk.py`.
+    second ones by `chunk.py`. Without gradients the weights of `AT_ONCE` chunks are held at a time.
     """
+    if torch.is_grad_enabled() or queries.shape[1] <= AT_ONCE * size:
+        return _read_and_write(at, queries, tokens, size, products)
+    answers = []
+    runs = segments(queries.shape[1], 0, AT_ONCE * size)
+    for asked, written in zip(torch.split(queries, runs, 1), tokens.split(runs), strict=True):
+        answer, at = _read_and_write(at, asked, written, size, products)
+        answers.append(answer)
+    return torch.cat(answers, 1), at
+
+
+def _read_and_write(
+    at: LevelProgress, queries: Tensor, tokens: WriteTokens, size: int, products: str
+) -> tuple[Tensor, LevelProgress]:
     weights = at.memory.weights
     k, v, eta, log_alpha = (_by_chunks(t, size) for t in tokens if t is not None)
     w2, w1 = _scan(products, k, v, eta, log_alpha, weights.w2[:, 0], weights.w1[0][:, 0])
