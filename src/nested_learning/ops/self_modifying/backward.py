@@ -172,6 +172,14 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
         tl.store(rows(base + 7 * S, first, few, D), at_z)
         tl.store(rows(grad_v, first, few, D), by(at_z, w2, D, D, P) - passed * skip * at_error)
     wait()
+    return _weights_back(base, w2, w1, grad_w2, grad_w1, end, passed * own, C, D, S, R, P)
+
+
+@triton.jit
+def _weights_back(base, w2, w1, grad_w2, grad_w1, end, targets, C: tl.constexpr, D: tl.constexpr,
+                  S: tl.constexpr, R: tl.constexpr, P: tl.constexpr):  # fmt: skip
+    """The gradients at the weights of the start, from those at the end and what `_write_back` left, and
+    (returned) that at the last sum of log α. `targets`: the share of a gradient that goes through targets."""
     at_end = 0.0
     for first in range(0, D, R):
         grad_2 = end * tl.load(rows(grad_w2, first, R, D))
@@ -185,7 +193,7 @@ def _write_back(base, vectors, w2, w1, grad_w2, grad_w1, grad_k, grad_v, m, C: t
         at_end += tl.sum(tl.sum(grad_1 * tl.load(rows(w1, first, R, D)), 1), 0)
         grad_1 += by(turned(base + 5 * S, first, R, D, C), base + 13 * S, C, D, P)
         grad_1 += by(turned(base + 6 * S, first, R, D, C), base + 3 * S, C, D, P)
-        grad_1 -= passed * own * by(turned(base + 15 * S, first, R, D, C), base + 4 * S, C, D, P)
+        grad_1 -= targets * by(turned(base + 15 * S, first, R, D, C), base + 4 * S, C, D, P)
         tl.store(rows(grad_w1, first, R, D), grad_1)
     wait()
     return at_end
