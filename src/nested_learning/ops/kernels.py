@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
 from nested_learning.checks import one_of
 
@@ -123,6 +124,12 @@ def _tried(key: Hashable, bound: float, differences: Callable[[], dict[str, floa
             text = f"wrong Triton kernels are left out, PyTorch is used: {key}: off by {wrong}"
             warnings.warn(text, RuntimeWarning, stacklevel=2)  # runs with Hydra show no lines of loggers
     return _right[key]
+
+
+def relative(names: Sequence[str], ours: Iterable[Tensor], exact: Iterable[Tensor]) -> dict[str, float]:
+    """Largest difference of every result from the exact one, over the largest entry of that."""
+    triples = zip(names, ours, exact, strict=True)
+    return {name: float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for name, a, b in triples}
 
 
 def products_on(device: torch.device) -> str:

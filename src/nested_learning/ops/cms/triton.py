@@ -416,9 +416,7 @@ def right(memory: Memories, size: int, products: str) -> bool:
 
 def differences(inputs: list[Tensor], products: str) -> dict[str, float]:
     """Largest relative differences of `RESULTS` from `by_torch` in float64, which equals the token loop."""
-    ours, exact = (outcomes(inputs, how) for how in (products, None))
-    pairs = zip(RESULTS, ours, exact, strict=True)
-    return {name: float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for name, a, b in pairs}
+    return kernels.relative(RESULTS, *(outcomes(inputs, how) for how in (products, None)))
 
 
 def example(

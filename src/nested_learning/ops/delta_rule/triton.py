@@ -293,9 +293,8 @@ def right(width: int, chunk: int, device: torch.device) -> bool:
 def differences(width: int, chunk: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Those of one size, by name."""
     inputs = sample(width, 2 * chunk + 5, device, dtype)  # the last chunk is not full
-    ours, wanted = _results(inputs, chunk), _results([t.double() for t in inputs], chunk)
-    pairs = zip(RESULTS, ours, wanted, strict=True)
-    return {name: float((one - other).abs().max() / other.abs().max()) for name, one, other in pairs}
+    wanted = _results([t.double() for t in inputs], chunk)
+    return kernels.relative(RESULTS, _results(inputs, chunk), wanted)
 
 
 def sample(width: int, length: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:

@@ -393,9 +393,7 @@ def differences(
     rule: SelfModRule, banks: tuple[Bank, ...], inputs: list[Tensor], products: str
 ) -> dict[str, float]:
     """Largest relative differences of `RESULTS` from `chunk.py` in float64, which equals the token loop."""
-    ours, exact = (outcomes(rule, banks, inputs, how) for how in (products, None))
-    pairs = zip(RESULTS, ours, exact, strict=True)
-    return {name: float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for name, a, b in pairs}
+    return kernels.relative(RESULTS, *(outcomes(rule, banks, inputs, how) for how in (products, None)))
 
 
 def banks_of(rule: SelfModRule, size: int) -> tuple[Bank, ...]:
